@@ -1,0 +1,5 @@
+//! Undermount: container images that start before they have arrived.
+//!
+//! ```text
+//! cli -> { prepare, agent, demo } -> { supply, registry } -> image -> undermount-fs
+//! ```

@@ -1,0 +1,3 @@
+//! The `undermount` binary: parses, runs, returns an exit code.
+
+fn main() {}

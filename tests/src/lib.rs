@@ -1,0 +1,1 @@
+//! Harness for the suites: image builder, servers, node processes, tree comparison.
