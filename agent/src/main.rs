@@ -1,3 +1,7 @@
 //! The `undermount` binary: parses, runs, returns an exit code.
 
-fn main() {}
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -1,0 +1,83 @@
+//! The command line: words in, an exit code out.
+//!
+//! Each subcommand is a file below `cli/` with a clap `Args` struct and a `run` method that
+//! turns the words into a configuration, calls the library and prints the outcome. Nothing
+//! below this module sees clap, the environment or the terminal.
+//!
+//! stdout is data, stderr is words ([`logging`], [`exit::report`]).
+
+mod exit;
+mod logging;
+mod registry;
+mod signals;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use exit::CliResult;
+use logging::LogArgs;
+
+/// Container images that start before they have arrived.
+#[derive(Debug, Parser)]
+#[command(name = "undermount", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    log: LogArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Registry(registry::RegistryArgs),
+}
+
+impl Command {
+    /// What is logged when neither `--log` nor `RUST_LOG` says otherwise: services tell what
+    /// they do, tools only what went wrong.
+    fn default_log(&self) -> &'static str {
+        match self {
+            Self::Registry(_) => "info",
+        }
+    }
+
+    /// Runs the command to its end. Each one chooses its runtime, since a process that holds
+    /// mounts has other needs than one that serves HTTP.
+    fn run(self) -> CliResult {
+        match self {
+            Self::Registry(args) => block_on(args.run()),
+        }
+    }
+}
+
+/// Parses the process's arguments, runs the command and reports its failure.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = logging::install(&cli.log, cli.command.default_log()) {
+        return exit::report(error);
+    }
+    // Fails only when a provider is installed already, which then serves as well.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match cli.command.run() {
+        Ok(exit) => exit.into(),
+        Err(error) => exit::report(error),
+    }
+}
+
+/// Runs `command` on a multi-threaded tokio runtime.
+fn block_on(command: impl Future<Output = CliResult>) -> CliResult {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_flag_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}
