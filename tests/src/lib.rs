@@ -1,1 +1,7 @@
 //! Harness for the suites: image builder, servers, node processes, tree comparison.
+//!
+//! Everything here runs in tests only: it may panic and print, which says what went wrong.
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
+
+pub mod architecture;
+pub mod requirement;
