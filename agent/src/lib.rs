@@ -3,3 +3,5 @@
 //! ```text
 //! cli -> { prepare, agent, demo } -> { supply, registry } -> image -> undermount-fs
 //! ```
+
+pub mod image;
