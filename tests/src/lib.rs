@@ -5,3 +5,4 @@
 
 pub mod architecture;
 pub mod requirement;
+pub mod tree;
