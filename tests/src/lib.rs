@@ -4,5 +4,8 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 pub mod architecture;
+pub mod archive;
+pub mod compression;
+pub mod image;
 pub mod requirement;
 pub mod tree;
