@@ -153,7 +153,7 @@ impl Descriptor {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
-    /// The type of the document, as far as it says so.
+    /// The type of the document: its own, else the one it was served with, else OCI's.
     #[serde(default)]
     pub media_type: String,
     /// What kind of artifact this is, if it is one.
@@ -176,7 +176,7 @@ pub struct Manifest {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Index {
-    /// The type of the document, as far as it says so.
+    /// The type of the document: its own, else the one it was served with, else OCI's.
     #[serde(default)]
     pub media_type: String,
     /// What it lists. Entries in a digest algorithm that is not known here are left out.
@@ -238,18 +238,31 @@ impl Document {
         }
         let outline: Outline =
             serde_json::from_slice(bytes).map_err(|source| ManifestError::Json { what, source })?;
-        match outline.kind(content_type)? {
+        let (kind, media_type) = outline.kind(content_type)?;
+        match kind {
             Kind::Manifest => {
-                let manifest: Manifest = serde_json::from_slice(bytes)
+                let mut manifest: Manifest = serde_json::from_slice(bytes)
                     .map_err(|source| ManifestError::Json { what, source })?;
+                manifest.media_type = media_type;
                 match manifest.layers.len() {
                     0..=MAX_LAYERS => Ok(Self::Manifest(Box::new(manifest))),
                     layers => Err(ManifestError::TooManyLayers(layers)),
                 }
             }
-            Kind::Index => serde_json::from_slice(bytes)
-                .map(Self::Index)
-                .map_err(|source| ManifestError::Json { what: "index", source }),
+            Kind::Index => {
+                let mut index: Index = serde_json::from_slice(bytes)
+                    .map_err(|source| ManifestError::Json { what: "index", source })?;
+                index.media_type = media_type;
+                Ok(Self::Index(index))
+            }
+        }
+    }
+
+    /// The media type: its own, else the one it was served with, else OCI's.
+    pub fn media_type(&self) -> &str {
+        match self {
+            Self::Manifest(manifest) => &manifest.media_type,
+            Self::Index(index) => &index.media_type,
         }
     }
 
@@ -277,31 +290,28 @@ impl Document {
 }
 
 impl Outline {
-    fn kind(&self, content_type: Option<&str>) -> Result<Kind, ManifestError> {
+    /// What the document is, and its media type.
+    fn kind(&self, content_type: Option<&str>) -> Result<(Kind, String), ManifestError> {
         if self.schema_version == Some(1) || self.fs_layers.is_some() {
             return Err(ManifestError::Unsupported("docker schema 1".into()));
         }
         let index_fields = self.manifests.is_some();
         let image_fields = self.config.is_some() || self.layers.is_some();
         let own = self.media_type.as_deref().filter(|own| !own.is_empty());
-        let kind = match own {
-            Some(own) => Kind::of_media_type(own),
-            None => content_type.map(without_parameters).and_then(Kind::of_media_type).or(
-                match (index_fields, image_fields) {
-                    (true, _) => Some(Kind::Index),
-                    (_, true) => Some(Kind::Manifest),
-                    _ => None,
-                },
-            ),
+        let served = content_type.map(without_parameters);
+        let by_fields = match (index_fields, image_fields) {
+            (true, _) => media_type::OCI_INDEX,
+            (_, true) => media_type::OCI_MANIFEST,
+            _ => served.unwrap_or("unknown"),
         };
-        match kind {
+        let name = own
+            .or(served.filter(|served| Kind::of_media_type(served).is_some()))
+            .unwrap_or(by_fields);
+        match Kind::of_media_type(name) {
             Some(Kind::Index) if image_fields => Err(ManifestError::Ambiguous),
             Some(Kind::Manifest) if index_fields => Err(ManifestError::Ambiguous),
-            Some(kind) => Ok(kind),
-            None => {
-                let kind = own.or(content_type).unwrap_or("unknown");
-                Err(ManifestError::Unsupported(kind.to_owned()))
-            }
+            Some(kind) => Ok((kind, name.to_owned())),
+            None => Err(ManifestError::Unsupported(name.to_owned())),
         }
     }
 }
@@ -512,6 +522,9 @@ mod tests {
         let by_header = json!({"schemaVersion": 2}).to_string();
         let header = format!("{}; charset=utf-8", media_type::DOCKER_LIST);
         let document = Document::parse(by_header.as_bytes(), Some(&header)).unwrap();
+        assert_eq!(document.media_type(), media_type::DOCKER_LIST);
+        assert_eq!(parse(&typed).unwrap().media_type(), media_type::DOCKER_MANIFEST);
+        assert_eq!(parse(&image(0)).unwrap().media_type(), media_type::OCI_MANIFEST);
         assert!(document.into_index().is_ok());
     }
 

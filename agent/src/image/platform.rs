@@ -5,6 +5,23 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+/// This processor, in Go's words.
+const ARCHITECTURE: &str = if cfg!(target_arch = "x86_64") {
+    "amd64"
+} else if cfg!(target_arch = "aarch64") {
+    "arm64"
+} else if cfg!(all(target_arch = "powerpc64", target_endian = "little")) {
+    "ppc64le"
+} else if cfg!(target_arch = "s390x") {
+    "s390x"
+} else if cfg!(target_arch = "riscv64") {
+    "riscv64"
+} else if cfg!(target_arch = "arm") {
+    "arm"
+} else {
+    "unknown"
+};
+
 /// An operating system and processor, `os/architecture[/variant]`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Platform {
@@ -29,16 +46,7 @@ pub struct ParsePlatformError(String);
 impl Platform {
     /// The platform this program was built for; images run where it runs.
     pub fn host() -> Self {
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "x86" => "386",
-            "aarch64" => "arm64",
-            "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
-            "powerpc64" => "ppc64",
-            "loongarch64" => "loong64",
-            other => other,
-        };
-        Self { os: "linux".into(), architecture: architecture.into(), variant: None }
+        Self { os: "linux".into(), architecture: ARCHITECTURE.into(), variant: None }
     }
 
     /// How well an image for `offer` runs here: the higher the better, `None` not at all.
