@@ -6,6 +6,9 @@
 pub mod architecture;
 pub mod archive;
 pub mod compression;
+pub mod http;
 pub mod image;
+pub mod origin;
+pub mod process;
 pub mod requirement;
 pub mod tree;
