@@ -1,0 +1,103 @@
+//! `ContainerImageRegistryCredentials`: who we are at which registry.
+
+use std::collections::BTreeMap;
+
+use super::yaml::Value;
+
+/// A user and a password, which is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Login {
+    /// The user's name.
+    pub user: String,
+    /// The password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Login({}, ***)", self.user)
+    }
+}
+
+/// Credentials that cannot be understood. The messages are the original's, and name registries
+/// only: a password may stand where anything else is expected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CredentialsError {
+    /// Not a map.
+    #[error("ContainerImageRegistryCredentials: Credentials data must be a dict")]
+    NotAMap,
+    /// A registry that is not text.
+    #[error("ContainerImageRegistryCredentials: Credentials registry must be a string")]
+    RegistryNotText,
+    /// Not one user and one password.
+    #[error(
+        "ContainerImageRegistryCredentials: {0}: Credentials entry must be a dict with a single item"
+    )]
+    NotOneLogin(String),
+    /// A user or password that is not text.
+    #[error(
+        "ContainerImageRegistryCredentials: {0}: Credentials username and password must be strings (quote numbers)"
+    )]
+    NotText(String),
+}
+
+/// The logins in the parameter, by registry host and port.
+///
+/// # Errors
+/// [`CredentialsError`] where the parameter is not a map of registry to `{user: password}`.
+pub fn logins(value: Option<&Value>) -> Result<BTreeMap<String, Login>, CredentialsError> {
+    let registries = match value {
+        None => return Ok(BTreeMap::new()),
+        Some(value) if !value.is_truthy() => return Ok(BTreeMap::new()),
+        Some(Value::Map(registries)) => registries,
+        Some(_) => return Err(CredentialsError::NotAMap),
+    };
+    if registries.odd_keys().next().is_some() {
+        return Err(CredentialsError::RegistryNotText);
+    }
+    registries
+        .iter()
+        .map(|(registry, value)| Ok((registry.to_owned(), login(registry, value)?)))
+        .collect()
+}
+
+fn login(registry: &str, value: &Value) -> Result<Login, CredentialsError> {
+    let users = value.as_map().filter(|users| users.len() == 1);
+    let users = users.ok_or_else(|| CredentialsError::NotOneLogin(registry.to_owned()))?;
+    let login = users.iter().next().and_then(|(user, password)| {
+        Some(Login { user: user.to_owned(), password: password.as_text()?.to_owned() })
+    });
+    login.ok_or_else(|| CredentialsError::NotText(registry.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::yaml;
+    use super::*;
+
+    #[test]
+    fn one_user_per_registry_is_read() {
+        let value = yaml::read("'r:5000': {alice: s3cret}").unwrap();
+        let logins = logins(Some(&value)).unwrap();
+        assert_eq!(logins["r:5000"].password, "s3cret");
+        assert!(!format!("{logins:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn anything_else_is_refused_without_telling_secrets() {
+        for (text, words) in [
+            ("[hush]", "Credentials data must be a dict"),
+            (
+                "{quay.io: {a: hush, c: hush}}",
+                "quay.io: Credentials entry must be a dict with a single item",
+            ),
+            ("{quay.io: hush}", "single item"),
+            ("{quay.io: {a: 1234}}", "must be strings"),
+            ("{1: {a: hush}}", "registry must be a string"),
+        ] {
+            let error = logins(Some(&yaml::read(text).unwrap())).unwrap_err().to_string();
+            assert!(error.contains(words) && !error.contains("hush"), "{error}");
+        }
+        assert!(logins(Some(&Value::Null)).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,238 @@
+//! The Heat environment: what the `-e` files say together.
+//!
+//! Files are merged in the order given, a later one over an earlier: maps are merged pair by
+//! pair, everything else is replaced, and a null does not erase a map. That is what
+//! `openstack overcloud deploy` does with the same files.
+
+use std::path::{Path, PathBuf};
+
+use super::yaml::{self, Map, Value, YamlError};
+
+/// The sections that Heat knows.
+const SECTIONS: [&str; 6] = [
+    "parameters",
+    "parameter_defaults",
+    "parameter_merge_strategies",
+    "resource_registry",
+    "encrypted_param_names",
+    "event_sinks",
+];
+
+/// A failure to read the environment; it names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum EnvironmentError {
+    /// The file or directory cannot be read.
+    #[error("cannot read the environment file {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not YAML.
+    #[error("{}:{}:{}: malformed YAML: {}", path.display(), source.line, source.column, source.problem)]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: YamlError,
+    },
+    /// The file is YAML, but not a map of sections.
+    #[error("{}: an environment is a map of sections, this is {kind}", path.display())]
+    NotAMap {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// The file has a section that Heat does not know.
+    #[error("{}: environment has wrong section \"{section}\"", path.display())]
+    WrongSection {
+        /// The file.
+        path: PathBuf,
+        /// The section.
+        section: String,
+    },
+    /// A section is not a map.
+    #[error("{}: `{section}` must be a map, this is {kind}", path.display())]
+    SectionNotAMap {
+        /// The file.
+        path: PathBuf,
+        /// The section.
+        section: String,
+        /// What it is.
+        kind: &'static str,
+    },
+}
+
+/// What the files say together.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Environment {
+    sections: Map,
+}
+
+impl Environment {
+    /// Reads `files` in order and merges them.
+    ///
+    /// # Errors
+    /// [`EnvironmentError`] at the first file that cannot be read or is not an environment.
+    pub fn read(files: &[PathBuf]) -> Result<Self, EnvironmentError> {
+        let mut merged = Self::default();
+        for path in files {
+            let read = |source| EnvironmentError::Read { path: path.clone(), source };
+            let text = std::fs::read_to_string(path).map_err(read)?;
+            merged.merge(Self::parse(path, &text)?);
+        }
+        Ok(merged)
+    }
+
+    /// The environment in `text`, which was read from `path`.
+    fn parse(path: &Path, text: &str) -> Result<Self, EnvironmentError> {
+        let path = path.to_owned();
+        let sections = match yaml::read(text) {
+            Ok(Value::Map(sections)) => sections,
+            Ok(Value::Null) => Map::default(),
+            Ok(other) => return Err(EnvironmentError::NotAMap { path, kind: other.kind() }),
+            Err(source) => return Err(EnvironmentError::Malformed { path, source }),
+        };
+        if let Some(section) = wrong_section(&sections) {
+            return Err(EnvironmentError::WrongSection { path, section });
+        }
+        for section in ["parameter_defaults", "resource_registry"] {
+            match sections.get(section) {
+                None | Some(Value::Null | Value::Map(_)) => {}
+                Some(other) => {
+                    let (section, kind) = (section.to_owned(), other.kind());
+                    return Err(EnvironmentError::SectionNotAMap { path, section, kind });
+                }
+            }
+        }
+        Ok(Self { sections })
+    }
+
+    fn merge(&mut self, later: Self) {
+        merge_maps(&mut self.sections, later.sections);
+    }
+
+    /// The parameter `name` of `parameter_defaults`.
+    pub fn parameter(&self, name: &str) -> Option<&Value> {
+        self.section("parameter_defaults")?.get(name)
+    }
+
+    /// What the resource registry maps the resource type `name` to.
+    pub fn resource(&self, name: &str) -> Option<&str> {
+        self.section("resource_registry")?.get(name)?.as_text()
+    }
+
+    /// The resource types that the resource registry maps, with their templates.
+    pub fn resources(&self) -> impl Iterator<Item = (&str, &str)> {
+        let registry = self.section("resource_registry").into_iter().flat_map(Map::iter);
+        registry.filter_map(|(name, path)| Some((name, path.as_text()?)))
+    }
+
+    fn section(&self, name: &str) -> Option<&Map> {
+        self.sections.get(name)?.as_map()
+    }
+}
+
+/// A section that Heat does not know.
+fn wrong_section(sections: &Map) -> Option<String> {
+    let mut named = sections.iter().map(|(name, _)| name);
+    let wrong = named.find(|name| !SECTIONS.contains(name)).map(str::to_owned);
+    wrong.or_else(|| sections.odd_keys().next().map(Value::to_string))
+}
+
+fn merge_maps(earlier: &mut Map, later: Map) {
+    for (name, value) in later {
+        match (earlier.get_mut(&name), value) {
+            (Some(Value::Map(old)), Value::Map(new)) => merge_maps(old, new),
+            (Some(Value::Map(_)), Value::Null) => {}
+            (_, value) => {
+                earlier.insert(name, value);
+            }
+        }
+    }
+}
+
+/// The `*.yaml` files of an environment directory, sorted; none where it does not exist.
+///
+/// # Errors
+/// [`EnvironmentError::Read`] where the directory exists and cannot be read.
+pub fn files_in(directory: &Path) -> Result<Vec<PathBuf>, EnvironmentError> {
+    let read = |source| EnvironmentError::Read { path: directory.to_owned(), source };
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(read(error)),
+    };
+    let paths: Result<Vec<_>, _> = entries.map(|entry| Ok(entry?.path())).collect();
+    let mut paths = paths.map_err(read)?;
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+    paths.sort();
+    Ok(paths)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Environment, EnvironmentError> {
+        Environment::parse(Path::new("env.yaml"), text)
+    }
+
+    fn merged(texts: &[&str]) -> Environment {
+        let mut merged = Environment::default();
+        for text in texts {
+            merged.merge(parse(text).unwrap());
+        }
+        merged
+    }
+
+    #[test]
+    fn later_files_win_and_maps_are_merged() {
+        let environment = merged(&[
+            "parameter_defaults: {A: 1, Creds: {one: {u: p}}, L: [a]}",
+            "parameter_defaults: {A: 2, Creds: {two: {u: p}}, L: [b]}",
+            "parameter_defaults: {Creds: null}",
+        ]);
+        assert_eq!(environment.parameter("A"), Some(&Value::Int(2)));
+        assert_eq!(environment.parameter("L"), Some(&["b"].into_iter().collect()));
+        assert_eq!(environment.parameter("Creds").unwrap().as_map().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn an_empty_file_says_nothing() {
+        assert_eq!(merged(&["", "parameter_defaults:\n"]).parameter("A"), None);
+    }
+
+    #[test]
+    fn malformed_files_are_refused_with_file_line_and_column() {
+        let error = parse("parameter_defaults:\n  a: b: c\n").unwrap_err().to_string();
+        assert!(error.starts_with("env.yaml:2:"), "{error}");
+        assert!(error.contains("malformed YAML"), "{error}");
+    }
+
+    #[test]
+    fn what_heat_would_refuse_is_refused() {
+        for (text, words) in [
+            ("frobs: {}", "wrong section \"frobs\""),
+            ("1: {}", "wrong section \"1\""),
+            ("[a]", "this is a list"),
+            ("parameter_defaults: [a]", "`parameter_defaults` must be a map"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_yaml_files_of_a_directory_come_sorted() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["b.yaml", "a.yaml", "c.txt"] {
+            std::fs::write(directory.path().join(name), "").unwrap();
+        }
+        let names: Vec<_> = files_in(directory.path()).unwrap();
+        assert_eq!(names, ["a.yaml", "b.yaml"].map(|name| directory.path().join(name)));
+        assert!(files_in(&directory.path().join("absent")).unwrap().is_empty());
+    }
+}

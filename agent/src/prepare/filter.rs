@@ -1,0 +1,80 @@
+//! Which of the template's images an entry is about.
+
+use std::collections::BTreeSet;
+
+use super::entry::Entry;
+use super::template::TemplateImage;
+
+/// Keeps the images that `entry` asks for and `services` need.
+///
+/// Patterns are searched in the whole name: registry, namespace, name and tag as rendered. With
+/// includes the excludes are not looked at.
+pub fn select(
+    images: Vec<TemplateImage>,
+    entry: &Entry,
+    services: Option<&BTreeSet<String>>,
+) -> Vec<TemplateImage> {
+    let mut images = images;
+    images.retain(|image| is_deployed(image, services) && is_wanted(&image.imagename, entry));
+    images
+}
+
+/// Whether a service that is deployed needs the image. An image without services is needed only
+/// where nothing is known about services.
+fn is_deployed(image: &TemplateImage, services: Option<&BTreeSet<String>>) -> bool {
+    services.is_none_or(|services| image.services.iter().any(|service| services.contains(service)))
+}
+
+fn is_wanted(imagename: &str, entry: &Entry) -> bool {
+    if entry.includes.is_empty() {
+        !entry.excludes.iter().any(|pattern| pattern.is_match(imagename))
+    } else {
+        entry.includes.iter().any(|pattern| pattern.is_match(imagename))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{entry, yaml};
+    use super::*;
+
+    fn selected(entry: &str, services: Option<&[&str]>) -> Vec<&'static str> {
+        let names =
+            [("q/ns/os-nova-api:t1", "Api"), ("q/ns/os-keystone:t1", "Id"), ("q/aee:t1", "")];
+        let images = names.map(|(imagename, service)| TemplateImage {
+            imagename: imagename.to_owned(),
+            services: service.split_whitespace().map(str::to_owned).collect(),
+            ..TemplateImage::default()
+        });
+        let entries = entry::entries("P", &yaml::read(&format!("[{entry}]")).unwrap()).unwrap();
+        let services: Option<BTreeSet<_>> =
+            services.map(|services| services.iter().map(|&name| name.to_owned()).collect());
+        let kept = select(images.into(), &entries[0], services.as_ref());
+        names
+            .into_iter()
+            .map(|(name, _)| name)
+            .filter(|name| kept.iter().any(|image| image.imagename == *name))
+            .collect()
+    }
+
+    #[test]
+    fn patterns_are_searched_in_the_whole_name() {
+        for (entry, count) in [
+            ("{}", 3),
+            ("{includes: [nova, '^q/aee']}", 2),
+            ("{includes: ['t1$']}", 3),
+            ("{includes: [nope]}", 0),
+            ("{excludes: [nova]}", 2),
+            ("{excludes: [nova], includes: [nova]}", 1),
+        ] {
+            assert_eq!(selected(entry, None).len(), count, "{entry}");
+        }
+    }
+
+    #[test]
+    fn images_that_no_deployed_service_needs_are_left_out() {
+        assert_eq!(selected("{}", Some(&["Api"])), ["q/ns/os-nova-api:t1"]);
+        assert!(selected("{includes: [keystone]}", Some(&["Api"])).is_empty());
+        assert!(selected("{}", Some(&[])).is_empty());
+    }
+}
