@@ -10,10 +10,13 @@
 
 pub mod credentials;
 pub mod entry;
+pub mod env_file;
 pub mod environment;
 pub mod filter;
 pub mod label;
+pub mod plan;
 pub mod release;
 pub mod role;
 pub mod template;
+pub mod undercloud;
 pub mod yaml;

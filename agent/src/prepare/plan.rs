@@ -1,0 +1,307 @@
+//! The plan: what the Heat parameters will say and which images have to move, decided before
+//! anything does.
+//!
+//! Entries are planned one by one ([`plan_entry`]) and joined in order ([`Plan::add`]): where two
+//! name one parameter, the later sets it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::entry::{Entry, Modify};
+use super::template::TemplateImage;
+use super::yaml::{Map, Value};
+
+/// An image of an entry after everything about it was asked from its registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolvedImage {
+    /// The image; its name has the tag that was discovered.
+    pub image: TemplateImage,
+    /// Whether it has the labels of `modify_only_with_labels`.
+    pub has_labels: bool,
+}
+
+/// One image and what happens to it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlannedImage {
+    /// Its name as the template gave it, with the tag that was discovered.
+    pub imagename: String,
+    /// Which project makes it.
+    pub image_source: Option<String>,
+    /// The deprecated prefix of its source.
+    pub pull_source: Option<String>,
+    /// Where it goes; nowhere means that nodes pull it from its source.
+    pub push_destination: Option<String>,
+    /// How it is changed on the way.
+    pub modify: Option<Modification>,
+    /// Whether all of its architectures go along.
+    pub multi_arch: bool,
+}
+
+/// How an image is changed on the way.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Modification {
+    /// The Ansible role.
+    pub role: String,
+    /// What is appended to the tag.
+    pub append_tag: String,
+    /// Variables for the role.
+    pub vars: Option<Value>,
+}
+
+/// What holds for all images of an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EntryContext {
+    /// Where the images go, the undercloud's registry by name.
+    pub push_destination: Option<String>,
+    /// What is appended to the tag of modified images where the entry does not say.
+    pub default_append_tag: String,
+    /// Whether all architectures are copied where the entry does not say.
+    pub multi_arch: bool,
+}
+
+/// What one entry comes to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct EntryPlan {
+    /// Heat parameters and the image that each names.
+    pub parameters: BTreeMap<String, String>,
+    /// The images in the order of the template.
+    pub images: Vec<PlannedImage>,
+}
+
+/// What all entries come to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Plan {
+    /// Heat parameters and the image that each names.
+    pub parameters: BTreeMap<String, String>,
+    /// Registries among those images whose certificates cannot be verified.
+    pub insecure: BTreeSet<String>,
+    /// Plans of roles with a list of their own, by role.
+    pub roles: BTreeMap<String, Plan>,
+    /// The images, entry by entry.
+    pub images: Vec<PlannedImage>,
+}
+
+/// Plans one entry.
+pub fn plan_entry(entry: &Entry, images: Vec<ResolvedImage>, context: &EntryContext) -> EntryPlan {
+    let mut plan = EntryPlan::default();
+    for ResolvedImage { image, has_labels } in images {
+        let modify = entry.modify.as_ref().filter(|modify| is_modified(modify, &image, has_labels));
+        let planned = PlannedImage {
+            imagename: image.imagename,
+            image_source: image.source,
+            pull_source: entry.pull_source.clone(),
+            push_destination: context.push_destination.clone(),
+            modify: modify.map(|modify| Modification {
+                role: modify.role.clone(),
+                append_tag: modify
+                    .append_tag
+                    .as_ref()
+                    .unwrap_or(&context.default_append_tag)
+                    .clone(),
+                vars: modify.vars.clone(),
+            }),
+            multi_arch: entry.multi_arch.unwrap_or(context.multi_arch),
+        };
+        let value = planned.deployed_name();
+        plan.parameters.extend(image.params.into_iter().map(|name| (name, value.clone())));
+        plan.images.push(planned);
+    }
+    plan
+}
+
+/// Every image of an entry is modified unless the entry names labels or sources; then those that
+/// have either.
+fn is_modified(modify: &Modify, image: &TemplateImage, has_labels: bool) -> bool {
+    let by_label = !modify.only_with_labels.is_empty();
+    let by_source = !modify.only_with_source.is_empty();
+    let source = image.source.as_deref().unwrap_or_default();
+    (!by_label && !by_source)
+        || (by_label && has_labels)
+        || (by_source && modify.only_with_source.iter().any(|known| known == source))
+}
+
+impl PlannedImage {
+    /// Where the image comes from.
+    pub fn source(&self) -> String {
+        match &self.pull_source {
+            Some(prefix) => format!("{prefix}/{}", self.imagename),
+            None => self.imagename.clone(),
+        }
+    }
+
+    /// Where the unmodified image goes, if anywhere. Its first component, the registry, gives
+    /// way to the destination; with a `pull_source` the name has none.
+    pub fn target(&self) -> Option<String> {
+        let destination = self.push_destination.as_ref()?;
+        let name = match (&self.pull_source, self.imagename.split_once('/')) {
+            (None, Some((_registry, name))) => name,
+            _ => &self.imagename,
+        };
+        Some(format!("{destination}/{name}"))
+    }
+
+    /// The name that nodes pull.
+    pub fn deployed_name(&self) -> String {
+        let name = self.target().unwrap_or_else(|| self.imagename.clone());
+        match &self.modify {
+            Some(modification) => name + &modification.append_tag,
+            None => name,
+        }
+    }
+
+    /// The record of the upload list (`--output-images-file`).
+    fn record(&self) -> Value {
+        let mut record = Map::default();
+        let mut put = |key: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                record.insert(key, value);
+            }
+        };
+        let text = |text: &Option<String>| text.as_deref().map(Value::from);
+        put("imagename", Some(self.imagename.as_str().into()));
+        put("image_source", text(&self.image_source));
+        put("pull_source", text(&self.pull_source));
+        put("push_destination", text(&self.push_destination));
+        if let Some(modification) = &self.modify {
+            put("modify_role", Some(modification.role.as_str().into()));
+            put("modify_append_tag", Some(modification.append_tag.as_str().into()));
+            put("modify_vars", modification.vars.clone());
+        }
+        Value::Map(record)
+    }
+}
+
+impl Plan {
+    /// Adds the plan of the next entry. The original forgets the insecure registries of an
+    /// entry when a later one has any; here they add up ([`Self::registries`] tells which to
+    /// ask).
+    pub fn add(&mut self, entry: EntryPlan) {
+        self.parameters.extend(entry.parameters);
+        self.images.extend(entry.images);
+    }
+
+    /// The registries that the parameters name, those of roles left out.
+    pub fn registries(&self) -> BTreeSet<&str> {
+        self.parameters.values().filter_map(|image| Some(image.split_once('/')?.0)).collect()
+    }
+
+    /// The content of `parameter_defaults`.
+    pub fn parameter_defaults(&self) -> Map {
+        let mut defaults: Map =
+            self.parameters.iter().map(|(name, image)| (name, image.as_str())).collect();
+        if !self.insecure.is_empty() {
+            let insecure: Value = self.insecure.iter().map(String::as_str).collect();
+            defaults.insert("DockerInsecureRegistryAddress", insecure);
+        }
+        for (role, plan) in &self.roles {
+            defaults.insert(format!("{role}Parameters"), plan.parameter_defaults());
+        }
+        defaults
+    }
+
+    /// The upload list: what `--output-images-file` holds.
+    pub fn upload_list(&self) -> Value {
+        let mut list = Map::default();
+        let records = self.images.iter().map(PlannedImage::record);
+        list.insert("container_images", records.collect::<Value>());
+        Value::Map(list)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{entry, yaml};
+    use super::*;
+
+    fn image(name: &str, params: &[&str], source: &str) -> ResolvedImage {
+        let image = TemplateImage {
+            imagename: name.to_owned(),
+            source: Some(source.to_owned()),
+            params: params.iter().map(|&param| param.to_owned()).collect(),
+            services: Vec::new(),
+        };
+        ResolvedImage { image, has_labels: name.contains("labelled") }
+    }
+
+    fn context(push_destination: Option<&str>) -> EntryContext {
+        EntryContext {
+            push_destination: push_destination.map(str::to_owned),
+            default_append_tag: "-modified-1".to_owned(),
+            multi_arch: false,
+        }
+    }
+
+    fn planned(entry: &str, images: &[ResolvedImage], push: Option<&str>) -> EntryPlan {
+        let entries = entry::entries("P", &yaml::read(&format!("[{entry}]")).unwrap()).unwrap();
+        plan_entry(&entries[0], images.to_vec(), &context(push))
+    }
+
+    #[test]
+    fn the_destination_takes_the_place_of_the_registry() {
+        let images = [image("src:5000/ns/nova:t", &["Api", "Conf"], "kolla")];
+        for (push, name) in [
+            (None, "src:5000/ns/nova:t"),
+            (Some("d:8787"), "d:8787/ns/nova:t"),
+            (Some("d:8787/mirror"), "d:8787/mirror/ns/nova:t"),
+        ] {
+            let plan = planned("{}", &images, push);
+            assert_eq!(plan.parameters["Api"], name);
+            assert_eq!(plan.parameters["Conf"], name);
+            assert_eq!(plan.images[0].source(), "src:5000/ns/nova:t");
+        }
+    }
+
+    #[test]
+    fn a_pull_source_stands_before_the_name_and_the_parameter_is_what_was_pushed() {
+        let images = [image("ns/nova:t", &["Api"], "kolla")];
+        let plan = planned("{pull_source: 'src:5000'}", &images, Some("d:8787"));
+        assert_eq!(plan.images[0].source(), "src:5000/ns/nova:t");
+        assert_eq!(plan.images[0].target().unwrap(), "d:8787/ns/nova:t");
+        assert_eq!(plan.parameters["Api"], "d:8787/ns/nova:t");
+    }
+
+    #[test]
+    fn modified_images_have_another_tag() {
+        let images = [image("r/labelled:t", &["A"], "kolla"), image("r/ceph:t", &["B"], "ceph")];
+        for (entry, a, b) in [
+            ("{modify_role: m}", "r/labelled:t-modified-1", "r/ceph:t-modified-1"),
+            ("{modify_role: m, modify_append_tag: -x}", "r/labelled:t-x", "r/ceph:t-x"),
+            ("{modify_append_tag: -x}", "r/labelled:t", "r/ceph:t"),
+            (
+                "{modify_role: m, modify_only_with_labels: [l]}",
+                "r/labelled:t-modified-1",
+                "r/ceph:t",
+            ),
+            (
+                "{modify_role: m, modify_only_with_source: [ceph]}",
+                "r/labelled:t",
+                "r/ceph:t-modified-1",
+            ),
+        ] {
+            let plan = planned(entry, &images, None);
+            assert_eq!((plan.parameters["A"].as_str(), plan.parameters["B"].as_str()), (a, b));
+        }
+    }
+
+    #[test]
+    fn later_entries_set_what_earlier_ones_set() {
+        let mut plan = Plan::default();
+        plan.add(planned("{}", &[image("r:1/a:1", &["A", "B"], "")], None));
+        plan.add(planned("{}", &[image("r:2/a:2", &["B"], "")], None));
+        assert_eq!(plan.parameters["A"], "r:1/a:1");
+        assert_eq!(plan.parameters["B"], "r:2/a:2");
+        assert_eq!(plan.registries(), ["r:1", "r:2"].into());
+        assert_eq!(plan.images.len(), 2);
+    }
+
+    #[test]
+    fn the_upload_list_has_the_originals_keys() {
+        let mut plan = Plan::default();
+        let entry = "{modify_role: m, modify_append_tag: -x, modify_vars: {a: 1}}";
+        plan.add(planned(entry, &[image("r/a:1", &["A"], "kolla")], Some("d")));
+        assert_eq!(
+            yaml::write(&plan.upload_list()),
+            "container_images:\n- image_source: kolla\n  imagename: r/a:1\n  modify_append_tag: -x\n  \
+             modify_role: m\n  modify_vars:\n    a: 1\n  push_destination: d\n"
+        );
+    }
+}
