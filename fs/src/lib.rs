@@ -7,5 +7,9 @@
 //! fuse -> view -> { tree, object, source } -> { index, codec } -> digest
 //! ```
 
+pub mod codec;
 pub mod digest;
+pub mod index;
+pub mod layer;
+pub mod object;
 pub mod source;

@@ -1,0 +1,281 @@
+//! tar archives as members with positions.
+//!
+//! Reads v7, ustar, PAX (POSIX.1-2017, pax) and GNU headers from a stream and says for each member
+//! where in the stream its content lies. Header layouts come from the `tar` crate; numbers and
+//! PAX records are read here, since names and attributes may hold any byte.
+
+use std::collections::BTreeMap;
+
+use tar::Header;
+
+use super::LayerError;
+use super::numeric::{field, pax_number, pax_time};
+use super::sparse::{self, DataRun};
+use super::stream::TarStream;
+
+const BLOCK: usize = 512;
+
+/// Long names and PAX records above this size are refused, in bytes.
+const META_LIMIT: u64 = 1024 * 1024;
+
+/// What kind of thing a member is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MemberKind {
+    /// A regular file with its content's place.
+    File(Content),
+    /// A directory.
+    Directory,
+    /// A symbolic link and its target.
+    Symlink(Vec<u8>),
+    /// A hard link and the path of what it links to.
+    HardLink(Vec<u8>),
+    /// A device node: `S_IFCHR` or `S_IFBLK`, major and minor number.
+    Device(u32, u32, u32),
+    /// A named pipe.
+    Fifo,
+}
+
+/// Where the content of a file is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Content {
+    /// Size of the file in bytes.
+    pub size: u64,
+    /// Bytes that the archive stores for it.
+    pub stored: u64,
+    /// The runs of data of a sparse file, in order; `None` where all of it is stored.
+    pub data: Option<Vec<DataRun>>,
+}
+
+/// A member of an archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// The path as the archive spells it.
+    pub path: Vec<u8>,
+    /// What it is.
+    pub kind: MemberKind,
+    /// Permission bits (07777).
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time: seconds since 1970 and nanoseconds.
+    pub mtime: (i64, u32),
+    /// Extended attributes by name.
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+type PaxRecords = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// What extension headers say about the member that follows.
+#[derive(Default)]
+struct Extensions {
+    path: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+    pax: PaxRecords,
+}
+
+/// The members of the archive in `stream`. The content of a file must be read (or skipped) before
+/// the next member is asked for.
+pub struct Archive {
+    global: PaxRecords,
+}
+
+impl Archive {
+    /// An archive of which nothing was read.
+    pub fn new() -> Self {
+        Self { global: PaxRecords::new() }
+    }
+
+    /// The next member, `None` at the end of the archive.
+    ///
+    /// # Errors
+    /// [`LayerError`] where headers are damaged or the stream ends inside one.
+    pub fn next(&mut self, stream: &mut TarStream) -> Result<Option<Member>, LayerError> {
+        let mut extensions = Extensions::default();
+        loop {
+            let Some(header) = read_header(stream)? else { return Ok(None) };
+            let size = size_of_body(&header, stream.position())?;
+            match header.as_bytes()[156] {
+                b'L' => extensions.path = Some(read_long_name(stream, size)?),
+                b'K' => extensions.link = Some(read_long_name(stream, size)?),
+                b'x' | b'X' => extensions.pax.extend(read_pax(stream, size)?),
+                b'g' => self.global.extend(read_pax(stream, size)?),
+                b'V' | b'M' | b'N' => stream.skip_padded(size)?,
+                _ => {
+                    let mut pax = self.global.clone();
+                    pax.append(&mut extensions.pax);
+                    extensions.pax = pax;
+                    return member(stream, &header, size, extensions).map(Some);
+                }
+            }
+        }
+    }
+}
+
+/// The next header, `None` where the archive ends: at two blocks of zeros, or with the stream.
+fn read_header(stream: &mut TarStream) -> Result<Option<Header>, LayerError> {
+    let mut zero_blocks = 0;
+    loop {
+        let position = stream.position();
+        let Some(block) = stream.block()? else { return Ok(None) };
+        if block.iter().all(|&byte| byte == 0) {
+            zero_blocks += 1;
+            if zero_blocks == 2 {
+                return Ok(None);
+            }
+            continue;
+        }
+        check_sum(&block, position)?;
+        return Ok(Some(Header::from_byte_slice(&block).clone()));
+    }
+}
+
+/// The sum of all bytes with the sum's own field taken as blanks; old tars summed signed bytes.
+fn check_sum(block: &[u8; BLOCK], position: u64) -> Result<(), LayerError> {
+    let damaged = || LayerError::Header { position, what: "its checksum is wrong" };
+    let stored = field(&block[148..156]).ok_or_else(damaged)?;
+    let blanked = |i: usize, byte: u8| if (148..156).contains(&i) { b' ' } else { byte };
+    let bytes = || block.iter().enumerate().map(|(i, &byte)| blanked(i, byte));
+    let unsigned: i64 = bytes().map(i64::from).sum();
+    let signed: i64 = bytes().map(|byte| i64::from(byte as i8)).sum();
+    if stored == unsigned || stored == signed { Ok(()) } else { Err(damaged()) }
+}
+
+fn size_of_body(header: &Header, position: u64) -> Result<u64, LayerError> {
+    field(&header.as_old().size)
+        .and_then(|size| u64::try_from(size).ok())
+        .ok_or(LayerError::Header { position, what: "its size is not a number" })
+}
+
+fn read_long_name(stream: &mut TarStream, size: u64) -> Result<Vec<u8>, LayerError> {
+    let mut name = read_meta(stream, size)?;
+    if let Some(end) = name.iter().position(|&byte| byte == 0) {
+        name.truncate(end);
+    }
+    Ok(name)
+}
+
+fn read_meta(stream: &mut TarStream, size: u64) -> Result<Vec<u8>, LayerError> {
+    if size > META_LIMIT {
+        let position = stream.position();
+        return Err(LayerError::Header { position, what: "its extension is above 1 MiB" });
+    }
+    let mut bytes = Vec::new();
+    stream.read(size, |chunk| bytes.extend_from_slice(chunk))?;
+    stream.skip_padding(size)?;
+    Ok(bytes)
+}
+
+/// PAX records are `"%d %s=%s\n"`: the length of the whole record, the keyword, the value.
+fn read_pax(stream: &mut TarStream, size: u64) -> Result<PaxRecords, LayerError> {
+    let position = stream.position();
+    let damaged = || LayerError::Header { position, what: "it has a damaged PAX record" };
+    let bytes = read_meta(stream, size)?;
+    let mut rest = bytes.as_slice();
+    let mut records = PaxRecords::new();
+    while !rest.is_empty() {
+        let blank = rest.iter().position(|&byte| byte == b' ').ok_or_else(damaged)?;
+        let length = pax_number(&rest[..blank])
+            .and_then(|length| usize::try_from(length).ok())
+            .filter(|&length| length > blank + 1 && length <= rest.len())
+            .ok_or_else(damaged)?;
+        let record = rest[blank + 1..length].strip_suffix(b"\n").ok_or_else(damaged)?;
+        rest = &rest[length..];
+        let equals = record.iter().position(|&byte| byte == b'=').ok_or_else(damaged)?;
+        let (key, value) = (&record[..equals], &record[equals + 1..]);
+        if sparse::is_map_part(key) {
+            sparse::extend_map(&mut records, value);
+        } else {
+            records.insert(key.to_vec(), value.to_vec());
+        }
+    }
+    Ok(records)
+}
+
+/// Joins a header and its extensions to a member.
+fn member(
+    stream: &mut TarStream,
+    header: &Header,
+    size: u64,
+    extensions: Extensions,
+) -> Result<Member, LayerError> {
+    let position = stream.position();
+    let damaged = |what| LayerError::Header { position, what };
+    let Extensions { path, link, pax } = extensions;
+    let text = |key: &str| pax.get(key.as_bytes()).filter(|value| !value.is_empty());
+    let fields = header.as_old();
+    let path = text("GNU.sparse.name")
+        .or(text("path"))
+        .cloned()
+        .or(path)
+        .unwrap_or_else(|| header_path(header));
+    let link = || text("linkpath").cloned().or(link).unwrap_or_else(|| until_nul(&fields.linkname));
+    let size = match text("size") {
+        Some(text) => pax_number(text).ok_or(damaged("its PAX size is not a number"))?,
+        None => size,
+    };
+    let mtime = match text("mtime") {
+        Some(text) => pax_time(text).ok_or(damaged("its PAX mtime is not a time"))?,
+        None => (field(&fields.mtime).ok_or(damaged("its mtime is not a number"))?, 0),
+    };
+    let id = |key: &str, bytes: &[u8], what| match text(key) {
+        Some(text) => pax_number(text).and_then(owner).ok_or(damaged(what)),
+        None => field(bytes).and_then(|id| owner(id.try_into().ok()?)).ok_or(damaged(what)),
+    };
+    let uid = id("uid", &fields.uid, "its owner is not a number below 2^32 - 1")?;
+    let gid = id("gid", &fields.gid, "its group is not a number below 2^32 - 1")?;
+    let mode = field(&fields.mode).ok_or(damaged("its mode is not a number"))? as u32 & 0o7777;
+    let kind = match header.as_bytes()[156] {
+        b'1' => MemberKind::HardLink(link()),
+        b'2' => MemberKind::Symlink(link()),
+        kind @ (b'3' | b'4') => device(header, kind).ok_or(damaged("its device is no number"))?,
+        b'5' => MemberKind::Directory,
+        b'6' => MemberKind::Fifo,
+        b'D' => {
+            stream.skip_padded(size)?;
+            MemberKind::Directory
+        }
+        b'S' => MemberKind::File(sparse::old_gnu(stream, header, size)?),
+        b'0' | b'\0' if path.ends_with(b"/") => MemberKind::Directory,
+        _ => MemberKind::File(sparse::pax(stream, &pax, size)?),
+    };
+    let xattrs = xattrs(&pax);
+    Ok(Member { path, kind, mode, uid, gid, mtime, xattrs })
+}
+
+/// The path in the header itself: POSIX headers may split it, GNU ones use the space otherwise.
+fn header_path(header: &Header) -> Vec<u8> {
+    let name = until_nul(&header.as_old().name);
+    match header.as_ustar().map(|ustar| until_nul(&ustar.prefix)) {
+        Some(prefix) if !prefix.is_empty() => [prefix.as_slice(), b"/", &name].concat(),
+        _ => name,
+    }
+}
+
+fn until_nul(bytes: &[u8]) -> Vec<u8> {
+    bytes.split(|&byte| byte == 0).next().unwrap_or_default().to_vec()
+}
+
+/// An owner or group; -1 stands for "unchanged" in chown(2) and cannot own a file.
+fn owner(id: u64) -> Option<u32> {
+    u32::try_from(id).ok().filter(|&id| id != u32::MAX)
+}
+
+fn device(header: &Header, kind: u8) -> Option<MemberKind> {
+    let number = |range: std::ops::Range<usize>, limit: u32| {
+        u32::try_from(field(&header.as_bytes()[range])?).ok().filter(|&number| number < limit)
+    };
+    let kind = if kind == b'3' { libc::S_IFCHR } else { libc::S_IFBLK };
+    Some(MemberKind::Device(kind, number(329..337, 1 << 12)?, number(337..345, 1 << 20)?))
+}
+
+/// Attributes of overlayfs are its own business: taken from an image they would forge opaque
+/// directories and redirects.
+fn xattrs(pax: &PaxRecords) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    pax.iter()
+        .filter_map(|(key, value)| Some((key.strip_prefix(b"SCHILY.xattr.")?, value)))
+        .filter(|(name, _)| !name.starts_with(b"trusted.overlay."))
+        .map(|(name, value)| (name.to_vec(), value.clone()))
+        .collect()
+}

@@ -1,0 +1,691 @@
+//! The tree of a layer while its archive is read.
+//!
+//! Rules that the OCI image-spec leaves open follow what GNU tar, containers/storage and umoci
+//! agree on: paths are cleaned lexically and never leave the root, the last of several members
+//! with one path wins, a symbolic link of the same layer is followed inside the root when
+//! something is put below it, whiteouts never hide what the same layer adds, a character device
+//! 0:0 is a whiteout.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use super::LayerError;
+use super::archive::{Content, Member, MemberKind};
+use super::content::{ContentHasher, ObjectSink};
+use super::stream::TarStream;
+use crate::digest::Digest;
+use crate::index::{
+    DirectoryEntry, EntryKind, Extent, IndexError, InodeFlags, InodeRecord, NONE, Sections,
+};
+use crate::object::ObjectKey;
+
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// The longest name and the longest link target of Linux, in bytes.
+const NAME_MAX: usize = 255;
+const TARGET_MAX: usize = 4095;
+
+/// Symbolic links followed on the way to one member, as in path_resolution(7).
+const LINKS_MAX: usize = 40;
+
+/// Limits of xattr(7).
+const XATTR_NAME_MAX: usize = 255;
+const XATTR_VALUE_MAX: usize = 64 * 1024;
+
+type NodeId = usize;
+const ROOT: NodeId = 0;
+
+/// The arrays of a tree and what was summed up on the way.
+pub struct TreeParts {
+    /// The arrays.
+    pub sections: Sections,
+    /// Bytes of all distinct objects.
+    pub content_size: u64,
+}
+
+/// The content of a file: where it lies and what it is called.
+#[derive(Clone)]
+pub struct FileContent {
+    size: u64,
+    key: u32,
+    place: Place,
+}
+
+#[derive(Clone)]
+enum Place {
+    /// In one run at this position of the tar stream.
+    Whole(u64),
+    /// In these runs.
+    Sparse(Vec<Extent>),
+}
+
+struct Node {
+    kind: NodeKind,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    mtime: (i64, u32),
+    rdev: u32,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+enum NodeKind {
+    Directory(Directory),
+    File(FileContent),
+    Symlink(Vec<u8>),
+    LowerLink(Vec<u8>),
+    Special,
+}
+
+#[derive(Default)]
+struct Directory {
+    children: BTreeMap<Vec<u8>, NodeId>,
+    whiteouts: BTreeSet<Vec<u8>>,
+    opaque: bool,
+    implicit: bool,
+}
+
+/// Collects members.
+pub struct Builder {
+    nodes: Vec<Node>,
+    digests: Vec<Digest>,
+    keys: HashMap<ObjectKey, u32>,
+    content_size: u64,
+}
+
+impl Builder {
+    /// An empty tree.
+    pub fn new() -> Self {
+        Self {
+            nodes: vec![Node::implicit_directory()],
+            digests: Vec::new(),
+            keys: HashMap::new(),
+            content_size: 0,
+        }
+    }
+
+    /// Reads the content of a file from `stream`.
+    ///
+    /// # Errors
+    /// [`LayerError`] where the stream ends inside, or there are too many objects.
+    pub fn content(
+        &mut self,
+        stream: &mut TarStream,
+        content: &Content,
+        sink: &mut dyn ObjectSink,
+    ) -> Result<FileContent, LayerError> {
+        let start = stream.position();
+        let mut hasher = ContentHasher::new(content.size);
+        let place = if content.size == 0 {
+            Place::Whole(start)
+        } else {
+            sink.begin(content.size);
+            match &content.data {
+                None => {
+                    read_data(stream, content.size, &mut hasher, sink)?;
+                    Place::Whole(start)
+                }
+                Some(_) => Place::Sparse(read_sparse(stream, content, &mut hasher, sink)?),
+            }
+        };
+        stream.skip_padding(content.stored)?;
+        if content.size == 0 {
+            return Ok(FileContent { size: 0, key: NONE, place });
+        }
+        let name = hasher.finish();
+        sink.end(name.key);
+        let key = self.intern_key(name.key, &name.chunks, content.size)?;
+        Ok(FileContent { size: content.size, key, place })
+    }
+
+    fn intern_key(
+        &mut self,
+        key: ObjectKey,
+        chunks: &[Digest],
+        size: u64,
+    ) -> Result<u32, LayerError> {
+        if let Some(&index) = self.keys.get(&key) {
+            return Ok(index);
+        }
+        let index = count(self.digests.len(), "objects")?;
+        self.digests.push(*key.digest());
+        self.digests.extend_from_slice(chunks);
+        self.keys.insert(key, index);
+        self.content_size += size;
+        Ok(index)
+    }
+
+    /// Adds a member, with the content of a file.
+    ///
+    /// # Errors
+    /// [`LayerError::Member`] where the member cannot be part of a file system.
+    pub fn add(&mut self, member: Member, content: Option<FileContent>) -> Result<(), LayerError> {
+        let refuse = |what| LayerError::Member { path: member.path.clone(), what };
+        check_limits(&member).map_err(refuse)?;
+        let mut path = clean(&member.path);
+        let Some(name) = path.pop() else {
+            if member.kind == MemberKind::Directory {
+                self.nodes[ROOT].describe(&member);
+            }
+            return Ok(());
+        };
+        let parent = self.parent(&path).map_err(refuse)?;
+        if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+            self.add_whiteout(parent, &name, hidden);
+            return Ok(());
+        }
+        let kind = match &member.kind {
+            MemberKind::Directory => return self.add_directory(parent, name, &member),
+            MemberKind::HardLink(target) => {
+                return self.add_link(parent, name, target).map_err(refuse);
+            }
+            MemberKind::Device(libc::S_IFCHR, 0, 0) => {
+                self.directory(parent).whiteouts.insert(name);
+                return Ok(());
+            }
+            MemberKind::Symlink(target) => NodeKind::Symlink(target.clone()),
+            MemberKind::File(_) => NodeKind::File(content.ok_or(LayerError::Stopped)?),
+            MemberKind::Device(..) | MemberKind::Fifo => NodeKind::Special,
+        };
+        let node = self.push(Node::new(kind, &member));
+        self.directory(parent).children.insert(name, node);
+        Ok(())
+    }
+
+    /// Notes what a name with the whiteout prefix says about its directory.
+    fn add_whiteout(&mut self, parent: NodeId, name: &[u8], hidden: &[u8]) {
+        let directory = self.directory(parent);
+        match hidden {
+            _ if name == OPAQUE => directory.opaque = true,
+            b"" | b"." | b".." => {}
+            // Metadata of aufs: its pseudo-links and marks mean nothing elsewhere.
+            _ if hidden.starts_with(WHITEOUT) => {}
+            _ => drop(directory.whiteouts.insert(hidden.to_vec())),
+        }
+    }
+
+    fn add_directory(
+        &mut self,
+        parent: NodeId,
+        name: Vec<u8>,
+        member: &Member,
+    ) -> Result<(), LayerError> {
+        let existing = self.directory(parent).children.get(&name).copied();
+        let node = match existing {
+            Some(node) if self.nodes[node].is_directory() => node,
+            _ => {
+                let node = self.push(Node::implicit_directory());
+                self.directory(parent).children.insert(name, node);
+                node
+            }
+        };
+        self.nodes[node].describe(member);
+        Ok(())
+    }
+
+    /// Adds a name for a node that is there; where there is none, it must be in a lower layer.
+    fn add_link(
+        &mut self,
+        parent: NodeId,
+        name: Vec<u8>,
+        target: &[u8],
+    ) -> Result<(), &'static str> {
+        if target.contains(&0) {
+            return Err("its link target holds a NUL byte");
+        }
+        let mut path = clean(target);
+        let leaf = path.pop().ok_or("it is a hard link to the root")?;
+        let found = self
+            .find(&path)
+            .and_then(|directory| self.directory(directory).children.get(&leaf).copied());
+        let node = match found {
+            Some(node) if self.nodes[node].is_directory() => {
+                return Err("it is a hard link to a directory");
+            }
+            Some(node) => node,
+            None => {
+                path.push(leaf);
+                self.push(Node::lower_link(path.join(&b'/')))
+            }
+        };
+        self.directory(parent).children.insert(name, node);
+        Ok(())
+    }
+
+    fn push(&mut self, node: Node) -> NodeId {
+        self.nodes.push(node);
+        self.nodes.len() - 1
+    }
+
+    fn directory(&mut self, node: NodeId) -> &mut Directory {
+        match &mut self.nodes[node].kind {
+            NodeKind::Directory(directory) => directory,
+            _ => unreachable!("only directories become parents"),
+        }
+    }
+
+    /// The directory at `path`, made where it is missing.
+    fn parent(&mut self, path: &[Vec<u8>]) -> Result<NodeId, &'static str> {
+        self.walk(path, true)?.ok_or("a parent of it is missing")
+    }
+
+    /// The directory at `path`, if there is one.
+    fn find(&mut self, path: &[Vec<u8>]) -> Option<NodeId> {
+        self.walk(path, false).ok().flatten()
+    }
+
+    /// Follows symbolic links of this layer as if the root were the layer's own.
+    fn walk(&mut self, path: &[Vec<u8>], create: bool) -> Result<Option<NodeId>, &'static str> {
+        let mut left: VecDeque<Vec<u8>> = path.iter().cloned().collect();
+        let mut trail = vec![ROOT];
+        let mut links = 0;
+        while let Some(name) = left.pop_front() {
+            match name.as_slice() {
+                b"" | b"." => continue,
+                b".." => {
+                    if trail.len() > 1 {
+                        trail.pop();
+                    }
+                    continue;
+                }
+                _ => {}
+            }
+            let here = *trail.last().expect("the root is never popped");
+            let child = self.directory(here).children.get(&name).copied();
+            let node = match child {
+                Some(node) => node,
+                None if create => {
+                    if name.len() > NAME_MAX {
+                        return Err("a name in its path is longer than 255 bytes");
+                    }
+                    let node = self.push(Node::implicit_directory());
+                    self.directory(here).children.insert(name, node);
+                    node
+                }
+                None => return Ok(None),
+            };
+            match &self.nodes[node].kind {
+                NodeKind::Directory(_) => trail.push(node),
+                NodeKind::Symlink(target) => {
+                    links += 1;
+                    if links > LINKS_MAX {
+                        return Err("its path holds too many symbolic links");
+                    }
+                    if target.starts_with(b"/") {
+                        trail.truncate(1);
+                    }
+                    for part in target.split(|&byte| byte == b'/').rev() {
+                        left.push_front(part.to_vec());
+                    }
+                }
+                _ => return Err("a parent of it is not a directory"),
+            }
+        }
+        Ok(trail.pop())
+    }
+
+    /// The finished arrays.
+    ///
+    /// # Errors
+    /// [`LayerError::Index`] where something does not fit 32-bit counts.
+    pub fn finish(self) -> Result<TreeParts, LayerError> {
+        let content_size = self.content_size;
+        Ok(TreeParts { sections: Layout::new(self).run()?, content_size })
+    }
+}
+
+fn read_data(
+    stream: &mut TarStream,
+    size: u64,
+    hasher: &mut ContentHasher,
+    sink: &mut dyn ObjectSink,
+) -> Result<(), LayerError> {
+    stream.read(size, |bytes| {
+        hasher.data(bytes);
+        sink.data(bytes);
+    })
+}
+
+fn read_sparse(
+    stream: &mut TarStream,
+    content: &Content,
+    hasher: &mut ContentHasher,
+    sink: &mut dyn ObjectSink,
+) -> Result<Vec<Extent>, LayerError> {
+    let mut extents = Vec::new();
+    let mut position = 0;
+    for run in content.data.iter().flatten() {
+        hasher.zeros(run.offset - position);
+        sink.zeros(run.offset - position);
+        extents.push(Extent {
+            offset: run.offset.into(),
+            data: stream.position().into(),
+            length: run.length.into(),
+        });
+        read_data(stream, run.length, hasher, sink)?;
+        position = run.offset + run.length;
+    }
+    hasher.zeros(content.size - position);
+    sink.zeros(content.size - position);
+    Ok(extents)
+}
+
+/// The names of a path without empty ones and `.`; `..` goes up, but never above the root.
+pub(crate) fn clean(path: &[u8]) -> Vec<Vec<u8>> {
+    let mut names: Vec<Vec<u8>> = Vec::new();
+    for name in path.split(|&byte| byte == b'/') {
+        match name {
+            b"" | b"." => {}
+            b".." => drop(names.pop()),
+            _ => names.push(name.to_vec()),
+        }
+    }
+    names
+}
+
+fn check_limits(member: &Member) -> Result<(), &'static str> {
+    if member.path.contains(&0) {
+        return Err("its path holds a NUL byte");
+    }
+    let name = member.path.rsplit(|&byte| byte == b'/').find(|name| !name.is_empty());
+    if name.is_some_and(|name| name.len() > NAME_MAX + WHITEOUT.len()) {
+        return Err("its name is longer than 255 bytes");
+    }
+    if let MemberKind::Symlink(target) = &member.kind
+        && (target.is_empty() || target.len() > TARGET_MAX || target.contains(&0))
+    {
+        return Err("its link target is empty, longer than 4095 bytes or holds a NUL byte");
+    }
+    let too_long = |(name, value): (&Vec<u8>, &Vec<u8>)| {
+        name.is_empty() || name.len() > XATTR_NAME_MAX || value.len() > XATTR_VALUE_MAX
+    };
+    if member.xattrs.iter().any(too_long) {
+        return Err("it has an extended attribute beyond the limits of Linux");
+    }
+    Ok(())
+}
+
+impl Node {
+    fn new(kind: NodeKind, member: &Member) -> Self {
+        let (kind_bits, rdev) = match member.kind {
+            MemberKind::File(_) => (libc::S_IFREG, 0),
+            MemberKind::Directory => (libc::S_IFDIR, 0),
+            MemberKind::Symlink(_) => (libc::S_IFLNK, 0),
+            MemberKind::Fifo => (libc::S_IFIFO, 0),
+            MemberKind::Device(kind, major, minor) => (kind, device_number(major, minor)),
+            MemberKind::HardLink(_) => (0, 0),
+        };
+        let permissions = if kind_bits == libc::S_IFLNK { 0o777 } else { member.mode };
+        Self {
+            kind,
+            mode: kind_bits | permissions,
+            uid: member.uid,
+            gid: member.gid,
+            mtime: member.mtime,
+            rdev,
+            xattrs: member.xattrs.clone(),
+        }
+    }
+
+    /// A directory that the archive has not listed: owned by root, 0755, of 1970.
+    fn implicit_directory() -> Self {
+        let directory = Directory { implicit: true, ..Directory::default() };
+        Self {
+            kind: NodeKind::Directory(directory),
+            mode: libc::S_IFDIR | 0o755,
+            uid: 0,
+            gid: 0,
+            mtime: (0, 0),
+            rdev: 0,
+            xattrs: BTreeMap::new(),
+        }
+    }
+
+    fn lower_link(target: Vec<u8>) -> Self {
+        Self { kind: NodeKind::LowerLink(target), mode: 0, ..Self::implicit_directory() }
+    }
+
+    fn is_directory(&self) -> bool {
+        matches!(self.kind, NodeKind::Directory(_))
+    }
+
+    /// Gives a directory the metadata of its member.
+    fn describe(&mut self, member: &Member) {
+        if let NodeKind::Directory(directory) = &mut self.kind {
+            directory.implicit = false;
+        }
+        self.mode = libc::S_IFDIR | member.mode;
+        self.uid = member.uid;
+        self.gid = member.gid;
+        self.mtime = member.mtime;
+        self.xattrs = member.xattrs.clone();
+    }
+}
+
+/// The device number as the kernel hands it out in 32 bits: 12 bits of major, 20 of minor.
+fn device_number(major: u32, minor: u32) -> u32 {
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+fn count(number: usize, what: &'static str) -> Result<u32, IndexError> {
+    u32::try_from(number).ok().filter(|&n| n != NONE).ok_or(IndexError::TooLarge { what })
+}
+
+/// Lays a tree out breadth first.
+struct Layout {
+    builder: Builder,
+    sections: Sections,
+    names: HashMap<Vec<u8>, u32>,
+    xattrs: HashMap<Vec<u8>, u32>,
+    /// The inode number of each node that has one.
+    numbers: HashMap<NodeId, u32>,
+    /// Position of the content and inode, for `order`.
+    contents: Vec<(u64, u32)>,
+}
+
+impl Layout {
+    fn new(builder: Builder) -> Self {
+        Self {
+            builder,
+            sections: Sections::default(),
+            names: HashMap::new(),
+            xattrs: HashMap::new(),
+            numbers: HashMap::new(),
+            contents: Vec::new(),
+        }
+    }
+
+    fn run(mut self) -> Result<Sections, IndexError> {
+        self.sections.digests = std::mem::take(&mut self.builder.digests);
+        self.inode(ROOT, 0)?;
+        let mut queue = VecDeque::from([(ROOT, 0)]);
+        while let Some((node, number)) = queue.pop_front() {
+            self.directory(node, number, &mut queue)?;
+        }
+        self.contents.sort_unstable();
+        self.sections.order = self.contents.iter().map(|&(_, inode)| inode.into()).collect();
+        Ok(self.sections)
+    }
+
+    fn directory(
+        &mut self,
+        node: NodeId,
+        number: u32,
+        queue: &mut VecDeque<(NodeId, u32)>,
+    ) -> Result<(), IndexError> {
+        let NodeKind::Directory(directory) = &mut self.builder.nodes[node].kind else {
+            return Ok(());
+        };
+        let mut children: BTreeMap<Vec<u8>, Option<NodeId>> =
+            std::mem::take(&mut directory.children)
+                .into_iter()
+                .map(|(name, child)| (name, Some(child)))
+                .collect();
+        for hidden in std::mem::take(&mut directory.whiteouts) {
+            match children.get(&hidden) {
+                Some(Some(child)) => self.hide_below(*child),
+                Some(None) => {}
+                None => drop(children.insert(hidden, None)),
+            }
+        }
+        let first = count(self.sections.entries.len(), "directory entries")?;
+        let length = count(children.len(), "directory entries")?;
+        let mut subdirectories = 0;
+        for (name, child) in children {
+            let entry = self.entry(&name, child, number, queue)?;
+            subdirectories +=
+                u32::from(child.is_some_and(|c| self.builder.nodes[c].is_directory()));
+            self.sections.entries.push(entry);
+        }
+        let inode = &mut self.sections.inodes[number as usize];
+        inode.data = pack(first, length).into();
+        inode.nlink = (2 + subdirectories).into();
+        Ok(())
+    }
+
+    /// A whiteout of something that the same layer adds hides only what lies below it.
+    fn hide_below(&mut self, child: NodeId) {
+        if let NodeKind::Directory(directory) = &mut self.builder.nodes[child].kind {
+            directory.opaque = true;
+        }
+    }
+
+    fn entry(
+        &mut self,
+        name: &[u8],
+        child: Option<NodeId>,
+        parent: u32,
+        queue: &mut VecDeque<(NodeId, u32)>,
+    ) -> Result<DirectoryEntry, IndexError> {
+        let (kind, inode) = match child {
+            None => (EntryKind::Whiteout, 0),
+            Some(node) => {
+                let number = match self.numbers.get(&node) {
+                    Some(&number) => number,
+                    None => {
+                        let number = self.inode(node, parent)?;
+                        if self.builder.nodes[node].is_directory() {
+                            queue.push_back((node, number));
+                        }
+                        number
+                    }
+                };
+                let record = &mut self.sections.inodes[number as usize];
+                record.nlink = (record.nlink.get() + 1).into();
+                match self.builder.nodes[node].kind {
+                    NodeKind::LowerLink(_) => (EntryKind::LowerLink, number),
+                    _ => (EntryKind::Inode, number),
+                }
+            }
+        };
+        Ok(DirectoryEntry {
+            inode: inode.into(),
+            name: self.intern_name(name)?.into(),
+            name_length: (name.len() as u16).into(),
+            kind: kind.number(),
+            reserved: 0,
+        })
+    }
+
+    /// Numbers a node. Its entries, if it is a directory, follow later.
+    fn inode(&mut self, id: NodeId, parent: u32) -> Result<u32, IndexError> {
+        let number = count(self.sections.inodes.len(), "inodes")?;
+        self.numbers.insert(id, number);
+        let xattrs = std::mem::take(&mut self.builder.nodes[id].xattrs);
+        let xattrs = self.intern_xattrs(&xattrs)?;
+        let kind = std::mem::replace(&mut self.builder.nodes[id].kind, NodeKind::Special);
+        let (size, data, key, flags) = self.describe(&kind, number)?;
+        self.builder.nodes[id].kind = kind;
+        let node = &self.builder.nodes[id];
+        self.sections.inodes.push(InodeRecord {
+            mode: node.mode.into(),
+            uid: node.uid.into(),
+            gid: node.gid.into(),
+            nlink: 0.into(),
+            size: size.into(),
+            mtime: node.mtime.0.into(),
+            mtime_nanos: node.mtime.1.into(),
+            rdev: node.rdev.into(),
+            data: data.into(),
+            key: key.into(),
+            xattrs: xattrs.into(),
+            parent: parent.into(),
+            flags: flags.into(),
+        });
+        Ok(number)
+    }
+
+    /// Size, data, key and flags of an inode.
+    fn describe(
+        &mut self,
+        kind: &NodeKind,
+        number: u32,
+    ) -> Result<(u64, u64, u32, u32), IndexError> {
+        Ok(match kind {
+            NodeKind::Directory(directory) => {
+                let opaque = if directory.opaque { InodeFlags::OPAQUE } else { 0 };
+                let implicit = if directory.implicit { InodeFlags::IMPLICIT } else { 0 };
+                (0, 0, NONE, opaque | implicit)
+            }
+            NodeKind::File(content) => match &content.place {
+                Place::Whole(position) => {
+                    if content.size > 0 {
+                        self.contents.push((*position, number));
+                    }
+                    (content.size, *position, content.key, 0)
+                }
+                Place::Sparse(extents) => {
+                    let first = count(self.sections.extents.len(), "extents")?;
+                    let position = extents.first().map_or(0, |extent| extent.data.get());
+                    if content.size > 0 {
+                        self.contents.push((position, number));
+                    }
+                    self.sections.extents.extend_from_slice(extents);
+                    let data = pack(first, count(extents.len(), "extents")?);
+                    (content.size, data, content.key, InodeFlags::SPARSE)
+                }
+            },
+            NodeKind::Symlink(target) | NodeKind::LowerLink(target) => {
+                let start = self.intern_name(target)?;
+                let length = count(target.len(), "bytes in a link target")?;
+                (target.len() as u64, pack(start, length), NONE, 0)
+            }
+            NodeKind::Special => (0, 0, NONE, 0),
+        })
+    }
+
+    fn intern_name(&mut self, name: &[u8]) -> Result<u32, IndexError> {
+        if let Some(&start) = self.names.get(name) {
+            return Ok(start);
+        }
+        let start = count(self.sections.names.len(), "bytes of names")?;
+        self.sections.names.extend_from_slice(name);
+        self.names.insert(name.to_vec(), start);
+        Ok(start)
+    }
+
+    fn intern_xattrs(&mut self, set: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<u32, IndexError> {
+        if set.is_empty() {
+            return Ok(NONE);
+        }
+        let mut bytes = (set.len() as u16).to_le_bytes().to_vec();
+        for (name, value) in set {
+            bytes.extend((name.len() as u16).to_le_bytes());
+            bytes.extend((value.len() as u32).to_le_bytes());
+            bytes.extend(name);
+            bytes.extend(value);
+        }
+        if let Some(&start) = self.xattrs.get(&bytes) {
+            return Ok(start);
+        }
+        let start = count(self.sections.xattrs.len(), "bytes of extended attributes")?;
+        self.sections.xattrs.extend_from_slice(&bytes);
+        self.xattrs.insert(bytes, start);
+        Ok(start)
+    }
+}
+
+/// Two numbers in one field: the first in the low half.
+fn pack(first: u32, count: u32) -> u64 {
+    u64::from(first) | u64::from(count) << 32
+}

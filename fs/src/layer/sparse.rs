@@ -1,0 +1,150 @@
+//! Sparse files in archives: which bytes of a file are stored.
+//!
+//! GNU tar has four formats: its old header with type `S` and extension blocks, and PAX formats
+//! 0.0 (repeated records), 0.1 (one record) and 1.0 (a map in front of the data).
+
+use std::collections::BTreeMap;
+
+use tar::Header;
+
+use super::LayerError;
+use super::archive::Content;
+use super::numeric::{field, pax_number};
+use super::stream::TarStream;
+
+/// More runs than this in one file are refused.
+const RUNS_LIMIT: usize = 1 << 20;
+
+/// A run of stored bytes of a sparse file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DataRun {
+    /// Where in the file, in bytes.
+    pub offset: u64,
+    /// How many.
+    pub length: u64,
+}
+
+type PaxRecords = BTreeMap<Vec<u8>, Vec<u8>>;
+
+const MAP: &[u8] = b"GNU.sparse.map";
+
+/// Whether the record belongs to a map of format 0.0, which repeats its keywords.
+pub fn is_map_part(key: &[u8]) -> bool {
+    key == b"GNU.sparse.offset" || key == b"GNU.sparse.numbytes"
+}
+
+/// Adds a number of a format 0.0 map to one that looks like format 0.1.
+pub fn extend_map(records: &mut PaxRecords, value: &[u8]) {
+    let map = records.entry(MAP.to_vec()).or_default();
+    if !map.is_empty() {
+        map.push(b',');
+    }
+    map.extend(value);
+}
+
+/// The content of a member with an old GNU sparse header; `size` bytes are stored behind it.
+///
+/// # Errors
+/// [`LayerError::Header`] where the map is damaged or contradicts the sizes.
+pub fn old_gnu(
+    stream: &mut TarStream,
+    header: &Header,
+    stored: u64,
+) -> Result<Content, LayerError> {
+    let position = stream.position();
+    let block = header.as_bytes();
+    let damaged = || LayerError::Header { position, what: "its sparse map is damaged" };
+    let number =
+        |bytes: &[u8]| field(bytes).and_then(|n| u64::try_from(n).ok()).ok_or_else(damaged);
+    let mut runs = Vec::new();
+    let mut read_runs = |bytes: &[u8]| {
+        for pair in bytes.chunks_exact(24).take_while(|pair| pair[0] != 0) {
+            runs.push(DataRun { offset: number(&pair[..12])?, length: number(&pair[12..])? });
+        }
+        if runs.len() > RUNS_LIMIT { Err(damaged()) } else { Ok(()) }
+    };
+    read_runs(&block[386..482])?;
+    let mut extended = block[482] != 0;
+    while extended {
+        let block = stream.block()?.ok_or(LayerError::Truncated { position })?;
+        read_runs(&block[..504])?;
+        extended = block[504] != 0;
+    }
+    let size = number(&block[483..495])?;
+    content(size, stored, runs).ok_or_else(damaged)
+}
+
+/// The content of a regular member of `size` stored bytes with these PAX records.
+///
+/// # Errors
+/// [`LayerError::Header`] where the map is damaged or contradicts the sizes.
+pub fn pax(
+    stream: &mut TarStream,
+    records: &PaxRecords,
+    stored: u64,
+) -> Result<Content, LayerError> {
+    let position = stream.position();
+    let damaged = || LayerError::Header { position, what: "its sparse map is damaged" };
+    let number = |key: &[u8]| records.get(key).map(|text| pax_number(text).ok_or_else(damaged));
+    let size = match number(b"GNU.sparse.realsize").or_else(|| number(b"GNU.sparse.size")) {
+        Some(size) => size?,
+        None => return Ok(Content { size: stored, stored, data: None }),
+    };
+    if records.get(b"GNU.sparse.major".as_slice()).is_some_and(|major| major == b"1") {
+        let (runs, map_size) = leading_map(stream, stored)?;
+        return content(size, stored - map_size, runs).ok_or_else(damaged);
+    }
+    let map = records.get(MAP).map(Vec::as_slice).unwrap_or_default();
+    let numbers: Option<Vec<u64>> =
+        map.split(|&byte| byte == b',').filter(|text| !text.is_empty()).map(pax_number).collect();
+    let numbers = numbers.filter(|numbers| numbers.len().is_multiple_of(2)).ok_or_else(damaged)?;
+    let runs = pairs(&numbers);
+    content(size, stored, runs).ok_or_else(damaged)
+}
+
+/// Format 1.0: decimal numbers, one a line, in blocks of their own in front of the data: how many
+/// runs, then offset and length of each.
+fn leading_map(stream: &mut TarStream, stored: u64) -> Result<(Vec<DataRun>, u64), LayerError> {
+    let position = stream.position();
+    let damaged = || LayerError::Header { position, what: "its sparse map is damaged" };
+    let mut numbers: Vec<u64> = Vec::new();
+    let mut line = Vec::new();
+    let mut size = 0;
+    loop {
+        size += 512;
+        let block = stream.block()?.filter(|_| size <= stored).ok_or_else(damaged)?;
+        for byte in block {
+            if byte == b'\n' {
+                numbers.push(pax_number(&line).ok_or_else(damaged)?);
+                line.clear();
+            } else {
+                line.push(byte);
+            }
+            let wanted = numbers.first().map_or(1, |&runs| runs.saturating_mul(2) + 1);
+            if wanted > RUNS_LIMIT as u64 {
+                return Err(damaged());
+            }
+            if numbers.len() as u64 == wanted {
+                return Ok((pairs(&numbers[1..]), size));
+            }
+        }
+    }
+}
+
+fn pairs(numbers: &[u64]) -> Vec<DataRun> {
+    numbers.chunks_exact(2).map(|pair| DataRun { offset: pair[0], length: pair[1] }).collect()
+}
+
+/// Checks that the runs ascend, stay inside the file and are as long as what is stored.
+fn content(size: u64, stored: u64, mut runs: Vec<DataRun>) -> Option<Content> {
+    runs.retain(|run| run.length > 0);
+    let (mut end, mut total) = (0_u64, 0_u64);
+    for run in &runs {
+        if run.offset < end {
+            return None;
+        }
+        end = run.offset.checked_add(run.length)?;
+        total = total.checked_add(run.length)?;
+    }
+    (end <= size && total == stored).then_some(Content { size, stored, data: Some(runs) })
+}

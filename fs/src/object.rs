@@ -1,0 +1,5 @@
+//! File contents by name.
+
+mod key;
+
+pub use key::{CHUNK, ObjectKey};
