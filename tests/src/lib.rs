@@ -6,8 +6,10 @@
 pub mod architecture;
 pub mod archive;
 pub mod compression;
+pub mod edge;
 pub mod http;
 pub mod image;
+pub mod model;
 pub mod origin;
 pub mod process;
 pub mod requirement;
