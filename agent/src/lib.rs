@@ -6,3 +6,4 @@
 
 pub mod image;
 pub mod prepare;
+pub mod registry;

@@ -1,0 +1,5 @@
+//! Registries, seen from both sides (OCI distribution-spec 1.1).
+//!
+//! [`client`] speaks to any registry: it finds, checks and fetches, pushes and attaches.
+
+pub mod client;

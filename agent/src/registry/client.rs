@@ -1,0 +1,174 @@
+//! A client for any registry: finds and checks manifests, reads blobs in parts or as streams
+//! that survive cuts, pushes, mounts and attaches.
+//!
+//! A [`Client`] serves all registries and is cheap to clone; passes, connections and what was
+//! learned about each registry are shared by its clones. [`Client::until`] gives a clone whose
+//! operations end at a deadline. Every operation retries what may pass, within the budget of
+//! [`RetryPolicy`], and every error names registry, repository and thing.
+//!
+//! What a registry sends is believed only as far as digests reach: see `blob` for bytes that
+//! are checked here and for streams that the reader has to check.
+
+mod auth;
+mod blob;
+mod challenge;
+mod credentials;
+mod endpoint;
+mod error;
+mod link;
+mod lists;
+mod manifests;
+mod progress;
+mod response;
+mod retry;
+mod secret;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod transport;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::image::Repository;
+
+pub use blob::BlobReader;
+pub use credentials::{Credential, CredentialError, Credentials};
+pub use error::{Fault, Message, RegistryError, Subject};
+pub use manifests::{Image, RawManifest};
+pub use progress::Pace;
+pub use retry::RetryPolicy;
+pub use secret::Secret;
+pub use transport::install_crypto_provider;
+
+use auth::Access;
+use endpoint::Endpoint;
+use response::expect;
+use transport::Transports;
+
+/// Which registries are spoken to without TLS. Loopback addresses are always spoken to in
+/// whichever way they understand.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum PlainHttp {
+    /// None.
+    #[default]
+    Never,
+    /// These, `host[:port]` in lower case.
+    Hosts(Vec<String>),
+    /// All of them.
+    Always,
+}
+
+/// How a [`Client`] behaves.
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// The `User-Agent` of every request.
+    pub user_agent: String,
+    /// Registries without TLS.
+    pub plain_http: PlainHttp,
+    /// Where credentials come from.
+    pub credentials: Credentials,
+    /// CA certificates beside those of the system.
+    pub certificates: Vec<reqwest::Certificate>,
+    /// The budget of each operation.
+    pub retry: RetryPolicy,
+    /// The least pace of a transfer.
+    pub pace: Pace,
+    /// How long a connection may take.
+    pub connect_timeout: Duration,
+    /// How long the head of an answer may take.
+    pub answer_timeout: Duration,
+}
+
+impl Default for ClientConfig {
+    /// TLS, no credentials, ten seconds to connect and thirty to answer.
+    fn default() -> Self {
+        Self {
+            user_agent: concat!("undermount/", env!("CARGO_PKG_VERSION")).to_owned(),
+            plain_http: PlainHttp::Never,
+            credentials: Credentials::none(),
+            certificates: Vec::new(),
+            retry: RetryPolicy::default(),
+            pace: Pace::default(),
+            connect_timeout: Duration::from_secs(10),
+            answer_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A client for all registries.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+    deadline: Option<tokio::time::Instant>,
+}
+
+struct Shared {
+    config: ClientConfig,
+    transports: Arc<Transports>,
+    endpoints: Mutex<HashMap<String, Arc<Endpoint>>>,
+}
+
+impl Client {
+    /// A client that behaves as `config` says. Nothing is connected yet.
+    pub fn new(config: ClientConfig) -> Self {
+        let certificates = config.certificates.clone();
+        let transports =
+            Arc::new(Transports::new(&config.user_agent, config.connect_timeout, certificates));
+        let shared = Shared { config, transports, endpoints: Mutex::default() };
+        Self { shared: Arc::new(shared), deadline: None }
+    }
+
+    /// The same client with operations that end at `deadline` at the latest.
+    #[must_use]
+    pub fn until(&self, deadline: Instant) -> Self {
+        Self { shared: Arc::clone(&self.shared), deadline: Some(deadline.into()) }
+    }
+
+    /// Whether the registry `host[:port]` answers and lets us in.
+    ///
+    /// # Errors
+    /// [`RegistryError`] with the reason why not.
+    pub async fn ping(&self, host: &str) -> Result<(), RegistryError> {
+        let subject = Subject::Registry(host.to_owned());
+        let endpoint = self.endpoint_of(host);
+        self.retry(&subject, || async {
+            let request = reqwest::Request::new(http::Method::GET, endpoint.url("v2/").await?);
+            let response = endpoint.send(request, &Access::none(host)).await?;
+            expect(response, &[http::StatusCode::OK]).await.map(drop)
+        })
+        .await
+    }
+
+    fn endpoint(&self, repository: &Repository) -> Arc<Endpoint> {
+        self.endpoint_of(repository.host())
+    }
+
+    fn endpoint_of(&self, host: &str) -> Arc<Endpoint> {
+        let Shared { config, transports, endpoints } = &*self.shared;
+        let mut endpoints = endpoints.lock().expect("no panic while it is held");
+        let new = || Arc::new(Endpoint::new(host, config, transports));
+        Arc::clone(endpoints.entry(host.to_owned()).or_insert_with(new))
+    }
+
+    /// Tries `attempt` within budget and deadline; what fails is `subject`.
+    async fn retry<T, F>(
+        &self,
+        subject: &Subject,
+        attempt: impl FnMut() -> F,
+    ) -> Result<T, RegistryError>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
+        let policy = &self.shared.config.retry;
+        retry::retry(policy, self.deadline, attempt).await.map_err(|fault| fault.of(subject))
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("deadline", &self.deadline).finish_non_exhaustive()
+    }
+}

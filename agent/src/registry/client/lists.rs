@@ -1,0 +1,205 @@
+//! What a registry lists, page by page: tags, repositories, and what belongs to a manifest.
+
+use std::sync::atomic::Ordering;
+
+use http::header::ACCEPT;
+use http::{HeaderValue, Method, StatusCode};
+use reqwest::{Request, Url};
+use serde::Deserialize;
+use undermount_fs::digest::Digest;
+
+use crate::image::{Descriptor, Document, Index, Repository, media_type, referrers};
+
+use super::Client;
+use super::auth::Access;
+use super::endpoint::Endpoint;
+use super::error::{Fault, RegistryError, Subject};
+use super::link;
+use super::response::{Limit, expect, read_all};
+
+/// Largest page, in bytes, and most pages: more is a registry that turns in circles.
+const MAX_PAGE: u64 = 16 << 20;
+const MAX_PAGES: usize = 10_000;
+
+#[derive(Deserialize)]
+struct TagList {
+    /// `null` where all tags were deleted.
+    #[serde(default)]
+    tags: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct Catalog {
+    #[serde(default)]
+    repositories: Option<Vec<String>>,
+}
+
+impl Client {
+    /// The tags of `repository` in the registry's order, without those that belong to a
+    /// manifest (`sha256-…`; see [`referrers::is_reserved_tag`]).
+    ///
+    /// # Errors
+    /// [`RegistryError`] where the repository does not exist or cannot be listed.
+    pub async fn tags(&self, repository: &Repository) -> Result<Vec<String>, RegistryError> {
+        let subject = Subject::Tags(repository.clone());
+        let endpoint = self.endpoint(repository);
+        let path = format!("v2/{}/tags/list", repository.path());
+        let access = Access::pull(repository);
+        self.retry(&subject, || async {
+            let mut tags = Vec::new();
+            let mut pages = Pages::new(&endpoint, &access, &path, "application/json").await?;
+            while let Some(page) = pages.next().await? {
+                let page: TagList = read(&page)?;
+                tags.extend(page.tags.unwrap_or_default());
+            }
+            tags.retain(|tag| !referrers::is_reserved_tag(tag));
+            Ok(tags)
+        })
+        .await
+    }
+
+    /// The repositories of the registry `host[:port]`, as paths.
+    ///
+    /// # Errors
+    /// [`RegistryError`] where the registry has no catalog, or none for us.
+    pub async fn catalog(&self, host: &str) -> Result<Vec<String>, RegistryError> {
+        let endpoint = self.endpoint_of(host);
+        let access = Access::catalog(host);
+        self.retry(&Subject::Registry(host.to_owned()), || async {
+            let mut repositories = Vec::new();
+            let path = "v2/_catalog";
+            let mut pages = Pages::new(&endpoint, &access, path, "application/json").await?;
+            while let Some(page) = pages.next().await? {
+                let page: Catalog = read(&page)?;
+                repositories.extend(page.repositories.unwrap_or_default());
+            }
+            Ok(repositories)
+        })
+        .await
+    }
+
+    /// What belongs to the manifest `subject` and has `artifact_type`: from the referrers API,
+    /// or from the fallback tag where the registry does not have it.
+    ///
+    /// # Errors
+    /// [`RegistryError`] where that cannot be found out.
+    pub async fn referrers(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        artifact_type: &str,
+    ) -> Result<Vec<Descriptor>, RegistryError> {
+        let about = Subject::Referrers(repository.clone(), *subject);
+        let endpoint = self.endpoint(repository);
+        let listed = match endpoint.without_referrers.load(Ordering::Relaxed) {
+            true => None,
+            false => {
+                self.retry(&about, || {
+                    self.listed_referrers(&endpoint, repository, subject, artifact_type)
+                })
+                .await?
+            }
+        };
+        let mut referrers = match listed {
+            Some(referrers) => referrers,
+            None => {
+                endpoint.without_referrers.store(true, Ordering::Relaxed);
+                self.fallback_referrers(repository, subject).await?
+            }
+        };
+        referrers.retain(|entry| referrers::artifact_type(entry) == Some(artifact_type));
+        Ok(referrers)
+    }
+
+    /// The answer of the referrers API; `None` where there is no such API, which is what any
+    /// 404 means (a registry that has it answers an unknown subject with an empty index).
+    async fn listed_referrers(
+        &self,
+        endpoint: &Endpoint,
+        repository: &Repository,
+        subject: &Digest,
+        artifact_type: &str,
+    ) -> Result<Option<Vec<Descriptor>>, Fault> {
+        let path =
+            format!("v2/{}/referrers/{subject}?artifactType={artifact_type}", repository.path());
+        let access = Access::pull(repository);
+        let mut pages = Pages::new(endpoint, &access, &path, media_type::OCI_INDEX).await?;
+        let mut referrers = Vec::new();
+        loop {
+            let page = match pages.next().await {
+                Ok(Some(page)) => page,
+                Ok(None) => return Ok(Some(referrers)),
+                Err(Fault::NotFound(_)) => return Ok(None),
+                Err(fault) => return Err(fault),
+            };
+            // A server of files may answer anything with a page of its own.
+            let Ok(index) = parse_index(&page) else { return Ok(None) };
+            referrers.extend(index.manifests);
+        }
+    }
+
+    async fn fallback_referrers(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+    ) -> Result<Vec<Descriptor>, RegistryError> {
+        let tag = repository.tagged(referrers::fallback_tag(subject));
+        match self.manifest(&tag).await {
+            Ok(raw) => {
+                let index = raw.document().and_then(Document::into_index);
+                let about = Subject::Manifest(tag);
+                Ok(index.map_err(|error| Fault::Manifest(error).of(&about))?.manifests)
+            }
+            Err(error) if error.is_not_found() => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn parse_index(page: &[u8]) -> Result<Index, Fault> {
+    Ok(Document::parse(page, Some(media_type::OCI_INDEX))?.into_index()?)
+}
+
+fn read<'a, T: Deserialize<'a>>(page: &'a [u8]) -> Result<T, Fault> {
+    serde_json::from_slice(page).map_err(|error| Fault::Protocol(format!("the list is {error}")))
+}
+
+/// The pages of a list.
+struct Pages<'a> {
+    endpoint: &'a Endpoint,
+    access: &'a Access,
+    accept: &'static str,
+    next: Option<Url>,
+    left: usize,
+}
+
+impl<'a> Pages<'a> {
+    async fn new(
+        endpoint: &'a Endpoint,
+        access: &'a Access,
+        path: &str,
+        accept: &'static str,
+    ) -> Result<Self, Fault> {
+        let next = Some(endpoint.url(path).await?);
+        Ok(Self { endpoint, access, accept, next, left: MAX_PAGES })
+    }
+
+    async fn next(&mut self) -> Result<Option<bytes::Bytes>, Fault> {
+        let Some(url) = self.next.take() else { return Ok(None) };
+        self.left = self.left.checked_sub(1).ok_or_else(|| {
+            Fault::Protocol(format!("the list does not end within {MAX_PAGES} pages"))
+        })?;
+        let mut request = Request::new(Method::GET, url.clone());
+        request.headers_mut().insert(ACCEPT, HeaderValue::from_static(self.accept));
+        let response = self.endpoint.send(request, self.access).await?;
+        let response = expect(response, &[StatusCode::OK]).await?;
+        if let Some(target) = link::next(response.headers()) {
+            let next = self.endpoint.resolve(&url, &target)?;
+            if !self.endpoint.is_own(&next) {
+                return Err(Fault::Protocol(format!("the list goes on elsewhere: {target}")));
+            }
+            self.next = Some(next);
+        }
+        read_all(response, Limit::Most(MAX_PAGE), self.endpoint.pace).await.map(Some)
+    }
+}

@@ -1,0 +1,128 @@
+//! Connections: plain or TLS, through the host's proxies or not.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, Once};
+use std::time::Duration;
+
+use reqwest::Url;
+use reqwest::redirect::{Attempt, Policy};
+
+use super::error::Fault;
+
+/// Most redirects that one request follows.
+const MAX_REDIRECTS: usize = 10;
+
+/// The HTTP clients, made when they are first needed: setting up TLS reads the CA store.
+pub(super) struct Transports {
+    user_agent: String,
+    connect_timeout: Duration,
+    certificates: Vec<reqwest::Certificate>,
+    clients: Mutex<HashMap<Kind, reqwest::Client>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Kind {
+    tls: bool,
+    loopback: bool,
+}
+
+impl Transports {
+    pub fn new(
+        user_agent: &str,
+        connect_timeout: Duration,
+        certificates: Vec<reqwest::Certificate>,
+    ) -> Self {
+        let user_agent = user_agent.to_owned();
+        Self { user_agent, connect_timeout, certificates, clients: Mutex::default() }
+    }
+
+    /// The client for `url`.
+    pub fn client_for(&self, url: &Url) -> Result<reqwest::Client, Fault> {
+        let loopback = url.host_str().is_some_and(is_loopback);
+        let kind = Kind { tls: url.scheme() == "https", loopback };
+        let mut clients = self.clients.lock().expect("no panic while it is held");
+        if let Some(client) = clients.get(&kind) {
+            return Ok(client.clone());
+        }
+        let client = self.build(kind).map_err(Fault::Setup)?;
+        clients.insert(kind, client.clone());
+        Ok(client)
+    }
+
+    fn build(&self, kind: Kind) -> reqwest::Result<reqwest::Client> {
+        install_crypto_provider();
+        let mut builder = reqwest::Client::builder()
+            .user_agent(&self.user_agent)
+            .connect_timeout(self.connect_timeout)
+            // One connection per transfer: a lost packet or a long range holds up no other.
+            .http1_only()
+            .pool_max_idle_per_host(16)
+            .tcp_keepalive(Duration::from_secs(30))
+            .redirect(Policy::custom(follow));
+        // No proxy reaches our loopback addresses.
+        if kind.loopback {
+            builder = builder.no_proxy();
+        }
+        builder = match kind.tls {
+            true => builder.tls_certs_merge(self.certificates.iter().cloned()),
+            // The CA store is read for nothing, and may be missing, where there is no TLS.
+            false => builder.tls_certs_only([]),
+        };
+        builder.build()
+    }
+}
+
+/// Installs the TLS provider that this program uses, unless there is one already.
+pub fn install_crypto_provider() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // Fails only where a provider is installed, which then serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
+}
+
+/// Redirects are followed (reqwest drops Authorization when the host changes), but never from
+/// TLS to plain HTTP.
+fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
+    let from_tls = attempt.previous().last().is_some_and(|url| url.scheme() == "https");
+    if attempt.previous().len() > MAX_REDIRECTS {
+        return attempt.error("too many redirects");
+    }
+    if from_tls && attempt.url().scheme() != "https" {
+        return attempt.error("a redirect from https to http");
+    }
+    attempt.follow()
+}
+
+/// Whether `host` (with or without a port) is this machine.
+pub fn is_loopback(host: &str) -> bool {
+    let bare = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None if host.matches(':').count() == 1 => host.split(':').next().unwrap_or_default(),
+        None => host,
+    };
+    bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_hosts_are_told_by_their_address() {
+        for (host, loopback) in [
+            ("127.0.0.1", true),
+            ("127.8.9.1:5000", true),
+            ("[::1]:5000", true),
+            ("::1", true),
+            ("localhost:80", true),
+            ("10.0.0.1", false),
+            ("127.0.0.1.example.org", false),
+            ("localhost.example.org", false),
+            ("[::2]", false),
+        ] {
+            assert_eq!(is_loopback(host), loopback, "{host}");
+        }
+    }
+}
