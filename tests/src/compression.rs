@@ -107,6 +107,14 @@ pub fn zstd_frame(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 3).expect("memory takes all bytes")
 }
 
+/// One zstd frame of `bytes` that ends in a checksum and does not tell its size.
+pub fn zstd_checked(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1).expect("a valid level");
+    encoder.include_checksum(true).expect("a valid flag");
+    encoder.write_all(bytes).expect("memory takes all bytes");
+    encoder.finish().expect("memory takes all bytes")
+}
+
 /// A frame that decoders skip (RFC 8878, 3.1.2).
 pub fn zstd_skippable(bytes: &[u8]) -> Vec<u8> {
     let length = u32::try_from(bytes.len()).expect("a skippable frame is small");

@@ -5,7 +5,7 @@ use undermount_fs::digest::Digest;
 
 use super::{Case, Verdict, content, content_archive};
 use crate::archive::{Archive, Header, Member};
-use crate::compression::Compression;
+use crate::compression::{Compression, zstd_checked};
 use crate::image::{Image, Layer};
 use crate::model::Model;
 
@@ -27,6 +27,7 @@ fn streams() -> Vec<Case> {
     let cut = |blob: Vec<u8>| blob[..blob.len() * 2 / 3].to_vec();
     let gzip = Compression::Gzip.apply(&tar);
     let zstd = Compression::Zstd.apply(&tar);
+    let checked = zstd_checked(&tar);
     let checksum = gzip.len() - 6;
     let cases = [
         ("truncated gzip", Compression::Gzip, cut(gzip.clone())),
@@ -35,8 +36,7 @@ fn streams() -> Vec<Case> {
         ("gzip with a wrong byte", Compression::Gzip, flip(gzip.clone(), gzip.len() / 2)),
         ("gzip of one and a half members", Compression::Gzip, [gzip.clone(), cut(gzip)].concat()),
         ("truncated zstd", Compression::Zstd, cut(zstd.clone())),
-        ("zstd with a wrong byte", Compression::Zstd, flip(zstd.clone(), zstd.len() / 2)),
-        ("no bytes at all", Compression::Gzip, Vec::new()),
+        ("zstd with a wrong byte", Compression::Zstd, flip(checked.clone(), checked.len() / 2)),
         ("gzip of a page of HTML", Compression::Gzip, b"<html>sign in</html>".to_vec()),
     ];
     cases
@@ -115,7 +115,22 @@ fn descriptors() -> Vec<Case> {
     let case = |name: &str, reason: &'static str, layers: Vec<Layer>| {
         Case::malformed_layers(name, reason, layers, &seen)
     };
+    let zstd = Compression::Zstd.apply(&content_archive());
+    let flipped = zstd.iter().enumerate().map(|(at, byte)| byte ^ u8::from(at == zstd.len() / 2));
+    let made = |blob: Vec<u8>, way: Compression| {
+        vec![Layer::raw(blob, &content_archive(), way.media_type())]
+    };
     let mut cases = vec![
+        case(
+            "zstd without checksum with a wrong byte",
+            "the archive does not hash to its diff id",
+            made(flipped.collect(), Compression::Zstd),
+        ),
+        case(
+            "no bytes at all",
+            "the archive does not hash to its diff id",
+            made(Vec::new(), Compression::Gzip),
+        ),
         case("blob missing", "the registry lacks a blob", changed(|layer| layer.blob = None)),
         case("wrong size in the manifest", "sizes differ", changed(|layer| layer.size += 7)),
         case(
