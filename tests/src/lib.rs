@@ -6,6 +6,7 @@
 pub mod architecture;
 pub mod archive;
 pub mod compression;
+pub mod debian;
 pub mod edge;
 pub mod http;
 pub mod image;
