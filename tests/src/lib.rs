@@ -13,5 +13,6 @@ pub mod image;
 pub mod model;
 pub mod origin;
 pub mod process;
+pub mod registry;
 pub mod requirement;
 pub mod tree;
