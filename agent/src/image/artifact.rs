@@ -24,6 +24,7 @@ use std::io::Read;
 use bytes::Bytes;
 use serde::Serialize;
 use undermount_fs::digest::{Digest, Verified, WrongDigest};
+use undermount_fs::layer::LayerIndex;
 
 use super::manifest::{Descriptor, Document, Manifest, ManifestError, media_type};
 
@@ -118,6 +119,8 @@ pub struct LayerBlobs {
 /// An index artifact, ready to be pushed: first the blobs, then the manifest.
 #[derive(Debug, Clone)]
 pub struct Artifact {
+    /// The digest of the image manifest that the artifact belongs to.
+    pub subject: Digest,
     /// Names the manifest, with the artifact type.
     pub descriptor: Descriptor,
     /// The manifest's bytes.
@@ -181,7 +184,13 @@ impl Artifact {
         let manifest = serde_json::to_vec(&manifest).expect("strings and numbers become JSON");
         let mut descriptor = Descriptor::of(media_type::OCI_MANIFEST, &manifest);
         descriptor.artifact_type = Some(media_type::UNDERMOUNT_INDEX.to_owned());
-        Ok(Self { descriptor, manifest: manifest.into(), blobs })
+        Ok(Self { subject: subject.digest, descriptor, manifest: manifest.into(), blobs })
+    }
+}
+
+impl From<&LayerIndex> for LayerBlobs {
+    fn from(index: &LayerIndex) -> Self {
+        Self { layer: index.layer, tree: index.tree.clone(), spans: index.spans.clone() }
     }
 }
 

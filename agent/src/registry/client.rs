@@ -9,9 +9,11 @@
 //! What a registry sends is believed only as far as digests reach: see `blob` for bytes that
 //! are checked here and for streams that the reader has to check.
 
+mod attach;
 mod auth;
 mod blob;
 mod challenge;
+mod copy;
 mod credentials;
 mod endpoint;
 mod error;
@@ -27,6 +29,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod transport;
+mod upload;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -34,7 +37,9 @@ use std::time::{Duration, Instant};
 
 use crate::image::Repository;
 
+pub use attach::FoundArtifact;
 pub use blob::BlobReader;
+pub use copy::Listener;
 pub use credentials::{Credential, CredentialError, Credentials};
 pub use error::{Fault, Message, RegistryError, Subject};
 pub use manifests::{Image, RawManifest};
@@ -42,6 +47,7 @@ pub use progress::Pace;
 pub use retry::RetryPolicy;
 pub use secret::Secret;
 pub use transport::install_crypto_provider;
+pub use upload::{Listed, Mount, Upload, UploadWriter};
 
 use auth::Access;
 use endpoint::Endpoint;

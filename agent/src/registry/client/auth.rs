@@ -43,6 +43,23 @@ impl Access {
         Self::to(repository, "pull")
     }
 
+    /// To write to `repository`.
+    pub fn push(repository: &Repository) -> Self {
+        Self::to(repository, "pull,push")
+    }
+
+    /// To delete from `repository`.
+    pub fn delete(repository: &Repository) -> Self {
+        Self::to(repository, "pull,push,delete")
+    }
+
+    /// To mount blobs of `from` in `repository`.
+    pub fn mount(repository: &Repository, from: &Repository) -> Self {
+        let mut access = Self::push(repository);
+        access.scopes.push(format!("repository:{}:pull", from.path()));
+        access
+    }
+
     /// To list the repositories of the registry `host`.
     pub fn catalog(host: &str) -> Self {
         Self { repository: host.to_owned(), scopes: vec!["registry:catalog:*".to_owned()] }

@@ -34,6 +34,8 @@ pub(super) struct Endpoint {
     base: OnceCell<Url>,
     /// Set once the registry has shown that it lacks the referrers API.
     pub without_referrers: AtomicBool,
+    /// Held by whoever rewrites a fallback index.
+    pub fallback: tokio::sync::Mutex<()>,
     /// Set once the registry has answered a Range request with the whole blob.
     ignores_range: AtomicBool,
 }
@@ -54,6 +56,7 @@ impl Endpoint {
             auth: Authenticator::new(config.credentials.clone(), Arc::clone(transports)),
             base: OnceCell::new(),
             without_referrers: AtomicBool::new(false),
+            fallback: tokio::sync::Mutex::default(),
             ignores_range: AtomicBool::new(false),
         }
     }
@@ -167,6 +170,12 @@ impl Endpoint {
             let registry = &self.host;
             tracing::warn!(registry, "ignores Range requests: whole blobs are transferred");
         }
+    }
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.host)
     }
 }
 

@@ -16,7 +16,7 @@ use super::credentials::CredentialError;
 #[derive(Debug)]
 pub struct RegistryError {
     /// What was wanted, with registry and repository.
-    pub subject: Subject,
+    pub subject: Box<Subject>,
     /// What went wrong.
     pub fault: Fault,
 }
@@ -153,6 +153,9 @@ pub enum Fault {
     /// A manifest or configuration that cannot be used.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// Bytes that are what was asked for and cannot be used nevertheless.
+    #[error("unusable{0}")]
+    Unusable(Message),
     /// An answer that breaks the distribution-spec.
     #[error("the registry's answer makes no sense: {0}")]
     Protocol(String),
@@ -217,7 +220,7 @@ impl Fault {
 
     /// The fault as an error about `subject`.
     pub fn of(self, subject: &Subject) -> RegistryError {
-        RegistryError { subject: subject.clone(), fault: self }
+        RegistryError { subject: Box::new(subject.clone()), fault: self }
     }
 
     /// The fault and its causes in one line.

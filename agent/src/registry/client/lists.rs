@@ -13,7 +13,7 @@ use crate::image::{Descriptor, Document, Index, Repository, media_type, referrer
 use super::Client;
 use super::auth::Access;
 use super::endpoint::Endpoint;
-use super::error::{Fault, RegistryError, Subject};
+use super::error::{Fault, Message, RegistryError, Subject};
 use super::link;
 use super::response::{Limit, expect, read_all};
 
@@ -89,30 +89,39 @@ impl Client {
         subject: &Digest,
         artifact_type: &str,
     ) -> Result<Vec<Descriptor>, RegistryError> {
-        let about = Subject::Referrers(repository.clone(), *subject);
-        let endpoint = self.endpoint(repository);
-        let listed = match endpoint.without_referrers.load(Ordering::Relaxed) {
-            true => None,
-            false => {
-                self.retry(&about, || {
-                    self.listed_referrers(&endpoint, repository, subject, artifact_type)
-                })
-                .await?
-            }
-        };
-        let mut referrers = match listed {
-            Some(referrers) => referrers,
-            None => {
-                endpoint.without_referrers.store(true, Ordering::Relaxed);
-                self.fallback_referrers(repository, subject).await?
-            }
-        };
-        referrers.retain(|entry| referrers::artifact_type(entry) == Some(artifact_type));
-        Ok(referrers)
+        match self.api_referrers(repository, subject, artifact_type).await? {
+            Some(listed) => Ok(listed),
+            None => self.fallback_referrers(repository, subject, artifact_type).await,
+        }
     }
 
-    /// The answer of the referrers API; `None` where there is no such API, which is what any
-    /// 404 means (a registry that has it answers an unknown subject with an empty index).
+    /// What the referrers API lists; `None` where the registry does not have it, which is asked
+    /// once per registry.
+    pub(super) async fn api_referrers(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        artifact_type: &str,
+    ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
+        let endpoint = self.endpoint(repository);
+        if endpoint.without_referrers.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let about = Subject::Referrers(repository.clone(), *subject);
+        let ask = || self.listed_referrers(&endpoint, repository, subject, artifact_type);
+        match self.retry(&about, ask).await {
+            Ok(listed) => Ok(listed.map(|listed| of_type(listed, artifact_type))),
+            Err(RegistryError { fault: Fault::NotFound(Message(words)), .. }) => {
+                // An error of the API would say what it does not know, such as the repository.
+                endpoint.without_referrers.store(words.is_empty(), Ordering::Relaxed);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The answer of the referrers API; `None` where something else answers in its place. Any
+    /// 404 means the same: the API answers an unknown subject with an empty index.
     async fn listed_referrers(
         &self,
         endpoint: &Endpoint,
@@ -126,34 +135,38 @@ impl Client {
         let mut pages = Pages::new(endpoint, &access, &path, media_type::OCI_INDEX).await?;
         let mut referrers = Vec::new();
         loop {
-            let page = match pages.next().await {
-                Ok(Some(page)) => page,
-                Ok(None) => return Ok(Some(referrers)),
-                Err(Fault::NotFound(_)) => return Ok(None),
-                Err(fault) => return Err(fault),
-            };
+            let Some(page) = pages.next().await? else { return Ok(Some(referrers)) };
             // A server of files may answer anything with a page of its own.
             let Ok(index) = parse_index(&page) else { return Ok(None) };
             referrers.extend(index.manifests);
         }
     }
 
-    async fn fallback_referrers(
+    /// What the fallback index lists.
+    pub(super) async fn fallback_referrers(
         &self,
         repository: &Repository,
         subject: &Digest,
+        artifact_type: &str,
     ) -> Result<Vec<Descriptor>, RegistryError> {
         let tag = repository.tagged(referrers::fallback_tag(subject));
         match self.manifest(&tag).await {
             Ok(raw) => {
                 let index = raw.document().and_then(Document::into_index);
                 let about = Subject::Manifest(tag);
-                Ok(index.map_err(|error| Fault::Manifest(error).of(&about))?.manifests)
+                let index = index.map_err(|error| Fault::Manifest(error).of(&about))?;
+                Ok(of_type(index.manifests, artifact_type))
             }
             Err(error) if error.is_not_found() => Ok(Vec::new()),
             Err(error) => Err(error),
         }
     }
+}
+
+/// Registries may ignore the filter, and fallback indexes have none.
+fn of_type(mut listed: Vec<Descriptor>, artifact_type: &str) -> Vec<Descriptor> {
+    listed.retain(|entry| referrers::artifact_type(entry) == Some(artifact_type));
+    listed
 }
 
 fn parse_index(page: &[u8]) -> Result<Index, Fault> {

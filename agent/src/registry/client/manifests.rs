@@ -197,7 +197,7 @@ impl Client {
 }
 
 /// The digest that the registry says the manifest has, where it says one we know.
-fn digest_of(headers: &HeaderMap) -> Option<Digest> {
+pub(super) fn digest_of(headers: &HeaderMap) -> Option<Digest> {
     headers.get(DIGEST_HEADER)?.to_str().ok()?.parse().ok()
 }
 
