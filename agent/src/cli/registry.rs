@@ -3,7 +3,8 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use undermount::registry::server::{PushPolicy, Server, ServerConfig};
 
 use super::exit::{CliResult, Exit};
 use super::signals;
@@ -17,16 +18,41 @@ pub struct RegistryArgs {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8787")]
     listen: String,
+    /// Who may push and delete; everyone may pull
+    #[arg(long, value_enum, default_value_t = Push::Loopback)]
+    push: Push,
+}
+
+/// [`PushPolicy`] in words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Push {
+    /// Clients on this host
+    Loopback,
+    /// Every client that can connect
+    Any,
+    /// Nobody: read-only
+    None,
+}
+
+impl From<Push> for PushPolicy {
+    fn from(push: Push) -> Self {
+        match push {
+            Push::Loopback => Self::Loopback,
+            Push::Any => Self::Any,
+            Push::None => Self::None,
+        }
+    }
 }
 
 impl RegistryArgs {
     /// Serves until a signal comes.
     pub async fn run(self) -> CliResult {
         let shutdown = signals::cancelled_by_signals()?;
-        let listener = tokio::net::TcpListener::bind(&self.listen).await?;
-        writeln!(std::io::stdout(), "listening on http://{}", listener.local_addr()?)?;
-        tracing::info!(root = %self.root.display(), "not serving yet");
-        shutdown.cancelled().await;
+        let config =
+            ServerConfig { push: self.push.into(), ..ServerConfig::new(self.root, self.listen) };
+        let server = Server::bind(config).await?;
+        writeln!(std::io::stdout(), "listening on http://{}", server.local_addr())?;
+        server.run(shutdown).await;
         Ok(Exit::Success)
     }
 }

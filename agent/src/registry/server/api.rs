@@ -1,0 +1,180 @@
+//! The distribution API over HTTP: which request is answered by what.
+
+mod blob;
+mod listing;
+mod manifest;
+mod upload;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Query, State};
+use axum::response::{IntoResponse as _, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header, request};
+use tokio_util::task::TaskTracker;
+
+use super::PushPolicy;
+use super::blocking::blocking;
+use super::body::Buffers;
+use super::digest::ContentDigest;
+use super::error::ApiError;
+use super::storage::{Storage, StorageError};
+use super::target::Target;
+use super::upload::Sessions;
+
+/// The digest of what is answered; a de-facto standard that the specification describes.
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+/// Tells old clients which protocol this is.
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+/// What has a digest in its path never changes.
+const FOREVER: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
+
+/// What the handlers share.
+pub struct Registry {
+    /// The blobs and repositories.
+    pub storage: Arc<Storage>,
+    /// The uploads in progress.
+    pub sessions: Sessions,
+    /// Who may change anything.
+    pub push: PushPolicy,
+    /// Work that goes on when its client has gone.
+    pub tasks: TaskTracker,
+    /// For the bodies of answers.
+    pub buffers: Arc<Buffers>,
+}
+
+type Answer = Result<Response, ApiError>;
+
+/// Answers one request.
+pub async fn handle(
+    State(registry): State<Arc<Registry>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request<Body>,
+) -> Response {
+    let mut response = match answer(registry, peer, request).await {
+        Ok(response) => response,
+        Err(error) => error.into_response(),
+    };
+    response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    response
+}
+
+async fn answer(registry: Arc<Registry>, peer: SocketAddr, request: Request<Body>) -> Answer {
+    let (head, body) = request.into_parts();
+    let reads = matches!(head.method, Method::GET | Method::HEAD);
+    if !reads {
+        registry.push.admit(peer)?;
+    }
+    match Target::parse(head.uri.path())? {
+        Target::Base if reads => Ok(axum::Json(serde_json::json!({})).into_response()),
+        Target::Catalog if reads => registry.catalog(&head).await,
+        Target::Tags(repository) if reads => registry.tags(repository, &head).await,
+        Target::Referrers(repository, subject) if reads => {
+            registry.referrers(repository, subject, &head).await
+        }
+        Target::Manifest(repository, reference) => match head.method {
+            Method::GET | Method::HEAD => registry.get_manifest(repository, reference, &head).await,
+            Method::PUT => registry.put_manifest(repository, reference, &head, body).await,
+            Method::DELETE => registry.delete_manifest(repository, reference).await,
+            method => Err(ApiError::Method(method)),
+        },
+        Target::Blob(repository, digest) => match head.method {
+            Method::GET | Method::HEAD => registry.get_blob(repository, digest, &head).await,
+            Method::DELETE => registry.delete_blob(repository, digest).await,
+            method => Err(ApiError::Method(method)),
+        },
+        Target::Uploads(repository) => match head.method {
+            Method::POST => registry.begin_upload(repository, &head, body).await,
+            method => Err(ApiError::Method(method)),
+        },
+        Target::Upload(repository, id) => match head.method {
+            Method::GET | Method::HEAD => registry.upload_status(&repository, &id).await,
+            Method::PATCH => registry.patch_upload(&repository, id, &head, body).await,
+            Method::PUT => registry.finish_upload(&repository, id, &head, body).await,
+            Method::DELETE => registry.cancel_upload(&repository, &id).await,
+            method => Err(ApiError::Method(method)),
+        },
+        Target::Base | Target::Catalog | Target::Tags(_) | Target::Referrers(..) => {
+            Err(ApiError::Method(head.method))
+        }
+    }
+}
+
+impl Registry {
+    /// Runs `work` on the storage, where it may block.
+    async fn on_storage<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Storage) -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<T, StorageError> {
+        let storage = Arc::clone(&self.storage);
+        blocking(move || work(&storage)).await
+    }
+}
+
+/// The query of a request.
+struct Parameters(Vec<(String, String)>);
+
+impl Parameters {
+    fn of(uri: &Uri) -> Result<Self, ApiError> {
+        let malformed = || ApiError::Parameter {
+            name: "query",
+            value: uri.query().unwrap_or_default().to_owned(),
+        };
+        Query::try_from_uri(uri).map(|Query(pairs)| Self(pairs)).map_err(|_| malformed())
+    }
+
+    fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    fn get<'a>(&'a self, name: &'a str) -> Option<&'a str> {
+        self.all(name).next()
+    }
+
+    fn digest(&self, name: &'static str) -> Result<Option<ContentDigest>, ApiError> {
+        self.get(name).map(|text| text.parse().map_err(ApiError::Digest)).transpose()
+    }
+}
+
+/// The value of a header, if it is there and readable.
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// A digest as a strong entity tag.
+fn etag(digest: &ContentDigest) -> String {
+    format!("\"{digest}\"")
+}
+
+/// Whether the client has what carries `etag` already (RFC 9110, section 13.1.2).
+fn is_known(head: &request::Parts, etag: &str) -> bool {
+    let list = text(&head.headers, header::IF_NONE_MATCH).unwrap_or_default();
+    list.split(',')
+        .map(str::trim)
+        .any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known) == etag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_may_come_more_than_once() {
+        let uri: Uri = "/v2/a/manifests/x?tag=a&tag=b%2D1&digest=sha256%3Abad".parse().unwrap();
+        let parameters = Parameters::of(&uri).unwrap();
+        assert_eq!(parameters.all("tag").collect::<Vec<_>>(), ["a", "b-1"]);
+        assert_eq!(parameters.get("mount"), None);
+        assert!(parameters.digest("digest").is_err());
+    }
+
+    #[test]
+    fn entity_tags_are_compared_as_a_list() {
+        let known = |value: &str| {
+            let request = Request::builder().header(header::IF_NONE_MATCH, value).body(()).unwrap();
+            is_known(&request.into_parts().0, "\"sha256:a\"")
+        };
+        assert!(known("\"sha256:a\"") && known("\"x\", W/\"sha256:a\"") && known("*"));
+        assert!(!known("\"sha256:b\"") && !known("sha256:a"));
+    }
+}

@@ -1,0 +1,242 @@
+//! Manifests: served and stored byte by byte as they came.
+
+use axum::body::Body;
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use http::{HeaderName, HeaderValue, Method, StatusCode, header, request};
+
+use super::super::digest::{Algorithm, ContentDigest};
+use super::super::error::ApiError;
+use super::super::manifest::Submitted;
+use super::super::name::{Repository, Tag};
+use super::super::storage::{Referrer, Storage, StorageError, StoredManifest};
+use super::super::target::Reference;
+use super::super::upload::ReceiveError;
+use super::{Answer, CONTENT_DIGEST, FOREVER, Parameters, Registry, etag, is_known, text};
+
+/// The largest manifest that is stored (distribution-spec, "Pushing Manifests": at least 4 MB).
+const MAX_MANIFEST: usize = 4 << 20;
+/// So many tags can be given by parameter.
+const MAX_TAGS: usize = 100;
+const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
+const TAG: HeaderName = HeaderName::from_static("oci-tag");
+
+impl Registry {
+    /// GET and HEAD of a manifest. Accept is not consulted: a client that cannot read what the
+    /// repository has would be helped by nothing else that the registry could send.
+    pub(super) async fn get_manifest(
+        &self,
+        repository: Repository,
+        reference: Reference,
+        head: &request::Parts,
+    ) -> Answer {
+        let (place, wanted) = (repository.clone(), reference.clone());
+        let found = self.on_storage(move |storage| storage.manifest(&place, &wanted)).await?;
+        let manifest = found.ok_or_else(|| unknown(repository, &reference))?;
+        let etag = etag(&manifest.digest);
+        let mut response = if is_known(head, &etag) {
+            StatusCode::NOT_MODIFIED.into_response()
+        } else {
+            content(manifest.bytes, &manifest.media_type, &head.method)
+        };
+        let headers = response.headers_mut();
+        for (name, value) in [(header::ETAG, etag), (CONTENT_DIGEST, manifest.digest.to_string())] {
+            headers.insert(name, value.try_into().expect("digests are ASCII"));
+        }
+        if matches!(reference, Reference::Digest(_)) {
+            headers.insert(header::CACHE_CONTROL, FOREVER);
+        }
+        Ok(response)
+    }
+
+    /// PUT of a manifest, by digest or tag; tags may also be given as parameters.
+    pub(super) async fn put_manifest(
+        &self,
+        repository: Repository,
+        reference: Reference,
+        head: &request::Parts,
+        body: Body,
+    ) -> Answer {
+        let tags = tags(&reference, &Parameters::of(&head.uri)?)?;
+        let bytes = collect(body).await?;
+        let submitted = Submitted::parse(&bytes, text(&head.headers, header::CONTENT_TYPE))?;
+        let digest = digest_of(&reference, &bytes)?;
+        let push = Push { repository, digest, bytes, submitted, tags };
+        let storage = std::sync::Arc::clone(&self.storage);
+        let push = super::blocking(move || push.store(&storage)).await?;
+        tracing::info!(repository = %push.repository, digest = %push.digest,
+            tags = ?push.tags.iter().map(Tag::as_str).collect::<Vec<_>>(), "manifest pushed");
+        Ok(push.created())
+    }
+
+    /// DELETE of a manifest, or of a tag only.
+    pub(super) async fn delete_manifest(
+        &self,
+        repository: Repository,
+        reference: Reference,
+    ) -> Answer {
+        let (place, gone) = (repository.clone(), reference.clone());
+        let existed = self
+            .on_storage(move |storage| match &gone {
+                Reference::Tag(tag) => storage.delete_tag(&place, tag),
+                Reference::Digest(digest) => delete(storage, &place, digest),
+            })
+            .await?;
+        if !existed {
+            return Err(unknown(repository, &reference));
+        }
+        tracing::info!(%repository, reference = words(&reference), "manifest deleted");
+        Ok(StatusCode::ACCEPTED.into_response())
+    }
+}
+
+/// A manifest that is being pushed.
+struct Push {
+    repository: Repository,
+    digest: ContentDigest,
+    bytes: Bytes,
+    submitted: Submitted,
+    tags: Vec<Tag>,
+}
+
+impl Push {
+    fn store(self, storage: &Storage) -> Result<Self, ApiError> {
+        self.check_parts(storage)?;
+        let blobs: Vec<_> = self.submitted.blobs().map(|part| part.digest.clone()).collect();
+        let size = self.bytes.len() as u64;
+        let referrer = self.submitted.subject.clone().map(|subject| Referrer {
+            subject,
+            descriptor: self.submitted.descriptor(&self.digest, size),
+        });
+        let manifest = StoredManifest {
+            digest: self.digest.clone(),
+            media_type: self.submitted.media_type.clone(),
+            bytes: self.bytes.to_vec(),
+        };
+        storage.put_manifest(&self.repository, &manifest, &blobs, referrer.as_ref(), &self.tags)?;
+        Ok(self)
+    }
+
+    /// Everything that the manifest consists of must be in its repository, with the size that
+    /// the manifest says.
+    fn check_parts(&self, storage: &Storage) -> Result<(), ApiError> {
+        let size_of_blob = |digest: &ContentDigest| {
+            Ok::<_, StorageError>(storage.blob(&self.repository, digest)?.map(|blob| blob.size))
+        };
+        let mut missing = Vec::new();
+        let blobs = self.submitted.blobs().map(|part| (part, size_of_blob(&part.digest)));
+        let manifests = self
+            .submitted
+            .manifests()
+            .iter()
+            .map(|part| (part, storage.manifest_size(&self.repository, &part.digest)));
+        for (part, size) in blobs.chain(manifests) {
+            match size? {
+                None => missing.push(part.digest.clone()),
+                Some(actual) if actual != part.size => {
+                    let digest = part.digest.clone();
+                    return Err(ApiError::DescriptorSize { digest, claimed: part.size, actual });
+                }
+                Some(_) => {}
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(ApiError::ManifestBlobsUnknown { repository: self.repository.clone(), missing })
+    }
+
+    fn created(&self) -> Response {
+        let mut response = StatusCode::CREATED.into_response();
+        let headers = response.headers_mut();
+        let location = format!("/v2/{}/manifests/{}", self.repository, self.digest);
+        let mut values =
+            vec![(header::LOCATION, location), (CONTENT_DIGEST, self.digest.to_string())];
+        values.extend(self.submitted.subject.iter().map(|subject| (SUBJECT, subject.to_string())));
+        values.extend(self.tags.iter().map(|tag| (TAG, tag.to_string())));
+        for (name, value) in values {
+            headers.append(name, value.try_into().expect("names and digests are ASCII"));
+        }
+        response
+    }
+}
+
+fn content(bytes: Vec<u8>, media_type: &str, method: &Method) -> Response {
+    let length = bytes.len();
+    let body = if method == Method::HEAD { Body::empty() } else { Body::from(bytes) };
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    if let Ok(media_type) = HeaderValue::from_str(media_type) {
+        headers.insert(header::CONTENT_TYPE, media_type);
+    }
+    response
+}
+
+/// Reads the body, as far as a manifest may reach.
+async fn collect(body: Body) -> Result<Bytes, ApiError> {
+    let mut stream = body.into_data_stream();
+    let mut bytes = Vec::new();
+    while let Some(frame) = stream.next().await {
+        let frame = frame.map_err(|error| ReceiveError::Broken(error.into()))?;
+        if bytes.len() + frame.len() > MAX_MANIFEST {
+            return Err(ApiError::ManifestSize(MAX_MANIFEST));
+        }
+        bytes.extend_from_slice(&frame);
+    }
+    Ok(bytes.into())
+}
+
+fn tags(reference: &Reference, parameters: &Parameters) -> Result<Vec<Tag>, ApiError> {
+    let malformed = |text: &str| ApiError::Parameter { name: "tag", value: text.to_owned() };
+    let mut tags = match reference {
+        Reference::Tag(tag) => vec![tag.clone()],
+        Reference::Digest(_) => Vec::new(),
+    };
+    for text in parameters.all("tag") {
+        let tag = Tag::parse(text).filter(|_| tags.len() < MAX_TAGS);
+        tags.push(tag.ok_or_else(|| malformed(text))?);
+    }
+    Ok(tags)
+}
+
+/// The digest that the manifest is stored under: the one it was pushed by, or the canonical.
+fn digest_of(reference: &Reference, bytes: &[u8]) -> Result<ContentDigest, ApiError> {
+    match reference {
+        Reference::Tag(_) => Ok(ContentDigest::of(Algorithm::Sha256, bytes)),
+        Reference::Digest(expected) => {
+            let actual = ContentDigest::of(expected.algorithm(), bytes);
+            if actual == *expected {
+                Ok(actual)
+            } else {
+                Err(ApiError::ManifestDigest { expected: expected.clone(), actual })
+            }
+        }
+    }
+}
+
+fn delete(
+    storage: &Storage,
+    repository: &Repository,
+    digest: &ContentDigest,
+) -> Result<bool, StorageError> {
+    let reference = Reference::Digest(digest.clone());
+    // A manifest that can no longer be read can still be deleted.
+    let manifest = storage.manifest(repository, &reference).ok().flatten();
+    let subject = manifest
+        .and_then(|manifest| Submitted::parse(&manifest.bytes, Some(&manifest.media_type)).ok())
+        .and_then(|submitted| submitted.subject);
+    storage.delete_manifest(repository, digest, subject.as_ref())
+}
+
+fn words(reference: &Reference) -> String {
+    match reference {
+        Reference::Tag(tag) => tag.to_string(),
+        Reference::Digest(digest) => digest.to_string(),
+    }
+}
+
+fn unknown(repository: Repository, reference: &Reference) -> ApiError {
+    ApiError::ManifestUnknown { repository, reference: words(reference) }
+}

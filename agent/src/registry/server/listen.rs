@@ -1,0 +1,97 @@
+//! Connections: accepted, given a deadline for each request's head, and ended at shutdown.
+//! `axum::serve` has neither deadlines nor an owner for its connections.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ConnectInfo;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// The head of a request must arrive within this time; an idle connection ends after it.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// Pause after a failed accept: mostly the process is out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves `app` on `listener` until `shutdown` is cancelled, then gives the requests in
+/// progress `grace` to end. Returns when all connections have ended or were cut.
+pub async fn serve(
+    listener: TcpListener,
+    app: Router,
+    shutdown: &CancellationToken,
+    grace: Duration,
+) {
+    let connections = TaskTracker::new();
+    let cut = CancellationToken::new();
+    while let Some((stream, peer)) = accept(&listener, shutdown).await {
+        let (app, shutdown, cut) = (app.clone(), shutdown.clone(), cut.clone());
+        connections.spawn(async move {
+            tokio::select! {
+                () = connection(stream, peer, app, shutdown) => {}
+                () = cut.cancelled() => tracing::warn!(%peer, "connection cut at shutdown"),
+            }
+        });
+    }
+    drop(listener);
+    connections.close();
+    if tokio::time::timeout(grace, connections.wait()).await.is_err() {
+        cut.cancel();
+        connections.wait().await;
+    }
+}
+
+/// The next connection; `None` at shutdown.
+async fn accept(
+    listener: &TcpListener,
+    shutdown: &CancellationToken,
+) -> Option<(TcpStream, SocketAddr)> {
+    loop {
+        let accepted: io::Result<_> = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled() => return None,
+        };
+        match accepted {
+            Ok(connection) => return Some(connection),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Answers the requests of one connection; at shutdown, only the one in progress.
+async fn connection(stream: TcpStream, peer: SocketAddr, app: Router, shutdown: CancellationToken) {
+    // Answers are written whole; waiting for more to fill a segment would only delay them.
+    let _ = stream.set_nodelay(true);
+    let app = TowerToHyperService::new(app);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        let app = app.clone();
+        async move { app.call(request).await }
+    });
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD_TIMEOUT);
+    let serving = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(serving);
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, error = &*error, "connection ended");
+    }
+}
