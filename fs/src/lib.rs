@@ -7,9 +7,14 @@
 //! fuse -> view -> { tree, object, source } -> { index, codec } -> digest
 //! ```
 
+pub mod blob;
 pub mod codec;
 pub mod digest;
+pub mod fill;
 pub mod index;
 pub mod layer;
 pub mod object;
+mod path;
 pub mod source;
+pub mod tree;
+pub mod view;

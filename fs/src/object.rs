@@ -1,5 +1,46 @@
-//! File contents by name.
+//! The content-addressed store of file contents.
+//!
+//! ```text
+//! <cache>/objects/ab/ab12…    a complete object, named by its key
+//! <cache>/partial/cd34…       a large object of which some chunks are there, the rest holes
+//! <cache>/tmp/                objects on their way: renamed when whole, deleted at start
+//! ```
+//!
+//! Content enters only as an [`Object`], which is hashed on the way in, so that whatever has a
+//! name has the content of that name. Nothing is synced: after a power cut an object may be
+//! damaged, which its size or a later check tells. To the reader, every fault of the store is a
+//! miss.
 
 mod key;
+mod partial;
+mod store;
 
 pub use key::{CHUNK, ObjectKey};
+pub use partial::Partial;
+pub use store::{Store, StoreError, StoreLimits, StoreUsage};
+
+use bytes::Bytes;
+
+/// A content of at most 1 MiB and the key that it hashes to.
+#[derive(Clone)]
+pub struct Object {
+    key: ObjectKey,
+    bytes: Bytes,
+}
+
+impl Object {
+    /// Hashes `bytes`, at most [`CHUNK`] of them.
+    pub fn name(bytes: Bytes) -> Self {
+        Self { key: ObjectKey::small(&bytes), bytes }
+    }
+
+    /// The key that the content hashes to.
+    pub fn key(&self) -> &ObjectKey {
+        &self.key
+    }
+
+    /// The content.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+}

@@ -305,8 +305,8 @@ mod tests {
             state ^= state >> 7;
             state ^= state << 17;
             match state % 5 {
-                0 => write!(bytes, "def method_{}(self):\n", state % 997).unwrap(),
-                1 => write!(bytes, "    return {}\n", state >> 40).unwrap(),
+                0 => writeln!(bytes, "def method_{}(self):", state % 997).unwrap(),
+                1 => writeln!(bytes, "    return {}", state >> 40).unwrap(),
                 _ => bytes.extend_from_slice(b"        self.assertEqual(expected, actual)\n"),
             }
         }

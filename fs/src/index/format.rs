@@ -139,6 +139,18 @@ pub struct InodeRecord {
     pub flags: U32,
 }
 
+impl InodeRecord {
+    /// Whether it is a directory.
+    pub fn is_directory(&self) -> bool {
+        self.mode.get() & libc::S_IFMT == libc::S_IFDIR
+    }
+
+    /// Whether it is a regular file.
+    pub fn is_file(&self) -> bool {
+        self.mode.get() & libc::S_IFMT == libc::S_IFREG
+    }
+}
+
 /// Bits of [`InodeRecord::flags`].
 pub struct InodeFlags;
 

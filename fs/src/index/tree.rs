@@ -165,7 +165,7 @@ impl LayerTree {
     /// # Errors
     /// [`IndexError::Damaged`] where they lie outside their section.
     pub fn entries(&self, directory: &InodeRecord) -> Result<&[DirectoryEntry], IndexError> {
-        if !is_directory(directory) {
+        if !directory.is_directory() {
             return Ok(&[]);
         }
         let (first, count) = halves(directory.data.get());
@@ -306,11 +306,6 @@ impl LayerTree {
     pub fn has_xattrs(&self) -> bool {
         !self.xattrs.is_empty()
     }
-}
-
-/// Whether the inode is a directory.
-pub(crate) fn is_directory(inode: &InodeRecord) -> bool {
-    inode.mode.get() & libc::S_IFMT == libc::S_IFDIR
 }
 
 fn parse_xattrs(mut set: &[u8]) -> Option<Vec<Xattr<'_>>> {

@@ -17,6 +17,7 @@ use crate::index::{
     DirectoryEntry, EntryKind, Extent, IndexError, InodeFlags, InodeRecord, NONE, Sections,
 };
 use crate::object::ObjectKey;
+use crate::path::clean;
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -368,19 +369,6 @@ fn read_sparse(
     hasher.zeros(content.size - position);
     sink.zeros(content.size - position);
     Ok(extents)
-}
-
-/// The names of a path without empty ones and `.`; `..` goes up, but never above the root.
-pub(crate) fn clean(path: &[u8]) -> Vec<Vec<u8>> {
-    let mut names: Vec<Vec<u8>> = Vec::new();
-    for name in path.split(|&byte| byte == b'/') {
-        match name {
-            b"" | b"." => {}
-            b".." => drop(names.pop()),
-            _ => names.push(name.to_vec()),
-        }
-    }
-    names
 }
 
 fn check_limits(member: &Member) -> Result<(), &'static str> {

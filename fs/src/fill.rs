@@ -1,0 +1,351 @@
+//! What happens on a miss: plan, fetch, decode, keep.
+//!
+//! ```text
+//! read of a file that is not here
+//!   -> units of the file that hold the range          (unit)
+//!   -> spans of the layer that decode these units      (plan)
+//!   -> their pieces and the first one's window         (Source: one request)
+//!   -> decode, and keep every unit inside              (extract, on a blocking thread)
+//!   -> the bytes that were asked for
+//! ```
+//!
+//! A miss brings in everything that its spans hold whole, since neighbours in a tar are read
+//! together. Two readers that miss the same spans share one fetch.
+
+mod extract;
+mod ingest;
+mod plan;
+mod unit;
+
+pub use ingest::{Blob, IngestError, Progress};
+pub use unit::Content;
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::OnceCell;
+
+use self::extract::{ExtractError, extract};
+use self::plan::{Run, plan};
+use crate::blob::Blobs;
+use crate::codec::decode::Entry;
+use crate::codec::{CodecError, decode};
+use crate::digest::{Digest, Verified};
+use crate::index::{LayerTree, SpanTable};
+use crate::object::{CHUNK, ObjectKey, Store};
+use crate::source::{Piece, PieceRequest, Priority, Scope, Source, SourceError};
+
+/// Why a read cannot be answered.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum FillError {
+    /// The bytes could not be fetched.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The index of the layer is damaged or lies.
+    #[error("index of layer {layer}: {reason}")]
+    Index {
+        /// The layer blob.
+        layer: Digest,
+        /// What is wrong, in words.
+        reason: String,
+    },
+    /// The layer can only be decoded from its beginning, and that failed.
+    #[error(transparent)]
+    Ingest(#[from] IngestError),
+    /// The process is shutting down.
+    #[error("reading was interrupted by a shutdown")]
+    Interrupted,
+}
+
+/// A layer whose contents can be fetched.
+pub struct Layer {
+    /// Its index.
+    pub tree: Arc<LayerTree>,
+    /// In whose name its bytes are fetched.
+    pub scope: Scope,
+    table: OnceCell<Arc<SpanTable>>,
+    /// One fetch at a time for each run of spans.
+    running: Mutex<HashMap<usize, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Layer {
+    /// The layer that `tree` describes, fetched in the name of `scope`.
+    pub fn new(tree: Arc<LayerTree>, scope: Scope) -> Self {
+        Self { tree, scope, table: OnceCell::new(), running: Mutex::default() }
+    }
+
+    /// The digest of the layer blob.
+    pub fn digest(&self) -> Digest {
+        self.tree.header().layer
+    }
+
+    fn damaged(&self, reason: impl ToString) -> FillError {
+        FillError::Index { layer: self.digest(), reason: reason.to_string() }
+    }
+
+    /// Waits until nobody else fetches from `span` on, and keeps others from it.
+    async fn turn(&self, span: usize) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            running.retain(|_, turn| Arc::strong_count(turn) > 1);
+            running.entry(span).or_default().clone()
+        };
+        turn.lock_owned().await
+    }
+}
+
+/// Fetches what is missing into a store.
+pub struct Filler {
+    store: Arc<Store>,
+    blobs: Arc<Blobs>,
+    source: Arc<dyn Source>,
+    timeout: Duration,
+}
+
+impl Filler {
+    /// A filler for `store`; span tables go to `blobs`; a fetch may take `timeout`.
+    pub fn new(
+        store: Arc<Store>,
+        blobs: Arc<Blobs>,
+        source: Arc<dyn Source>,
+        timeout: Duration,
+    ) -> Self {
+        Self { store, blobs, source, timeout }
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// The small blobs.
+    pub fn blobs(&self) -> &Arc<Blobs> {
+        &self.blobs
+    }
+
+    /// The source of what is missing.
+    pub fn source(&self) -> &Arc<dyn Source> {
+        &self.source
+    }
+
+    /// Reads `range` of a file of `layer` whose content is not here, or not all of it. The range
+    /// must lie within the file.
+    ///
+    /// # Errors
+    /// [`FillError`] where the bytes cannot be had in time or are not what the index says.
+    pub async fn read(
+        &self,
+        layer: &Arc<Layer>,
+        content: &Arc<Content>,
+        range: Range<u64>,
+    ) -> Result<Bytes, FillError> {
+        let units = content.units(range.clone());
+        let start = units.start as u64 * CHUNK;
+        let bytes = match self.units(layer, content, units).await?.as_slice() {
+            [only] => only.clone(),
+            several => several.concat().into(),
+        };
+        let slice = (range.start - start) as usize..(range.end - start) as usize;
+        if slice.end > bytes.len() {
+            return Err(layer.damaged("a file is shorter than its size"));
+        }
+        Ok(bytes.slice(slice))
+    }
+
+    /// The bytes of each of `units`.
+    async fn units(
+        &self,
+        layer: &Arc<Layer>,
+        content: &Arc<Content>,
+        units: Range<usize>,
+    ) -> Result<Vec<Bytes>, FillError> {
+        let table = self.table(layer).await?;
+        let mut found = self.stored(content, units.clone().collect()).await?;
+        let missing = units.clone().filter(|unit| !found.contains_key(unit));
+        let ranges = missing.filter_map(|unit| content.unit(unit).tar_range());
+        for run in plan(&table, ranges) {
+            let _turn = layer.turn(run.spans.start).await;
+            // Whoever had the turn before may have brought what is missing.
+            let missing = units.clone().filter(|unit| !found.contains_key(unit)).collect();
+            found.extend(self.stored(content, missing).await?);
+            let missing: Vec<usize> =
+                units.clone().filter(|unit| !found.contains_key(unit)).collect();
+            if !missing.is_empty() {
+                found.extend(self.fetch(layer, &table, run, content, missing).await?);
+            }
+        }
+        units
+            .map(|unit| found.remove(&unit).map_or_else(|| zeros(layer, content, unit), Ok))
+            .collect()
+    }
+
+    /// Those of `units` that the store holds.
+    async fn stored(
+        &self,
+        content: &Arc<Content>,
+        units: Vec<usize>,
+    ) -> Result<HashMap<usize, Bytes>, FillError> {
+        let (store, content) = (self.store.clone(), content.clone());
+        tokio::task::spawn_blocking(move || {
+            units
+                .into_iter()
+                .filter_map(|unit| Some((unit, content.stored_unit(&store, unit)?)))
+                .collect()
+        })
+        .await
+        .map_err(|_| FillError::Interrupted)
+    }
+
+    /// The span table of `layer`: from memory, from disk or fetched.
+    async fn table(&self, layer: &Layer) -> Result<Arc<SpanTable>, FillError> {
+        layer.table.get_or_try_init(|| self.load_table(layer)).await.cloned()
+    }
+
+    async fn load_table(&self, layer: &Layer) -> Result<Arc<SpanTable>, FillError> {
+        let header = layer.tree.header();
+        let bytes = match self.blobs.get(&header.span_table) {
+            Some(stored) => stored,
+            None => {
+                let range = 0..header.span_table_size.get();
+                let piece = Piece { blob: header.spans, range, digest: header.span_table };
+                let fetched = self.request(layer, vec![piece], Priority::Demand).await?;
+                let table = fetched.into_iter().next().ok_or_else(|| no_answer(layer))?;
+                if let Err(error) = self.blobs.put(&table) {
+                    tracing::warn!(layer = %layer.digest(), %error, "cannot keep a span table");
+                }
+                table
+            }
+        };
+        let table = SpanTable::new(bytes.into_bytes().to_vec().into())
+            .map_err(|error| layer.damaged(error))?;
+        if *table.layer() != layer.digest() {
+            return Err(layer.damaged("its span table belongs to another layer"));
+        }
+        Ok(Arc::new(table))
+    }
+
+    async fn request(
+        &self,
+        layer: &Layer,
+        pieces: Vec<Piece>,
+        priority: Priority,
+    ) -> Result<Vec<Verified>, FillError> {
+        let deadline = Instant::now() + self.timeout;
+        let request = PieceRequest { scope: layer.scope.clone(), pieces, priority, deadline };
+        Ok(self.source.fetch(request).await?)
+    }
+
+    /// Fetches and decodes a run of spans; returns those of the content's `units` that it held.
+    async fn fetch(
+        &self,
+        layer: &Arc<Layer>,
+        table: &Arc<SpanTable>,
+        run: Run,
+        content: &Arc<Content>,
+        units: Vec<usize>,
+    ) -> Result<HashMap<usize, Bytes>, FillError> {
+        if run.is_oversized(table) {
+            return self.fetch_whole(layer, content, units).await;
+        }
+        let window = table.window(run.spans.start).map(|window| Piece {
+            blob: layer.tree.header().spans,
+            range: window.range,
+            digest: window.digest,
+        });
+        let has_window = window.is_some();
+        let pieces = run.spans.clone().map(|span| table.piece(span)).chain(window).collect();
+        let mut fetched = self.request(layer, pieces, Priority::Demand).await?;
+        let window = if has_window { fetched.pop() } else { None };
+        let (layer, table, store) = (layer.clone(), table.clone(), self.store.clone());
+        let key = content.key;
+        tokio::task::spawn_blocking(move || {
+            let stretch = Stretch { run, window, pieces: fetched };
+            decode_run(&layer, &table, &store, stretch, &key, &units)
+                .map_err(|error| layer.damaged(chain(&error)))
+        })
+        .await
+        .map_err(|_| FillError::Interrupted)?
+    }
+
+    /// A layer without places to start in its middle (one zstd frame, say): all of it comes in.
+    async fn fetch_whole(
+        &self,
+        layer: &Arc<Layer>,
+        content: &Arc<Content>,
+        units: Vec<usize>,
+    ) -> Result<HashMap<usize, Bytes>, FillError> {
+        let _turn = layer.turn(usize::MAX).await;
+        let stored = self.stored(content, units.clone()).await?;
+        if stored.len() == units.len() {
+            return Ok(stored);
+        }
+        self.complete(layer, Priority::Demand, &Progress::default()).await?;
+        self.stored(content, units).await
+    }
+}
+
+fn no_answer(layer: &Layer) -> FillError {
+    layer.damaged("the source answered with fewer pieces than were asked for")
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        words = format!("{words}: {error}");
+        cause = error.source();
+    }
+    words
+}
+
+/// A unit that the tar holds nothing of is zeros, if its digest says so too.
+fn zeros(layer: &Layer, content: &Content, number: usize) -> Result<Bytes, FillError> {
+    let unit = content.unit(number);
+    let bytes = Bytes::from(vec![0; unit.length as usize]);
+    let digest = if content.is_large() {
+        content.chunks.get(number).copied()
+    } else {
+        Some(*content.key.digest())
+    };
+    let expected = digest.ok_or_else(|| layer.damaged("a chunk has no digest"))?;
+    Verified::check(bytes, &expected)
+        .map(Verified::into_bytes)
+        .map_err(|_| layer.damaged("no span holds a part of a file"))
+}
+
+/// What was fetched to decode a run of spans.
+struct Stretch {
+    run: Run,
+    window: Option<Verified>,
+    pieces: Vec<Verified>,
+}
+
+fn decode_run(
+    layer: &Layer,
+    table: &SpanTable,
+    store: &Store,
+    stretch: Stretch,
+    key: &ObjectKey,
+    units: &[usize],
+) -> Result<HashMap<usize, Bytes>, ExtractError> {
+    let Stretch { run, window, pieces } = stretch;
+    let first = run.spans.start;
+    let window = match window {
+        Some(window) => zstd::bulk::decompress(window.bytes(), plan::WINDOW_MAX)
+            .map_err(ExtractError::Decode)?,
+        None => Vec::new(),
+    };
+    let entry = Entry {
+        codec: table.codec(),
+        start: table.start(first),
+        bit: table.first_bit(first),
+        window: &window,
+    };
+    let broken = |error: CodecError| ExtractError::Decode(std::io::Error::other(error));
+    let mut reader = decode(entry, plan::join(table, &run, pieces)).map_err(broken)?;
+    extract(&layer.tree, store, run.output(table), &mut reader, key, units)
+}

@@ -1,0 +1,247 @@
+//! A whole blob, once, in order: hashed, indexed, and all its contents kept.
+//!
+//! This is how a layer without an index gets one, how an image becomes fully local, and how an
+//! index that was fetched is checked: the blob is the only thing whose digest the image itself
+//! names.
+
+use std::io::{Seek, SeekFrom, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tempfile::NamedTempFile;
+
+use super::{Filler, Layer};
+use crate::digest::Digest;
+use crate::layer::{Indexer, LayerError, LayerIndex, ObjectSink};
+use crate::object::{CHUNK, Object, ObjectKey, Store};
+use crate::source::{BlobRequest, Priority, Scope, SourceError};
+
+/// Why a blob could not be taken in.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum IngestError {
+    /// It could not be fetched.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// It is not a layer.
+    #[error("layer {layer} cannot be unpacked")]
+    Layer {
+        /// The digest by which the manifest names it.
+        layer: Digest,
+        /// What is wrong with it.
+        source: LayerError,
+    },
+    /// Its bytes are not those that the manifest names.
+    #[error("layer {expected}: {size} bytes arrived that hash to {actual}")]
+    WrongDigest {
+        /// The digest by which the manifest names it.
+        expected: Digest,
+        /// The digest of what arrived.
+        actual: Digest,
+        /// How many bytes arrived.
+        size: u64,
+    },
+    /// The index that was attached to the image is not the index of the layer.
+    #[error("layer {layer}: the index that came with the image is not the one of its bytes")]
+    WrongIndex {
+        /// The layer.
+        layer: Digest,
+    },
+    /// The process is shutting down.
+    #[error("layer {layer}: interrupted by a shutdown")]
+    Interrupted {
+        /// The layer.
+        layer: Digest,
+    },
+}
+
+/// How far a blob has come, for whoever watches.
+#[derive(Debug, Default)]
+pub struct Progress {
+    bytes: AtomicU64,
+}
+
+impl Progress {
+    /// Bytes of the blob that have arrived.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// A blob to be taken in.
+#[derive(Debug, Clone)]
+pub struct Blob {
+    /// In whose name it is fetched.
+    pub scope: Scope,
+    /// The digest by which the manifest names it.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+impl Filler {
+    /// Fetches the whole `blob`, keeps every file content in it and returns its index.
+    ///
+    /// # Errors
+    /// [`IngestError`] where the blob cannot be had, is not a layer, or has another digest.
+    pub async fn ingest(
+        &self,
+        blob: &Blob,
+        priority: Priority,
+        progress: &Progress,
+    ) -> Result<LayerIndex, IngestError> {
+        let layer = blob.digest;
+        let interrupted = || IngestError::Interrupted { layer };
+        let deadline = Instant::now() + self.timeout;
+        let (scope, size) = (blob.scope.clone(), blob.size);
+        let request = BlobRequest { scope, blob: layer, size, priority, deadline };
+        let mut stream = self.source.stream(request).await?;
+        let (sender, mut chunks) = tokio::sync::mpsc::channel::<Bytes>(8);
+        let sink = Box::new(StoreSink::new(self.store.clone()));
+        let indexing = tokio::task::spawn_blocking(move || {
+            let mut indexer = Indexer::with_sink(sink);
+            while let Some(chunk) = chunks.blocking_recv() {
+                if indexer.write_bytes(chunk).is_err() {
+                    break;
+                }
+            }
+            // A stream that was cut off gives an error here, and its own one below.
+            indexer.finish()
+        });
+        let mut outcome = Ok(());
+        while let Some(chunk) = stream.next().await {
+            match chunk {
+                Ok(chunk) => {
+                    progress.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                    if sender.send(chunk).await.is_err() {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    outcome = Err(error);
+                    break;
+                }
+            }
+        }
+        drop(sender);
+        let indexed = indexing.await.map_err(|_| interrupted())?;
+        outcome?;
+        let index = indexed.map_err(|source| IngestError::Layer { layer, source })?;
+        if index.layer != layer {
+            let (actual, size) = (index.layer, index.layer_size);
+            return Err(IngestError::WrongDigest { expected: layer, actual, size });
+        }
+        Ok(index)
+    }
+
+    /// Brings in all of a layer, and checks its index against what its bytes say.
+    ///
+    /// # Errors
+    /// [`IngestError`]; [`IngestError::WrongIndex`] means that the index must not be used.
+    pub async fn complete(
+        &self,
+        layer: &Layer,
+        priority: Priority,
+        progress: &Progress,
+    ) -> Result<(), IngestError> {
+        let header = layer.tree.header();
+        let (scope, digest) = (layer.scope.clone(), header.layer);
+        let blob = Blob { scope, digest, size: header.layer_size.get() };
+        let index = self.ingest(&blob, priority, progress).await?;
+        if index.tree != layer.tree.bytes() {
+            return Err(IngestError::WrongIndex { layer: digest });
+        }
+        Ok(())
+    }
+}
+
+/// Puts contents into a store as they go by. What the store cannot take is logged and left out.
+struct StoreSink {
+    store: Arc<Store>,
+    content: Option<Incoming>,
+}
+
+enum Incoming {
+    Small(Vec<u8>),
+    Large(NamedTempFile, u64),
+}
+
+impl StoreSink {
+    fn new(store: Arc<Store>) -> Self {
+        Self { store, content: None }
+    }
+
+    /// Gives up the current content where `step` fails.
+    fn attempt<E: std::fmt::Display>(
+        &mut self,
+        step: impl FnOnce(&mut Incoming, &Store) -> Result<(), E>,
+    ) {
+        let Some(content) = &mut self.content else { return };
+        if let Err(error) = step(content, &self.store) {
+            tracing::warn!(%error, "cannot keep a file content");
+            self.content = None;
+        }
+    }
+}
+
+impl ObjectSink for StoreSink {
+    fn begin(&mut self, size: u64) {
+        self.content = if size <= CHUNK {
+            Some(Incoming::Small(Vec::with_capacity(size as usize)))
+        } else {
+            match self.store.temporary() {
+                Ok(file) => Some(Incoming::Large(file, size)),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot keep a large file content");
+                    None
+                }
+            }
+        };
+    }
+
+    fn data(&mut self, bytes: &[u8]) {
+        self.attempt(|content, _| match content {
+            Incoming::Small(content) => {
+                content.extend_from_slice(bytes);
+                Ok(())
+            }
+            Incoming::Large(file, _) => file.write_all(bytes),
+        });
+    }
+
+    fn zeros(&mut self, count: u64) {
+        self.attempt(|content, _| match content {
+            Incoming::Small(content) => {
+                content.resize(content.len() + count as usize, 0);
+                Ok(())
+            }
+            Incoming::Large(file, _) => {
+                let ahead = SeekFrom::Current(i64::try_from(count).unwrap_or(i64::MAX));
+                file.seek(ahead).map(drop)
+            }
+        });
+    }
+
+    fn end(&mut self, key: ObjectKey) {
+        match self.content.take() {
+            Some(Incoming::Small(content)) => {
+                let object = Object::name(content.into());
+                if let Err(error) = self.store.insert(&object) {
+                    tracing::warn!(%error, "cannot keep a file content");
+                }
+            }
+            Some(Incoming::Large(file, size)) if !self.store.contains(&key) => {
+                let sized = file.as_file().set_len(size);
+                let kept = sized.map_err(|error| error.to_string()).and_then(|()| {
+                    self.store.publish(file, &key).map_err(|error| error.to_string())
+                });
+                if let Err(error) = kept {
+                    tracing::warn!(%error, "cannot keep a large file content");
+                }
+            }
+            _ => {}
+        }
+    }
+}

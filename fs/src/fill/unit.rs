@@ -1,0 +1,193 @@
+//! Files as units of verification.
+//!
+//! A file of up to 1 MiB is one unit, verified by its key; a larger one has a unit for each 1 MiB
+//! chunk, verified by the chunk's digest. A unit knows which bytes of the tar make it; the rest
+//! of it is zeros.
+
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use bytes::Bytes;
+
+use crate::digest::Digest;
+use crate::index::{IndexError, InodeRecord, LayerTree};
+use crate::object::{CHUNK, ObjectKey, Store};
+
+/// A file with content.
+pub struct Content {
+    /// The object that holds it.
+    pub key: ObjectKey,
+    /// Size in bytes.
+    pub size: u64,
+    /// Digests of the chunks of a large file, empty for a small one.
+    pub chunks: Vec<Digest>,
+    runs: Vec<Run>,
+}
+
+/// A run of bytes that the tar holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// Where in the file, in bytes.
+    pub offset: u64,
+    /// Where in the tar.
+    pub position: u64,
+    /// How many.
+    pub length: u64,
+}
+
+/// A part of a file that is verified at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    /// Number in the file.
+    pub number: usize,
+    /// Bytes of the unit, at most 1 MiB.
+    pub length: u64,
+    /// What the tar holds of it, offsets counted from the start of the unit.
+    pub runs: Vec<Run>,
+}
+
+impl Content {
+    /// The content of a regular file; `None` for an empty one and for everything else.
+    ///
+    /// # Errors
+    /// [`IndexError`] where the index is damaged.
+    pub fn of(tree: &LayerTree, inode: &InodeRecord) -> Result<Option<Self>, IndexError> {
+        let Some(key) = tree.key(inode)?.filter(|_| inode.is_file() && inode.size != 0) else {
+            return Ok(None);
+        };
+        let runs = tree
+            .extents(inode)?
+            .iter()
+            .map(|extent| Run {
+                offset: extent.offset.get(),
+                position: extent.data.get(),
+                length: extent.length.get(),
+            })
+            .collect();
+        let chunks = tree.chunks(inode)?.to_vec();
+        Ok(Some(Self { key, size: inode.size.get(), chunks, runs }))
+    }
+
+    /// Whether it is verified chunk by chunk.
+    pub fn is_large(&self) -> bool {
+        self.size > CHUNK
+    }
+
+    /// The units that hold `range` of the file.
+    pub fn units(&self, range: Range<u64>) -> Range<usize> {
+        let end = range.end.min(self.size);
+        if range.start >= end {
+            return 0..0;
+        }
+        (range.start / CHUNK) as usize..end.div_ceil(CHUNK) as usize
+    }
+
+    /// All units of the file.
+    pub fn all_units(&self) -> Range<usize> {
+        self.units(0..self.size)
+    }
+
+    /// Unit `number`.
+    pub fn unit(&self, number: usize) -> Unit {
+        let start = number as u64 * CHUNK;
+        let end = (start + CHUNK).min(self.size);
+        let first = self.runs.partition_point(|run| run.offset.saturating_add(run.length) <= start);
+        let runs = self.runs[first..]
+            .iter()
+            .take_while(|run| run.offset < end)
+            .map(|run| {
+                let from = run.offset.max(start);
+                let to = run.offset.saturating_add(run.length).min(end);
+                Run {
+                    offset: from - start,
+                    position: run.position.saturating_add(from - run.offset),
+                    length: to - from,
+                }
+            })
+            .collect();
+        Unit { number, length: end.saturating_sub(start), runs }
+    }
+
+    /// The bytes of a unit, where the store has them.
+    pub fn stored_unit(&self, store: &Store, unit: usize) -> Option<Bytes> {
+        let start = unit as u64 * CHUNK;
+        let mut bytes = vec![0; (self.size - start.min(self.size)).min(CHUNK) as usize];
+        self.read_stored(store, start, &mut bytes).then(|| bytes.into())
+    }
+
+    /// Reads from `offset` on, where the store has all of it; the range must lie in the file.
+    pub fn read_stored(&self, store: &Store, offset: u64, bytes: &mut [u8]) -> bool {
+        if let Some(file) = store.get(&self.key, self.size) {
+            return file.read_exact_at(bytes, offset).is_ok();
+        }
+        if !self.is_large() || !store.has_partial(&self.key) {
+            return false;
+        }
+        let Ok(partial) = store.partial(&self.key, self.size) else { return false };
+        let end = offset.saturating_add(bytes.len() as u64);
+        self.units(offset..end)
+            .all(|unit| self.chunks.get(unit).is_some_and(|digest| partial.has(unit, digest)))
+            && partial.file().read_exact_at(bytes, offset).is_ok()
+    }
+
+    /// Whether the store has the whole content.
+    pub fn is_stored(&self, store: &Store) -> bool {
+        store.contains(&self.key)
+    }
+
+    /// Where the first byte of the file's data lies in the tar.
+    pub fn position(&self) -> Option<u64> {
+        self.runs.first().map(|run| run.position)
+    }
+}
+
+impl Unit {
+    /// The bytes of the tar from the first to the last that the unit needs; `None` where it is
+    /// zeros only.
+    pub fn tar_range(&self) -> Option<Range<u64>> {
+        let first = self.runs.iter().map(|run| run.position).min()?;
+        let last = self.runs.iter().map(|run| run.position.saturating_add(run.length)).max()?;
+        Some(first..last)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(size: u64, runs: &[(u64, u64, u64)]) -> Content {
+        Content {
+            key: ObjectKey::small(b""),
+            size,
+            chunks: Vec::new(),
+            runs: runs
+                .iter()
+                .map(|&(offset, position, length)| Run { offset, position, length })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_range_names_the_units_that_hold_it() {
+        let content = content(2 * CHUNK + 10, &[]);
+        for (range, units) in [
+            (0..1, 0..1),
+            (CHUNK - 1..CHUNK + 1, 0..2),
+            (CHUNK..CHUNK, 0..0),
+            (2 * CHUNK + 9..u64::MAX, 2..3),
+            (2 * CHUNK + 10..2 * CHUNK + 11, 0..0),
+        ] {
+            assert_eq!(content.units(range.clone()), units, "{range:?}");
+        }
+    }
+
+    #[test]
+    fn runs_are_cut_at_unit_borders() {
+        let content = content(2 * CHUNK, &[(10, 5000, CHUNK), (CHUNK + 100, 9_000_000, 50)]);
+        let run = |offset, position, length| Run { offset, position, length };
+        assert_eq!(content.unit(0).runs, [run(10, 5000, CHUNK - 10)]);
+        assert_eq!(content.unit(1).runs, [run(0, 5000 + CHUNK - 10, 10), run(100, 9_000_000, 50)]);
+        assert_eq!(content.unit(1).tar_range(), Some(5000 + CHUNK - 10..9_000_050));
+        assert_eq!(content.unit(1).length, CHUNK);
+    }
+}

@@ -1,0 +1,571 @@
+//! What a mount shows: directories, attributes and bytes by nodeid.
+//!
+//! A view holds any number of images below one root and answers the kernel's questions from
+//! merged trees and the store. Only [`View::read`] can take long; nothing else touches the
+//! network.
+//!
+//! ```text
+//! /                         nodeid 1
+//! /images                   nodeid 2
+//! /images/<64 hex digits>   the merged tree of an image, by the digest of its manifest
+//! ```
+//!
+//! # Nodeids
+//!
+//! A nodeid is a slot (upper 32 bits) and a number (lower 32 bits, counted from 1). A directory
+//! has the slot of its image, since overlays need one path for each; a file has the slot of its
+//! layer, so that images which share a layer share the kernel's page cache for it. Slots are
+//! written down before use (see [`SlotTable`]) and never reused while the mount lives: the
+//! kernel may know a nodeid for as long as that.
+
+mod slots;
+
+pub use slots::{SlotName, SlotTable};
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use bytes::Bytes;
+
+use crate::digest::Digest;
+use crate::fill::{Content, FillError, Filler, Layer};
+use crate::index::{IndexError, InodeRecord};
+use crate::tree::{ImageTree, Target};
+
+/// A node as the kernel knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub u64);
+
+impl NodeId {
+    /// The root of the mount.
+    pub const ROOT: Self = Self(1);
+    /// The directory that holds the images.
+    pub const IMAGES: Self = Self(2);
+
+    fn new(slot: u32, number: u32) -> Self {
+        Self(u64::from(slot) << 32 | (u64::from(number) + 1))
+    }
+
+    fn slot(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    fn number(self) -> Option<u32> {
+        (self.0 as u32).checked_sub(1)
+    }
+}
+
+/// The attributes of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attr {
+    /// The node.
+    pub node: NodeId,
+    /// Type and permission bits as in stat(2).
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Number of names.
+    pub nlink: u32,
+    /// Size in bytes.
+    pub size: u64,
+    /// Modification time: seconds since 1970, also negative, and nanoseconds counted forward.
+    pub mtime: (i64, u32),
+    /// Device number as the kernel encodes it in 32 bits.
+    pub rdev: u32,
+}
+
+/// What a look-up found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup {
+    /// A node.
+    Found(Attr),
+    /// Nothing, and there never will be.
+    Absent,
+    /// Nothing yet: an image may appear under this name.
+    AbsentYet,
+}
+
+/// An entry of a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// Its name.
+    pub name: &'a [u8],
+    /// Its attributes.
+    pub attr: Attr,
+    /// Where to go on after it.
+    pub next_offset: u64,
+}
+
+/// Why a question has no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ViewError {
+    /// No such node: the kernel remembers something that is gone.
+    #[error("no node {0:?}")]
+    Stale(NodeId),
+    /// The node is not a directory.
+    #[error("node {0:?} is not a directory")]
+    NotDirectory(NodeId),
+    /// The node is a directory.
+    #[error("node {0:?} is a directory")]
+    IsDirectory(NodeId),
+    /// The node is neither a file nor a symbolic link, as the question needs.
+    #[error("node {0:?} cannot be read")]
+    Invalid(NodeId),
+    /// The index is damaged.
+    #[error("index of layer {layer}")]
+    Index {
+        /// The layer blob.
+        layer: Digest,
+        /// What is wrong.
+        source: IndexError,
+    },
+    /// The bytes could not be had.
+    #[error(transparent)]
+    Fill(#[from] FillError),
+}
+
+/// An image in a view.
+struct Image {
+    tree: ImageTree,
+    layers: Vec<(u32, Arc<Layer>)>,
+}
+
+enum Slot {
+    /// Nothing, or an image that was taken away.
+    Empty,
+    Layer(Arc<Layer>),
+    Image(Arc<Image>),
+}
+
+#[derive(Default)]
+struct Contents {
+    slots: Vec<Slot>,
+    /// Slot of each image by the digest of its manifest.
+    images: BTreeMap<String, u32>,
+}
+
+/// What a mount shows.
+pub struct View {
+    filler: Arc<Filler>,
+    contents: RwLock<Contents>,
+}
+
+/// An image to be shown.
+pub struct NewImage {
+    /// The digest of its manifest.
+    pub manifest: Digest,
+    /// Its merged tree.
+    pub tree: ImageTree,
+    /// Its layers, the lowest first, as in the tree.
+    pub layers: Vec<Arc<Layer>>,
+}
+
+/// What an inode of a layer needs to be read.
+struct Leaf {
+    layer: Arc<Layer>,
+    inode: InodeRecord,
+}
+
+impl View {
+    /// An empty view, whose files are read through `filler`.
+    pub fn new(filler: Arc<Filler>) -> Self {
+        Self { filler, contents: RwLock::default() }
+    }
+
+    /// Shows an image. Layers that are shown already are shared.
+    ///
+    /// # Errors
+    /// Those of writing down the slots.
+    pub fn add_image(&self, image: NewImage, slots: &mut SlotTable) -> std::io::Result<()> {
+        let NewImage { manifest, tree, layers } = image;
+        let trees = layers.iter().map(|layer| Digest::of(layer.tree.bytes()));
+        let layer_slots: Vec<u32> = trees
+            .map(|tree| slots.slot(SlotName::Layer { tree }))
+            .collect::<std::io::Result<_>>()?;
+        let slot = slots.slot(SlotName::Image { manifest })?;
+        let mut contents = self.contents.write().unwrap_or_else(PoisonError::into_inner);
+        let shared = layer_slots
+            .into_iter()
+            .zip(layers)
+            .map(|(slot, layer)| (slot, contents.share_layer(slot, layer)))
+            .collect();
+        contents.put(slot, Slot::Image(Arc::new(Image { tree, layers: shared })));
+        contents.images.insert(manifest.hex(), slot);
+        Ok(())
+    }
+
+    /// No longer shows an image. Open files stay readable while other images share their layers.
+    pub fn remove_image(&self, manifest: &Digest) {
+        let mut contents = self.contents.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(slot) = contents.images.remove(&manifest.hex()) else { return };
+        contents.put(slot, Slot::Empty);
+        contents.drop_unused_layers();
+    }
+
+    /// The filler that reads missing bytes.
+    pub fn filler(&self) -> &Arc<Filler> {
+        &self.filler
+    }
+
+    fn image(&self, node: NodeId) -> Result<Arc<Image>, ViewError> {
+        let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
+        match contents.slots.get(node.slot() as usize) {
+            Some(Slot::Image(image)) => Ok(image.clone()),
+            Some(Slot::Layer(_)) => Err(ViewError::NotDirectory(node)),
+            _ => Err(ViewError::Stale(node)),
+        }
+    }
+
+    fn leaf(&self, node: NodeId) -> Result<Leaf, ViewError> {
+        let layer = {
+            let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
+            match contents.slots.get(node.slot() as usize) {
+                Some(Slot::Layer(layer)) => layer.clone(),
+                Some(Slot::Image(_)) => return Err(ViewError::IsDirectory(node)),
+                _ if node == NodeId::ROOT || node == NodeId::IMAGES => {
+                    return Err(ViewError::IsDirectory(node));
+                }
+                _ => return Err(ViewError::Stale(node)),
+            }
+        };
+        let number = node.number().ok_or(ViewError::Stale(node))?;
+        let inode = *layer.tree.inode(number).map_err(failed(&layer))?;
+        Ok(Leaf { layer, inode })
+    }
+
+    /// What `parent` holds under `name`.
+    ///
+    /// # Errors
+    /// [`ViewError`] where `parent` is gone or not a directory, or an index is damaged.
+    pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Lookup, ViewError> {
+        match parent {
+            NodeId::ROOT if name == b"images" => Ok(Lookup::Found(synthetic(NodeId::IMAGES, 2))),
+            NodeId::ROOT => Ok(Lookup::Absent),
+            NodeId::IMAGES => self.lookup_image(name),
+            _ => {
+                let image = self.image(parent)?;
+                let number = directory_number(&image, parent)?;
+                match image.tree.find(number, name) {
+                    Some(target) => Ok(Lookup::Found(image.attr(parent, target)?)),
+                    None => Ok(Lookup::Absent),
+                }
+            }
+        }
+    }
+
+    fn lookup_image(&self, name: &[u8]) -> Result<Lookup, ViewError> {
+        let name = std::str::from_utf8(name).unwrap_or_default();
+        let slot = {
+            let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
+            contents.images.get(name).copied()
+        };
+        let Some(slot) = slot else { return Ok(Lookup::AbsentYet) };
+        self.getattr(NodeId::new(slot, 0)).map(Lookup::Found)
+    }
+
+    /// The attributes of `node`.
+    ///
+    /// # Errors
+    /// [`ViewError`] where it is gone or its index is damaged.
+    pub fn getattr(&self, node: NodeId) -> Result<Attr, ViewError> {
+        match node {
+            NodeId::ROOT => return Ok(synthetic(node, 3)),
+            NodeId::IMAGES => {
+                let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
+                return Ok(synthetic(node, 2 + contents.images.len() as u32));
+            }
+            _ => {}
+        }
+        match self.image(node) {
+            Ok(image) => image.directory_attr(node, directory_number(&image, node)?),
+            Err(ViewError::NotDirectory(_)) => {
+                let leaf = self.leaf(node)?;
+                Ok(inode_attr(node, &leaf.inode))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The target of a symbolic link.
+    ///
+    /// # Errors
+    /// [`ViewError`] where `node` is gone or not a link, or its index is damaged.
+    pub fn readlink(&self, node: NodeId) -> Result<Bytes, ViewError> {
+        let leaf = self.leaf(node)?;
+        if leaf.inode.mode.get() & libc::S_IFMT != libc::S_IFLNK {
+            return Err(ViewError::Invalid(node));
+        }
+        let target = leaf.layer.tree.target(&leaf.inode).map_err(failed(&leaf.layer))?;
+        Ok(Bytes::copy_from_slice(target))
+    }
+
+    /// Hands the entries of `directory` from `offset` on to `emit`, until it returns true: its
+    /// buffer is full. `.` and `..` come first, at offsets 0 and 1.
+    ///
+    /// # Errors
+    /// [`ViewError`] where `directory` is gone or not one, or an index is damaged.
+    pub fn readdir(
+        &self,
+        directory: NodeId,
+        offset: u64,
+        mut emit: impl FnMut(Entry<'_>) -> bool,
+    ) -> Result<(), ViewError> {
+        let dots = [(&b"."[..], directory), (b"..", self.parent(directory)?)];
+        for (i, (name, node)) in (0..).zip(dots).skip(usize::try_from(offset).unwrap_or(2)) {
+            if emit(Entry { name, attr: self.getattr(node)?, next_offset: i + 1 }) {
+                return Ok(());
+            }
+        }
+        let skip = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
+        let next_offset = |i: usize| (skip + i) as u64 + 3;
+        match directory {
+            NodeId::ROOT if skip == 0 => {
+                let attr = self.getattr(NodeId::IMAGES)?;
+                emit(Entry { name: b"images", attr, next_offset: next_offset(0) });
+            }
+            NodeId::ROOT => {}
+            NodeId::IMAGES => {
+                for (i, (name, slot)) in self.image_list().into_iter().skip(skip).enumerate() {
+                    let attr = self.getattr(NodeId::new(slot, 0))?;
+                    if emit(Entry { name: name.as_bytes(), attr, next_offset: next_offset(i) }) {
+                        return Ok(());
+                    }
+                }
+            }
+            _ => {
+                let image = self.image(directory)?;
+                let number = directory_number(&image, directory)?;
+                for (i, (name, target)) in image.tree.list(number, skip).enumerate() {
+                    let attr = image.attr(directory, target)?;
+                    if emit(Entry { name, attr, next_offset: next_offset(i) }) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn image_list(&self) -> Vec<(String, u32)> {
+        let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
+        contents.images.iter().map(|(name, &slot)| (name.clone(), slot)).collect()
+    }
+
+    fn parent(&self, directory: NodeId) -> Result<NodeId, ViewError> {
+        if directory == NodeId::ROOT || directory == NodeId::IMAGES {
+            return Ok(NodeId::ROOT);
+        }
+        let image = self.image(directory)?;
+        match directory_number(&image, directory)? {
+            0 => Ok(NodeId::IMAGES),
+            number => {
+                let parent = image.tree.parent(number).ok_or(ViewError::Stale(directory))?;
+                Ok(NodeId::new(directory.slot(), parent))
+            }
+        }
+    }
+
+    /// The value of an extended attribute, `None` where `node` does not have it.
+    ///
+    /// # Errors
+    /// [`ViewError`] where `node` is gone or its index is damaged.
+    pub fn xattr(&self, node: NodeId, name: &[u8]) -> Result<Option<Bytes>, ViewError> {
+        self.with_xattrs(node, |xattrs| {
+            let found = xattrs.iter().find(|(other, _)| *other == name);
+            found.map(|(_, value)| Bytes::copy_from_slice(value))
+        })
+    }
+
+    /// The names of all extended attributes of `node`, each ended by a NUL byte as in
+    /// listxattr(2).
+    ///
+    /// # Errors
+    /// [`ViewError`] where `node` is gone or its index is damaged.
+    pub fn xattr_names(&self, node: NodeId) -> Result<Vec<u8>, ViewError> {
+        self.with_xattrs(node, |xattrs| {
+            xattrs.iter().flat_map(|(name, _)| name.iter().copied().chain([0])).collect()
+        })
+    }
+
+    fn with_xattrs<T>(
+        &self,
+        node: NodeId,
+        answer: impl FnOnce(&[crate::index::Xattr<'_>]) -> T,
+    ) -> Result<T, ViewError> {
+        if node == NodeId::ROOT || node == NodeId::IMAGES {
+            return Ok(answer(&[]));
+        }
+        match self.image(node) {
+            Ok(image) => {
+                let number = directory_number(&image, node)?;
+                let (tree, inode) = image.tree.metadata(number).ok_or(ViewError::Stale(node))?;
+                let layer = tree.header().layer;
+                let xattrs =
+                    tree.xattrs(inode).map_err(|source| ViewError::Index { layer, source })?;
+                Ok(answer(&xattrs))
+            }
+            Err(ViewError::NotDirectory(_)) => {
+                let leaf = self.leaf(node)?;
+                let tree = &leaf.layer.tree;
+                Ok(answer(&tree.xattrs(&leaf.inode).map_err(failed(&leaf.layer))?))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Starts a read of `length` bytes at `offset`: answered at once where the store has them.
+    ///
+    /// # Errors
+    /// [`ViewError`] where `node` is gone, not a file, or its index is damaged.
+    pub fn begin_read(
+        &self,
+        node: NodeId,
+        offset: u64,
+        length: u32,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Read, ViewError> {
+        let leaf = self.leaf(node)?;
+        if !leaf.inode.is_file() {
+            return Err(ViewError::Invalid(node));
+        }
+        let end = offset.saturating_add(length.into()).min(leaf.inode.size.get());
+        buffer.clear();
+        if offset >= end {
+            return Ok(Read::Done);
+        }
+        let content = Content::of(&leaf.layer.tree, &leaf.inode).map_err(failed(&leaf.layer))?;
+        let Some(content) = content else {
+            let source = IndexError::Damaged { kind: "tree", what: "a file has no object" };
+            return Err(ViewError::Index { layer: leaf.layer.digest(), source });
+        };
+        buffer.resize((end - offset) as usize, 0);
+        if content.read_stored(self.filler.store(), offset, buffer) {
+            return Ok(Read::Done);
+        }
+        buffer.clear();
+        Ok(Read::Missing(Miss { layer: leaf.layer, content, range: offset..end }))
+    }
+
+    /// Fetches what [`Self::begin_read`] found missing.
+    ///
+    /// # Errors
+    /// [`ViewError::Fill`] where the bytes cannot be had in time.
+    pub async fn finish_read(&self, miss: Miss) -> Result<Bytes, ViewError> {
+        let Miss { layer, content, range } = miss;
+        Ok(self.filler.read(&layer, &Arc::new(content), range).await?)
+    }
+}
+
+/// How a read began.
+pub enum Read {
+    /// The buffer holds the answer.
+    Done,
+    /// The bytes must be fetched, by [`View::finish_read`].
+    Missing(Miss),
+}
+
+/// A read that needs bytes which are not here.
+pub struct Miss {
+    layer: Arc<Layer>,
+    content: Content,
+    range: Range<u64>,
+}
+
+impl Contents {
+    fn put(&mut self, slot: u32, content: Slot) {
+        let index = slot as usize;
+        while self.slots.len() <= index {
+            self.slots.push(Slot::Empty);
+        }
+        self.slots[index] = content;
+    }
+
+    fn share_layer(&mut self, slot: u32, layer: Arc<Layer>) -> Arc<Layer> {
+        if let Some(Slot::Layer(shown)) = self.slots.get(slot as usize) {
+            return shown.clone();
+        }
+        self.put(slot, Slot::Layer(layer.clone()));
+        layer
+    }
+
+    fn drop_unused_layers(&mut self) {
+        let used: Vec<u32> = self
+            .slots
+            .iter()
+            .filter_map(|slot| match slot {
+                Slot::Image(image) => Some(image.layers.iter().map(|(slot, _)| *slot)),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        for (number, slot) in (0..).zip(&mut self.slots) {
+            if matches!(slot, Slot::Layer(_)) && !used.contains(&number) {
+                *slot = Slot::Empty;
+            }
+        }
+    }
+}
+
+impl Image {
+    /// The attributes of what an entry of `directory` stands for.
+    fn attr(&self, directory: NodeId, target: Target) -> Result<Attr, ViewError> {
+        match target {
+            Target::Directory(number) => {
+                self.directory_attr(NodeId::new(directory.slot(), number), number)
+            }
+            Target::Leaf { layer, inode } => {
+                let (slot, layer) =
+                    self.layers.get(usize::from(layer)).ok_or(ViewError::Stale(directory))?;
+                let record = layer.tree.inode(inode).map_err(failed(layer))?;
+                Ok(inode_attr(NodeId::new(*slot, inode), record))
+            }
+        }
+    }
+
+    fn directory_attr(&self, node: NodeId, number: u32) -> Result<Attr, ViewError> {
+        let (_, inode) = self.tree.metadata(number).ok_or(ViewError::Stale(node))?;
+        let nlink = self.tree.links(number).ok_or(ViewError::Stale(node))?;
+        Ok(Attr { nlink, size: DIRECTORY_SIZE, ..inode_attr(node, inode) })
+    }
+}
+
+/// Directories have the size that most file systems give them.
+const DIRECTORY_SIZE: u64 = 4096;
+
+fn directory_number(image: &Image, node: NodeId) -> Result<u32, ViewError> {
+    node.number().filter(|&number| image.tree.has_directory(number)).ok_or(ViewError::Stale(node))
+}
+
+fn inode_attr(node: NodeId, inode: &InodeRecord) -> Attr {
+    Attr {
+        node,
+        mode: inode.mode.get(),
+        uid: inode.uid.get(),
+        gid: inode.gid.get(),
+        nlink: inode.nlink.get(),
+        size: inode.size.get(),
+        mtime: (inode.mtime.get(), inode.mtime_nanos.get()),
+        rdev: inode.rdev.get(),
+    }
+}
+
+fn synthetic(node: NodeId, nlink: u32) -> Attr {
+    Attr {
+        node,
+        mode: libc::S_IFDIR | 0o755,
+        uid: 0,
+        gid: 0,
+        nlink,
+        size: DIRECTORY_SIZE,
+        mtime: (0, 0),
+        rdev: 0,
+    }
+}
+
+fn failed(layer: &Arc<Layer>) -> impl Fn(IndexError) -> ViewError + use<> {
+    let layer = layer.digest();
+    move |source| ViewError::Index { layer, source }
+}

@@ -1,0 +1,119 @@
+//! Which nodeids belong to which layer or image, for as long as a mount lives.
+//!
+//! A file in the runtime directory, one line a slot, appended before the slot is used:
+//!
+//! ```text
+//! layer sha256:<digest of the tree file>      slot 1
+//! image sha256:<digest of the manifest>       slot 2
+//! ...
+//! ```
+//!
+//! A worker that takes over a mount reads it back and gives every layer and image the slot that
+//! the kernel knows. Slot 0 is the root's.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use crate::digest::Digest;
+
+/// Who has a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SlotName {
+    /// A layer, by the digest of its tree file: the numbers of inodes are that file's.
+    Layer {
+        /// The digest.
+        tree: Digest,
+    },
+    /// An image, by the digest of its manifest: the numbers of directories depend on its layers.
+    Image {
+        /// The digest.
+        manifest: Digest,
+    },
+}
+
+/// The slots of a mount.
+pub struct SlotTable {
+    file: File,
+    slots: HashMap<SlotName, u32>,
+    next: u32,
+}
+
+impl SlotTable {
+    /// Opens the table at `path`, or makes an empty one.
+    ///
+    /// # Errors
+    /// Those of reading, and `InvalidData` for lines that are none.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        let mut table = Self { file, slots: HashMap::new(), next: 1 };
+        for line in text.lines() {
+            let name = parse(line).ok_or_else(|| {
+                let message = format!("{}: `{line}` is not a slot", path.display());
+                io::Error::new(io::ErrorKind::InvalidData, message)
+            })?;
+            table.slots.insert(name, table.next);
+            table.next += 1;
+        }
+        Ok(table)
+    }
+
+    /// The slot of `name`, the next free one where it has none yet.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn slot(&mut self, name: SlotName) -> io::Result<u32> {
+        if let Some(&slot) = self.slots.get(&name) {
+            return Ok(slot);
+        }
+        let line = match name {
+            SlotName::Layer { tree } => format!("layer {tree}\n"),
+            SlotName::Image { manifest } => format!("image {manifest}\n"),
+        };
+        self.file.write_all(line.as_bytes())?;
+        let slot = self.next;
+        self.slots.insert(name, slot);
+        self.next += 1;
+        Ok(slot)
+    }
+}
+
+fn parse(line: &str) -> Option<SlotName> {
+    match line.split_once(' ')? {
+        ("layer", digest) => Some(SlotName::Layer { tree: digest.parse().ok()? }),
+        ("image", digest) => Some(SlotName::Image { manifest: digest.parse().ok()? }),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_survive_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("slots");
+        let layer = SlotName::Layer { tree: Digest::of(b"tree") };
+        let image = SlotName::Image { manifest: Digest::of(b"manifest") };
+        let mut table = SlotTable::open(&path).unwrap();
+        assert_eq!((table.slot(layer).unwrap(), table.slot(image).unwrap()), (1, 2));
+        assert_eq!(table.slot(layer).unwrap(), 1);
+        drop(table);
+        let mut table = SlotTable::open(&path).unwrap();
+        assert_eq!((table.slot(image).unwrap(), table.slot(layer).unwrap()), (2, 1));
+        assert_eq!(table.slot(SlotName::Layer { tree: Digest::of(b"new") }).unwrap(), 3);
+    }
+
+    #[test]
+    fn a_damaged_table_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("slots");
+        std::fs::write(&path, "layer sha256:12\n").unwrap();
+        let error = SlotTable::open(&path).err().unwrap();
+        assert!(error.to_string().contains("is not a slot"), "{error}");
+    }
+}
