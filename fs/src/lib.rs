@@ -4,7 +4,7 @@
 //! in through one trait, [`source::Source`].
 //!
 //! ```text
-//! fuse -> view -> { tree, object, source } -> { index, codec } -> digest
+//! fuse -> view -> fill -> { layer, tree } -> index -> { codec, object, source } -> digest
 //! ```
 
 pub mod blob;

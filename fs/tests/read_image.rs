@@ -217,6 +217,9 @@ fn sample(compress: impl Fn(&[u8]) -> Vec<u8>) -> (Arc<MemorySource>, LayerIndex
     (source, index, expected)
 }
 
+/// Compresses a whole archive.
+type Compress = dyn Fn(&[u8]) -> Vec<u8>;
+
 type Expected = BTreeMap<String, Vec<u8>>;
 
 #[tokio::test]
@@ -236,7 +239,7 @@ async fn every_codec_reads_right() {
     };
     let members = |bytes: &[u8]| -> Vec<u8> { bytes.chunks(90_000).flat_map(gzip).collect() };
     let one_frame = |bytes: &[u8]| zstd::bulk::compress(bytes, 1).unwrap();
-    let codecs: [&dyn Fn(&[u8]) -> Vec<u8>; 4] = [&frames, &members, &one_frame, &|b| b.to_vec()];
+    let codecs: [&Compress; 4] = [&frames, &members, &one_frame, &|b| b.to_vec()];
     for compress in codecs {
         let (source, index, expected) = sample(compress);
         let machine = Machine::new(source);

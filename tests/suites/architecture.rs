@@ -8,11 +8,13 @@ use undermount_tests::architecture::{
     Layers, Source, dependencies_outside_workspace, dependencies_without_reason, violations,
 };
 
-/// `fuse -> view -> { tree, object, source } -> { index, codec } -> digest`
+/// `fuse -> view -> fill -> { layer, tree } -> index -> { codec, object, source } -> digest`
 const FS: Layers = Layers(&[
-    &["digest"],
-    &["codec", "index", "source"],
-    &["layer", "object", "pack", "tree"],
+    &["digest", "path"],
+    &["blob", "codec", "object", "source"],
+    &["index"],
+    &["layer", "tree"],
+    &["fill", "pack"],
     &["view"],
     &["fuse"],
     &["session"],
