@@ -13,6 +13,7 @@ pub mod image;
 pub mod model;
 pub mod origin;
 pub mod process;
+pub mod proxy;
 pub mod registry;
 pub mod requirement;
 pub mod tree;

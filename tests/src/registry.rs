@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::Value;
+
 use crate::image::Image;
 use crate::process::{Running, SOON, program, run, undermount};
 
@@ -23,16 +25,21 @@ impl Registry {
 
     /// Debian's `docker-registry` over `root`.
     pub fn docker(root: &Path) -> Self {
+        Self::docker_with(root, |_| ())
+    }
+
+    /// Debian's `docker-registry` over `root`, with changes to its configuration.
+    pub fn docker_with(root: &Path, change: impl FnOnce(&mut Value)) -> Self {
         fs::create_dir_all(root).unwrap();
-        let config = serde_json::json!({
+        let mut config = serde_json::json!({
             "version": "0.1",
             "log": { "accesslog": { "disabled": true } },
             "storage": { "filesystem": { "rootdirectory": root.join("data") } },
             "http": { "addr": "127.0.0.1:0", "secret": "of no use" },
         });
-        let path = root.join("config.yml");
-        fs::write(&path, config.to_string()).unwrap();
-        Self::start(program("docker-registry").arg("serve").arg(path))
+        change(&mut config);
+        fs::write(docker_config(root), config.to_string()).unwrap();
+        Self::start(program("docker-registry").arg("serve").arg(docker_config(root)))
     }
 
     fn start(command: &mut Command) -> Self {
@@ -41,7 +48,7 @@ impl Registry {
             let (_, rest) = text.split_once("listening on ")?;
             let rest = rest.strip_prefix("http://").unwrap_or(rest);
             // Up to the end of the line, lest half an address be taken for a whole one.
-            let end = rest.find(['\n', '"'])?;
+            let end = rest.find(['\n', '"', ','])?;
             Some(rest[..end].to_owned())
         });
         Self { running, address }
@@ -78,6 +85,11 @@ impl Registry {
         skopeo(&["copy", "--quiet", "--src-tls-verify=false", &docker(reference), &target]);
         Image::read_layout(layout, "image")
     }
+}
+
+/// The configuration file of Debian's `docker-registry` over `root`.
+pub fn docker_config(root: &Path) -> PathBuf {
+    root.join("config.yml")
 }
 
 fn docker(reference: &str) -> String {

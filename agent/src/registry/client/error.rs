@@ -255,31 +255,26 @@ fn chain(error: &dyn Error) -> String {
     words
 }
 
+/// The causes of `error`, those included that `io::Error` wraps and its `source` leaves out.
+fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(error.source(), |&cause| {
+        let wrapped = cause.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref());
+        match wrapped {
+            Some(wrapped) => Some(wrapped as &(dyn Error + 'static)),
+            None => cause.source(),
+        }
+    })
+}
+
 /// The TLS error among the causes of `error`.
 fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let inner = cause.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref());
-        let inner = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        if let Some(found) = cause.downcast_ref::<rustls::Error>().or(inner) {
-            return Some(found);
-        }
-        source = cause.source();
-    }
-    None
+    causes(error).find_map(|cause| cause.downcast_ref())
 }
 
 /// Whether nothing listens at the port.
 fn is_refused(error: &reqwest::Error) -> bool {
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let io = cause.downcast_ref::<std::io::Error>();
-        if io.is_some_and(|io| io.kind() == ErrorKind::ConnectionRefused) {
-            return true;
-        }
-        source = cause.source();
-    }
-    false
+    let mut io = causes(error).filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    io.any(|io| io.kind() == ErrorKind::ConnectionRefused)
 }
 
 impl fmt::Display for RegistryError {

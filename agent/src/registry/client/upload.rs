@@ -268,7 +268,8 @@ impl Upload {
     /// Asks how many bytes have arrived, after a cut.
     ///
     /// # Errors
-    /// [`RegistryError`] where the upload is gone or the registry cannot be reached.
+    /// [`RegistryError`] where the upload is gone (docker-registry 2.8 forgets those that were
+    /// cut) or the registry cannot be reached.
     pub async fn refresh(&mut self) -> Result<u64, RegistryError> {
         let subject = Subject::Upload(self.repository.clone());
         let (endpoint, url) = (&self.endpoint, &self.url);
