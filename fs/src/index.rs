@@ -18,7 +18,7 @@ mod tree;
 pub use backing::Backing;
 pub use format::{
     DirectoryEntry, EntryKind, Extent, InodeFlags, InodeRecord, NONE, SpanRecord, TreeHeader,
-    TreeSections,
+    TreeSections, VERSION,
 };
 pub use spans::{SpanTable, WindowRef, encode_spans};
 pub use tree::{LayerTree, Sections, Xattr, encode_tree};

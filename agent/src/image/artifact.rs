@@ -144,6 +144,17 @@ pub struct LayerEntry {
     pub spans: Descriptor,
 }
 
+/// The index of one layer in the form in which it is pushed.
+#[derive(Debug, Clone)]
+pub struct PackedLayer {
+    /// Names the blobs.
+    pub entry: LayerEntry,
+    /// The bytes of [`LayerEntry::tree_blob`]: the tree, compressed.
+    pub tree: Bytes,
+    /// The bytes of [`LayerEntry::spans`].
+    pub spans: Bytes,
+}
+
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ArtifactManifest<'a> {
@@ -162,30 +173,49 @@ impl Artifact {
     /// # Errors
     /// [`ArtifactError::Compress`] where zstd fails.
     pub fn build(subject: &Descriptor, layers: &[LayerBlobs]) -> Result<Self, ArtifactError> {
-        let config = Descriptor::of(media_type::OCI_EMPTY, EMPTY);
-        let mut blobs = vec![(config.clone(), Bytes::from_static(EMPTY))];
+        let mut blobs = vec![(empty(), Bytes::from_static(EMPTY))];
+        let mut entries = Vec::new();
         let mut seen = HashSet::new();
-        for blobs_of_layer in layers.iter().filter(|layer| seen.insert(layer.layer)) {
-            blobs.extend(blobs_of_layer.describe()?);
+        for layer in layers.iter().filter(|layer| seen.insert(layer.layer)) {
+            let packed = layer.pack()?;
+            blobs.push((packed.entry.tree_blob.clone(), packed.tree));
+            blobs.push((packed.entry.spans.clone(), packed.spans));
+            entries.push(packed.entry);
         }
-        let listed: Vec<Descriptor> = match blobs.len() {
-            // The image-spec wants at least one layer.
-            1 => vec![config.clone()],
-            _ => blobs.iter().skip(1).map(|(descriptor, _)| descriptor.clone()).collect(),
-        };
-        let manifest = ArtifactManifest {
-            schema_version: 2,
-            media_type: media_type::OCI_MANIFEST,
-            artifact_type: media_type::UNDERMOUNT_INDEX,
-            config: &config,
-            layers: &listed,
-            subject: Descriptor::new(&subject.media_type, subject.digest, subject.size),
-        };
-        let manifest = serde_json::to_vec(&manifest).expect("strings and numbers become JSON");
-        let mut descriptor = Descriptor::of(media_type::OCI_MANIFEST, &manifest);
-        descriptor.artifact_type = Some(media_type::UNDERMOUNT_INDEX.to_owned());
-        Ok(Self { subject: subject.digest, descriptor, manifest: manifest.into(), blobs })
+        let (descriptor, manifest) = manifest(subject, &entries);
+        Ok(Self { subject: subject.digest, descriptor, manifest, blobs })
     }
+}
+
+/// The manifest of the artifact for the image `subject`, and what names it. The indexes of the
+/// `layers`, lowest first, are in the registry already, as is the blob `{}`.
+pub fn manifest(subject: &Descriptor, layers: &[LayerEntry]) -> (Descriptor, Bytes) {
+    let config = empty();
+    let mut seen = HashSet::new();
+    let distinct = layers.iter().filter(|entry| seen.insert(entry.layer));
+    let mut listed: Vec<Descriptor> =
+        distinct.flat_map(|entry| [entry.tree_blob.clone(), entry.spans.clone()]).collect();
+    if listed.is_empty() {
+        // The image-spec wants at least one layer.
+        listed.push(config.clone());
+    }
+    let manifest = ArtifactManifest {
+        schema_version: 2,
+        media_type: media_type::OCI_MANIFEST,
+        artifact_type: media_type::UNDERMOUNT_INDEX,
+        config: &config,
+        layers: &listed,
+        subject: Descriptor::new(&subject.media_type, subject.digest, subject.size),
+    };
+    let manifest = serde_json::to_vec(&manifest).expect("strings and numbers become JSON");
+    let mut descriptor = Descriptor::of(media_type::OCI_MANIFEST, &manifest);
+    descriptor.artifact_type = Some(media_type::UNDERMOUNT_INDEX.to_owned());
+    (descriptor, manifest.into())
+}
+
+/// The configuration of an artifact, which has none.
+fn empty() -> Descriptor {
+    Descriptor::of(media_type::OCI_EMPTY, EMPTY)
 }
 
 impl From<&LayerIndex> for LayerBlobs {
@@ -195,19 +225,27 @@ impl From<&LayerIndex> for LayerBlobs {
 }
 
 impl LayerBlobs {
-    fn describe(&self) -> Result<[(Descriptor, Bytes); 2], ArtifactError> {
+    /// The two blobs as they are pushed, and what names them.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Compress`] where zstd fails.
+    pub fn pack(&self) -> Result<PackedLayer, ArtifactError> {
+        let layer = self.layer;
         let compressed = zstd::bulk::compress(&self.tree, TREE_LEVEL)
-            .map_err(|source| ArtifactError::Compress { layer: self.layer, source })?;
-        let mut tree = Descriptor::of(media_type::UNDERMOUNT_TREE, &compressed);
+            .map_err(|source| ArtifactError::Compress { layer, source })?;
+        let tree = Digest::of(&self.tree);
+        let tree_size = self.tree.len() as u64;
+        let mut tree_blob = Descriptor::of(media_type::UNDERMOUNT_TREE, &compressed);
         let mut spans = Descriptor::of(media_type::UNDERMOUNT_SPANS, &self.spans);
-        let of_layer = || (LAYER.to_owned(), self.layer.to_string());
-        tree.annotations = BTreeMap::from([
+        let of_layer = || (LAYER.to_owned(), layer.to_string());
+        tree_blob.annotations = BTreeMap::from([
             of_layer(),
-            (TREE.to_owned(), Digest::of(&self.tree).to_string()),
-            (TREE_SIZE.to_owned(), self.tree.len().to_string()),
+            (TREE.to_owned(), tree.to_string()),
+            (TREE_SIZE.to_owned(), tree_size.to_string()),
         ]);
         spans.annotations = BTreeMap::from([of_layer()]);
-        Ok([(tree, compressed.into()), (spans, self.spans.clone())])
+        let entry = LayerEntry { layer, tree_blob, tree, tree_size, spans };
+        Ok(PackedLayer { entry, tree: compressed.into(), spans: self.spans.clone() })
     }
 }
 
@@ -264,7 +302,15 @@ fn annotation<T: std::str::FromStr>(
 }
 
 impl LayerEntry {
-    fn new(layer: Digest, tree: &Descriptor, spans: &Descriptor) -> Result<Self, ArtifactError> {
+    /// The entry of `layer` out of the descriptors of its two blobs.
+    ///
+    /// # Errors
+    /// [`ArtifactError`] where the annotations of the tree are missing, malformed or too large.
+    pub fn new(
+        layer: Digest,
+        tree: &Descriptor,
+        spans: &Descriptor,
+    ) -> Result<Self, ArtifactError> {
         let tree_size: u64 = annotation(tree, TREE_SIZE)?;
         if tree_size > MAX_TREE || tree.size > MAX_TREE {
             return Err(ArtifactError::TreeTooLarge { layer, size: tree_size.max(tree.size) });

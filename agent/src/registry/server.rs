@@ -1,7 +1,7 @@
 //! The registry: the OCI distribution-spec 1.1 over a directory.
 //!
 //! ```text
-//! listen -> api (target, page, range, manifest) -> { upload, body } -> storage -> digest, name
+//! listen -> api (target, page, range) -> { upload, body, indexing } -> storage -> digest, name
 //!            error: what each refusal looks like on the wire
 //! ```
 
@@ -10,6 +10,7 @@ mod blocking;
 mod body;
 mod digest;
 mod error;
+mod indexing;
 mod listen;
 mod manifest;
 mod name;
@@ -33,6 +34,7 @@ use tokio_util::task::TaskTracker;
 use api::Registry;
 use blocking::blocking;
 use error::ApiError;
+use indexing::Indexing;
 use storage::Storage;
 use upload::Sessions;
 
@@ -52,6 +54,8 @@ pub struct ServerConfig {
     pub listen: String,
     /// Who may push and delete.
     pub push: PushPolicy,
+    /// Whether and how the layers of pushed images are indexed.
+    pub index: IndexPolicy,
     /// How long requests in progress may take to end at shutdown.
     pub grace: Duration,
 }
@@ -65,6 +69,16 @@ pub enum PushPolicy {
     Any,
     /// Nobody.
     None,
+}
+
+/// What happens to the layers of pushed images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IndexPolicy {
+    /// They are indexed. The push, and queries of what belongs to the image, wait for the index
+    /// at most this long; after that the work goes on without them.
+    Wait(Duration),
+    /// Nothing.
+    Off,
 }
 
 /// Why a registry cannot be served.
@@ -90,6 +104,7 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     push: PushPolicy,
+    index: IndexPolicy,
     grace: Duration,
 }
 
@@ -100,6 +115,7 @@ impl ServerConfig {
             root: root.into(),
             listen: listen.into(),
             push: PushPolicy::Loopback,
+            index: IndexPolicy::Wait(Duration::from_secs(30)),
             grace: Duration::from_secs(10),
         }
     }
@@ -123,12 +139,12 @@ impl Server {
     /// # Errors
     /// [`ServerError`].
     pub async fn bind(config: ServerConfig) -> Result<Self, ServerError> {
-        let ServerConfig { root, listen, push, grace } = config;
+        let ServerConfig { root, listen, push, index, grace } = config;
         let storage = Arc::new(blocking(move || Storage::open(&root)).await?);
         let failed = |source| ServerError::Listen { address: listen.clone(), source };
         let listener = TcpListener::bind(&listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { storage, listener, address, push, grace })
+        Ok(Self { storage, listener, address, push, index, grace })
     }
 
     /// The address that the registry listens on.
@@ -138,11 +154,20 @@ impl Server {
 
     /// Serves until `shutdown` is cancelled and the requests in progress have ended.
     pub async fn run(self, shutdown: CancellationToken) {
+        let tasks = TaskTracker::new();
+        let storage = Arc::clone(&self.storage);
+        let wait = match self.index {
+            IndexPolicy::Wait(wait) => Some(wait),
+            IndexPolicy::Off => None,
+        };
+        let indexing = Arc::new(Indexing::new(storage, wait, tasks.clone(), shutdown.clone()));
+        tasks.spawn(Arc::clone(&indexing).catch_up());
         let registry = Arc::new(Registry {
             sessions: Sessions::new(Arc::clone(&self.storage)),
             storage: self.storage,
             push: self.push,
-            tasks: TaskTracker::new(),
+            indexing,
+            tasks: tasks.clone(),
             buffers: Arc::default(),
         });
         let app = Router::new().fallback(api::handle).with_state(Arc::clone(&registry));
@@ -150,9 +175,9 @@ impl Server {
             () = listen::serve(self.listener, app, &shutdown, self.grace) => {}
             () = expire_uploads(&registry.sessions) => {}
         }
-        // Their connections have ended, and so have the bodies that they wait for.
-        registry.tasks.close();
-        registry.tasks.wait().await;
+        // The connections have ended, and with them the bodies that tasks wait for.
+        tasks.close();
+        tasks.wait().await;
     }
 }
 

@@ -19,6 +19,7 @@ use super::blocking::blocking;
 use super::body::Buffers;
 use super::digest::ContentDigest;
 use super::error::ApiError;
+use super::indexing::Indexing;
 use super::storage::{Storage, StorageError};
 use super::target::Target;
 use super::upload::Sessions;
@@ -38,6 +39,8 @@ pub struct Registry {
     pub sessions: Sessions,
     /// Who may change anything.
     pub push: PushPolicy,
+    /// Makes the indexes of pushed images.
+    pub indexing: Arc<Indexing>,
     /// Work that goes on when its client has gone.
     pub tasks: TaskTracker,
     /// For the bodies of answers.

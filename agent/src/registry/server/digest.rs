@@ -79,6 +79,14 @@ impl ContentDigest {
         Self::from_parts(algorithm, hex)
     }
 
+    /// The digest as the rest of Undermount knows it; `None` where it is no SHA-256.
+    pub fn sha256(&self) -> Option<Digest> {
+        match self.algorithm {
+            Algorithm::Sha256 => Digest::from_hex(&self.hex).ok(),
+            Algorithm::Sha512 => None,
+        }
+    }
+
     fn from_parts(algorithm: &str, hex: &str) -> Option<Self> {
         let algorithm = Algorithm::ALL.into_iter().find(|known| known.name() == algorithm)?;
         let digits = hex.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
@@ -170,6 +178,13 @@ mod tests {
             assert_eq!(digest.to_string().parse::<ContentDigest>().unwrap(), digest);
             assert_eq!(ContentDigest::from_file_name(&digest.file_name()), Some(digest));
         }
+    }
+
+    #[test]
+    fn the_canonical_digest_is_the_one_of_the_file_system() {
+        let digest = ContentDigest::of(Algorithm::Sha256, b"layer");
+        assert_eq!(digest.sha256(), Some(Digest::of(b"layer")));
+        assert_eq!(ContentDigest::of(Algorithm::Sha512, b"layer").sha256(), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //!                           /_manifests/<alg>-<hex>        the manifest's media type
 //!                           /_tags/<tag>                   the digest it points to
 //!                           /_referrers/<subject>/<alg>-<hex>   descriptor of a referrer
+//!        indexes/v<format>/<hex of layer>          where the index of a layer is, as JSON
 //! ```
 //!
 //! A blob gets its name only when all its bytes are on disk and hash to it, a repository knows
@@ -18,6 +19,7 @@
 
 mod blobs;
 mod durable;
+mod indexes;
 mod repositories;
 mod upload;
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::super::digest::ContentDigest;
 use super::super::error::ApiError;
+use super::super::indexing::Image;
 use super::super::manifest::OCI_INDEX;
 use super::super::name::Repository;
 use super::super::page::{Page, PageRequest};
@@ -34,7 +35,8 @@ impl Registry {
         Ok(listed(page, |tags| json!({ "name": repository.as_str(), "tags": tags })))
     }
 
-    /// GET of the referrers of a manifest, which need not exist.
+    /// GET of the referrers of a manifest, which need not exist. Waits for the index artifact
+    /// of an image that was just pushed.
     pub(super) async fn referrers(
         &self,
         repository: Repository,
@@ -43,6 +45,8 @@ impl Registry {
     ) -> Answer {
         let parameters = Parameters::of(&head.uri)?;
         let filter = parameters.get("artifactType").filter(|name| !name.is_empty());
+        let image = Image { repository: repository.clone(), digest: subject.clone() };
+        self.indexing.settled(&image).await;
         let stored =
             self.on_storage(move |storage| storage.referrers(&repository, &subject)).await?;
         let manifests: Vec<Value> = stored

@@ -1,5 +1,7 @@
 //! Manifests: served and stored byte by byte as they came.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
@@ -8,6 +10,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, header, request};
 
 use super::super::digest::{Algorithm, ContentDigest};
 use super::super::error::ApiError;
+use super::super::indexing::{Image, artifacts};
 use super::super::manifest::Submitted;
 use super::super::name::{Repository, Tag};
 use super::super::storage::{Referrer, Storage, StorageError, StoredManifest};
@@ -62,11 +65,17 @@ impl Registry {
         let bytes = collect(body).await?;
         let submitted = Submitted::parse(&bytes, text(&head.headers, header::CONTENT_TYPE))?;
         let digest = digest_of(&reference, &bytes)?;
+        let image = Image { repository: repository.clone(), digest: digest.clone() };
+        let promise = self.indexing.promise(&image, &submitted, bytes.len() as u64);
         let push = Push { repository, digest, bytes, submitted, tags };
-        let storage = std::sync::Arc::clone(&self.storage);
+        let storage = Arc::clone(&self.storage);
         let push = super::blocking(move || push.store(&storage)).await?;
         tracing::info!(repository = %push.repository, digest = %push.digest,
             tags = ?push.tags.iter().map(Tag::as_str).collect::<Vec<_>>(), "manifest pushed");
+        if let Some(promise) = promise {
+            promise.keep();
+        }
+        self.indexing.settled(&image).await;
         Ok(push.created())
     }
 
@@ -227,7 +236,13 @@ fn delete(
     let subject = manifest
         .and_then(|manifest| Submitted::parse(&manifest.bytes, Some(&manifest.media_type)).ok())
         .and_then(|submitted| submitted.subject);
-    storage.delete_manifest(repository, digest, subject.as_ref())
+    let existed = storage.delete_manifest(repository, digest, subject.as_ref())?;
+    // The index of an image is of no use without it; other referrers are their owners' affair.
+    let image = Image { repository: repository.clone(), digest: digest.clone() };
+    for artifact in artifacts(storage, &image)? {
+        storage.delete_manifest(repository, &artifact, Some(digest))?;
+    }
+    Ok(existed)
 }
 
 fn words(reference: &Reference) -> String {

@@ -29,7 +29,10 @@ impl Storage {
     }
 
     /// The blob, wherever it belongs; `None` if the registry has none such.
-    pub(super) fn any_blob(&self, digest: &ContentDigest) -> Result<Option<Blob>, StorageError> {
+    ///
+    /// # Errors
+    /// [`StorageError`] where the disk fails.
+    pub fn any_blob(&self, digest: &ContentDigest) -> Result<Option<Blob>, StorageError> {
         let path = self.blob_path(digest);
         let opened = File::open(&path).and_then(|file| {
             let size = file.metadata()?.len();

@@ -202,6 +202,15 @@ impl Storage {
         Ok(found)
     }
 
+    /// The manifests of `repository`.
+    ///
+    /// # Errors
+    /// [`StorageError`] where the disk fails.
+    pub fn manifests(&self, repository: &Repository) -> Result<Vec<ContentDigest>, StorageError> {
+        let names = durable::list(&self.repository_path(repository).join("_manifests"))?;
+        Ok(names.iter().filter_map(|name| ContentDigest::from_file_name(name)).collect())
+    }
+
     /// The descriptors, as JSON, of the manifests that have `subject` as their subject; ordered
     /// by digest.
     ///
