@@ -4,6 +4,7 @@
 //! cli -> { prepare, agent, demo } -> { supply, registry } -> image -> undermount-fs
 //! ```
 
+pub mod agent;
 pub mod image;
 pub mod prepare;
 pub mod registry;

@@ -33,6 +33,11 @@ impl Blobs {
         self.root.join(&hex[..2]).join(hex)
     }
 
+    /// Whether the blob is here, damaged or not.
+    pub fn has(&self, digest: &Digest) -> bool {
+        self.path(digest).exists()
+    }
+
     /// The blob, if it is here and undamaged.
     pub fn get(&self, digest: &Digest) -> Option<Verified> {
         let path = self.path(digest);

@@ -34,7 +34,7 @@ use crate::blob::Blobs;
 use crate::codec::decode::Entry;
 use crate::codec::{CodecError, decode};
 use crate::digest::{Digest, Verified};
-use crate::index::{LayerTree, SpanTable};
+use crate::index::{Backing, LayerTree, SpanTable};
 use crate::object::{CHUNK, ObjectKey, Store};
 use crate::source::{Piece, PieceRequest, Priority, Scope, Source, SourceError};
 
@@ -204,9 +204,11 @@ impl Filler {
         layer.table.get_or_try_init(|| self.load_table(layer)).await.cloned()
     }
 
+    /// A layer that was indexed here has its whole spans file on disk, any other the table only.
     async fn load_table(&self, layer: &Layer) -> Result<Arc<SpanTable>, FillError> {
         let header = layer.tree.header();
-        let bytes = match self.blobs.get(&header.span_table) {
+        let stored = self.blobs.get(&header.spans).or_else(|| self.blobs.get(&header.span_table));
+        let bytes = match stored {
             Some(stored) => stored,
             None => {
                 let range = 0..header.span_table_size.get();
@@ -219,8 +221,8 @@ impl Filler {
                 table
             }
         };
-        let table = SpanTable::new(bytes.into_bytes().to_vec().into())
-            .map_err(|error| layer.damaged(error))?;
+        let backing = Backing::sealed(bytes.bytes()).map_err(|error| layer.damaged(error))?;
+        let table = SpanTable::new(backing).map_err(|error| layer.damaged(error))?;
         if *table.layer() != layer.digest() {
             return Err(layer.damaged("its span table belongs to another layer"));
         }
@@ -250,15 +252,17 @@ impl Filler {
         if run.is_oversized(table) {
             return self.fetch_whole(layer, content, units).await;
         }
-        let window = table.window(run.spans.start).map(|window| Piece {
+        let window = table.window(run.spans.start);
+        let local = window.as_ref().and_then(|window| table.local_window(window));
+        let remote = window.filter(|_| local.is_none()).map(|window| Piece {
             blob: layer.tree.header().spans,
             range: window.range,
             digest: window.digest,
         });
-        let has_window = window.is_some();
-        let pieces = run.spans.clone().map(|span| table.piece(span)).chain(window).collect();
+        let is_remote = remote.is_some();
+        let pieces = run.spans.clone().map(|span| table.piece(span)).chain(remote).collect();
         let mut fetched = self.request(layer, pieces, Priority::Demand).await?;
-        let window = if has_window { fetched.pop() } else { None };
+        let window = if is_remote { fetched.pop() } else { local };
         let (layer, table, store) = (layer.clone(), table.clone(), self.store.clone());
         let key = content.key;
         tokio::task::spawn_blocking(move || {

@@ -38,14 +38,35 @@ impl Backing {
             // truncates a file of it in place.
             return Ok(Self::Mapped(unsafe { Mmap::map(&file)? }));
         }
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let mut memory = File::from(memfd_create("undermount-index", flags)?);
+        let mut memory = sealable()?;
         copy(&mut file, &mut memory)?;
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
-        fcntl(&memory, FcntlArg::F_ADD_SEALS(seals))?;
-        // SAFETY: the seals forbid every change of size and content.
-        Ok(Self::Mapped(unsafe { Mmap::map(&memory)? }))
+        seal(memory)
     }
+
+    /// A copy of `bytes` that does not count as the process's own memory until it is read.
+    ///
+    /// # Errors
+    /// Those of memory that cannot be had.
+    pub fn sealed(bytes: &[u8]) -> io::Result<Self> {
+        if bytes.is_empty() {
+            return Ok(Self::Heap(Vec::new()));
+        }
+        let mut memory = sealable()?;
+        memory.write_all(bytes)?;
+        seal(memory)
+    }
+}
+
+fn sealable() -> io::Result<File> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    Ok(File::from(memfd_create("undermount-index", flags)?))
+}
+
+fn seal(memory: File) -> io::Result<Backing> {
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+    fcntl(&memory, FcntlArg::F_ADD_SEALS(seals))?;
+    // SAFETY: the seals forbid every change of size and content.
+    Ok(Backing::Mapped(unsafe { Mmap::map(&memory)? }))
 }
 
 fn copy(from: &mut File, to: &mut File) -> io::Result<()> {

@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
+use bytes::Bytes;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::format::{SPANS_MAGIC, SpanRecord, SpansHeader, VERSION};
 use super::{Backing, IndexError};
 use crate::codec::{Codec, Scan, Start};
-use crate::digest::Digest;
+use crate::digest::{Digest, Verified};
 use crate::source::Piece;
 
 const KIND: &str = "spans";
@@ -179,6 +180,13 @@ impl SpanTable {
     /// What begins at `span`.
     pub fn start(&self, span: usize) -> Start {
         if self.records()[span].start == 0 { Start::Fresh } else { Start::Block }
+    }
+
+    /// The compressed window, where these bytes are the whole file and not only the table.
+    pub fn local_window(&self, window: &WindowRef) -> Option<Verified> {
+        let range = usize::try_from(window.range.start).ok()?..window.range.end.try_into().ok()?;
+        let bytes = Bytes::copy_from_slice(self.bytes.get(range)?);
+        Verified::check(bytes, &window.digest).ok()
     }
 
     /// Where the window of `span` is, if it needs one.

@@ -1,0 +1,227 @@
+//! The cache directory: what is in it, and which version of the layout.
+//!
+//! ```text
+//! VERSION                 "undermount cache 1"
+//! objects/ partial/ tmp/  file contents (undermount_fs::object)
+//! blobs/                  manifests, configs, index trees, span tables, by digest
+//! layers/<hex>.json       which index a layer has, and how far it is trusted
+//! refs/<hex>.json         which manifest a name meant last, by the digest of the name
+//! ```
+//!
+//! Everything can be deleted at any time; it is then fetched again. One process owns the
+//! directory at a time, which is the caller's to see to.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
+use undermount_fs::blob::Blobs;
+use undermount_fs::digest::Digest;
+use undermount_fs::index::Trust;
+use undermount_fs::object::{Store, StoreError, StoreLimits};
+
+use crate::image::Reference;
+
+const VERSION_FILE: &str = "VERSION";
+const VERSION: &str = "undermount cache 1";
+
+/// The cache directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// A file or directory of it cannot be read or written.
+    #[error("cache directory {path} cannot be used")]
+    Io {
+        /// The directory, or what is in it.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It holds something else, or was written by another version.
+    #[error(
+        "{path} says `{found}`, expected `{VERSION}`: not an undermount cache of this version; \
+         name another directory with --cache, or remove this one"
+    )]
+    Version {
+        /// The version file.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+    },
+    /// The object store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What is known of a layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// The digest of the tree of its index.
+    pub tree: Digest,
+    /// Why that index is believed.
+    pub trust: Trust,
+    /// Whether all of its contents were here once.
+    pub complete: bool,
+}
+
+/// What a name meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReferenceRecord {
+    /// The name.
+    pub reference: String,
+    /// The digest of the manifest for this platform.
+    pub manifest: Digest,
+}
+
+/// A cache directory.
+pub struct Cache {
+    /// File contents.
+    pub store: Arc<Store>,
+    /// Small blobs.
+    pub blobs: Arc<Blobs>,
+    layers: PathBuf,
+    references: PathBuf,
+}
+
+impl Cache {
+    /// Opens the cache in `root`, which is made where it is missing.
+    ///
+    /// # Errors
+    /// [`CacheError`] where it cannot be used, or is of another version.
+    pub fn open(root: &Path, limits: StoreLimits) -> Result<Self, CacheError> {
+        fs::create_dir_all(root).map_err(unusable(root))?;
+        check_version(root)?;
+        let store = Arc::new(Store::open(root, limits)?);
+        let [blobs, layers, references] =
+            ["blobs", "layers", "refs"].map(|directory| root.join(directory));
+        for directory in [&layers, &references] {
+            fs::create_dir_all(directory).map_err(unusable(directory))?;
+        }
+        let blobs = Arc::new(Blobs::open(&blobs).map_err(unusable(&blobs))?);
+        Ok(Self { store, blobs, layers, references })
+    }
+
+    /// What is known of `layer`.
+    pub fn layer(&self, layer: &Digest) -> Option<LayerRecord> {
+        read_record(&self.layers.join(layer.hex()))
+    }
+
+    /// Notes what is known of `layer`.
+    ///
+    /// # Errors
+    /// [`CacheError::Io`] where it cannot be written.
+    pub fn put_layer(&self, layer: &Digest, record: &LayerRecord) -> Result<(), CacheError> {
+        write_record(&self.layers, &layer.hex(), record)
+    }
+
+    /// Forgets what is known of `layer`.
+    pub fn forget_layer(&self, layer: &Digest) {
+        // Where it cannot be removed, the next record replaces it.
+        let _ = fs::remove_file(self.layers.join(layer.hex()));
+    }
+
+    /// Which manifest `reference` meant last.
+    pub fn reference(&self, reference: &Reference) -> Option<ReferenceRecord> {
+        let name = reference.to_string();
+        read_record(&self.references.join(Digest::of(name.as_bytes()).hex()))
+            .filter(|record: &ReferenceRecord| record.reference == name)
+    }
+
+    /// Notes which manifest `reference` means.
+    ///
+    /// # Errors
+    /// [`CacheError::Io`] where it cannot be written.
+    pub fn put_reference(
+        &self,
+        reference: &Reference,
+        manifest: &Digest,
+    ) -> Result<(), CacheError> {
+        let name = reference.to_string();
+        let file = Digest::of(name.as_bytes()).hex();
+        let record = ReferenceRecord { reference: name, manifest: *manifest };
+        write_record(&self.references, &file, &record)
+    }
+}
+
+fn check_version(root: &Path) -> Result<(), CacheError> {
+    let path = root.join(VERSION_FILE);
+    match fs::read_to_string(&path) {
+        Ok(found) if found.trim_end() == VERSION => Ok(()),
+        Ok(found) => Err(CacheError::Version { path, found: found.trim_end().to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            write_atomically(root, VERSION_FILE, format!("{VERSION}\n").as_bytes())
+                .map_err(unusable(root))
+        }
+        Err(source) => Err(CacheError::Io { path, source }),
+    }
+}
+
+/// A record that cannot be read or understood counts as none.
+fn read_record<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+fn write_record<T: Serialize>(directory: &Path, name: &str, record: &T) -> Result<(), CacheError> {
+    let json = serde_json::to_vec(record).expect("records are plain data");
+    write_atomically(directory, name, &json).map_err(unusable(directory))
+}
+
+fn write_atomically(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let mut file = NamedTempFile::new_in(directory)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_data()?;
+    file.persist(directory.join(name)).map_err(|error| error.error)?;
+    Ok(())
+}
+
+fn unusable(path: &Path) -> impl FnOnce(io::Error) -> CacheError + use<> {
+    let path = path.to_owned();
+    move |source| CacheError::Io { path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(root: &Path) -> Result<Cache, CacheError> {
+        Cache::open(root, StoreLimits::default())
+    }
+
+    #[test]
+    fn records_survive_a_restart() {
+        let root = tempfile::tempdir().unwrap();
+        let reference: Reference = "localhost:5000/image:tag".parse().unwrap();
+        let (layer, manifest) = (Digest::of(b"layer"), Digest::of(b"manifest"));
+        let record = LayerRecord { tree: Digest::of(b"tree"), trust: Trust::Own, complete: true };
+        let cache = open(root.path()).unwrap();
+        cache.put_layer(&layer, &record).unwrap();
+        cache.put_reference(&reference, &manifest).unwrap();
+        drop(cache);
+        let cache = open(root.path()).unwrap();
+        assert_eq!(cache.layer(&layer), Some(record));
+        assert_eq!(cache.reference(&reference).unwrap().manifest, manifest);
+        cache.forget_layer(&layer);
+        assert_eq!(cache.layer(&layer), None);
+    }
+
+    #[test]
+    fn a_directory_of_another_version_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join(VERSION_FILE), "undermount cache 9\n").unwrap();
+        let error = open(root.path()).err().unwrap();
+        assert!(error.to_string().contains("undermount cache 9"), "{error}");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_damaged_record_counts_as_none() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = open(root.path()).unwrap();
+        let layer = Digest::of(b"layer");
+        fs::write(root.path().join("layers").join(layer.hex()), "{\"tree\":").unwrap();
+        assert_eq!(cache.layer(&layer), None);
+    }
+}

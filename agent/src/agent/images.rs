@@ -1,0 +1,345 @@
+//! Images made ready to mount: resolved, indexed, merged.
+//!
+//! ```text
+//! reference -> manifest and config     registry; the last known ones where it is unreachable
+//!           -> an index for each layer known here, or attached to the image, or built from
+//!                                      the layer's bytes (which are then all here)
+//!           -> merged tree
+//! ```
+//!
+//! What an index says of its layer is held against the manifest and the config before it is
+//! used; whether it tells the truth about the contents shows when they are read (every object is
+//! hashed) and when the layer is complete (the index is built again and compared).
+
+mod indexes;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::stream::{StreamExt as _, TryStreamExt as _, iter};
+use undermount_fs::blob::Blobs;
+use undermount_fs::digest::Digest;
+use undermount_fs::fill::{Content, Filler, IngestError, Layer, Progress};
+use undermount_fs::index::{IndexError, LayerTree, Trust};
+use undermount_fs::source::{Priority, Source};
+use undermount_fs::tree::{ImageTree, TreeError};
+
+use super::cache::{Cache, CacheError, LayerRecord};
+use crate::image::{Document, ImageConfig, Manifest, ManifestError, Platform, Reference};
+use crate::registry::client::{Client, Fault, Image, RegistryError};
+
+/// Layers that are indexed or completed side by side.
+const SIDE_BY_SIDE: usize = 3;
+
+/// How long the registry may take to tell what a name means, before the last known answer is
+/// used instead.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// An image cannot be mounted or pulled.
+#[derive(Debug, thiserror::Error)]
+#[error("image {reference}")]
+pub struct ImageError {
+    /// The image.
+    pub reference: Reference,
+    /// Why.
+    #[source]
+    pub fault: Box<ImageFault>,
+}
+
+/// What is wrong with an image.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageFault {
+    /// The registry does not have it, refuses it or cannot be reached.
+    #[error(transparent)]
+    Registry(Box<RegistryError>),
+    /// Manifest or config are damaged or contradict each other.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// A layer could not be fetched or unpacked.
+    #[error(transparent)]
+    Layer(#[from] IngestError),
+    /// An index contradicts the manifest or the config.
+    #[error("layer {layer}: {what}")]
+    Mismatch {
+        /// The layer.
+        layer: Digest,
+        /// What contradicts what.
+        what: &'static str,
+    },
+    /// The layers do not make an image.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// The cache cannot be written.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// The cache cannot be written.
+    #[error("cannot keep {what} in the cache")]
+    Keep {
+        /// What was to be kept.
+        what: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+impl ImageFault {
+    fn of(self, reference: &Reference) -> ImageError {
+        ImageError { reference: reference.clone(), fault: Box::new(self) }
+    }
+}
+
+/// An image whose manifest and config are known.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// The name it was asked for by.
+    pub reference: Reference,
+    /// The digest of its manifest.
+    pub digest: Digest,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// Its config.
+    pub config: ImageConfig,
+}
+
+/// An image that can be mounted.
+pub struct Ready {
+    /// Which one.
+    pub image: Resolved,
+    /// Its layers, the lowest first.
+    pub layers: Vec<Arc<Layer>>,
+}
+
+/// How much of an image is here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes of the compressed layers, each counted once.
+    pub compressed: u64,
+    /// Bytes of all distinct file contents.
+    pub content: u64,
+    /// Bytes of them that are here.
+    pub local: u64,
+}
+
+/// The images of a cache.
+pub struct Images {
+    cache: Cache,
+    client: Client,
+    filler: Arc<Filler>,
+    platform: Platform,
+}
+
+impl Images {
+    /// The images in `cache`: names are resolved with `client`, bytes come from `source`, and a
+    /// read waits for them for at most `timeout`.
+    pub fn new(cache: Cache, client: Client, source: Arc<dyn Source>, timeout: Duration) -> Self {
+        let filler = Filler::new(cache.store.clone(), cache.blobs.clone(), source, timeout);
+        Self { cache, client, filler: Arc::new(filler), platform: Platform::host() }
+    }
+
+    /// Reads what is missing; a view needs it.
+    pub fn filler(&self) -> &Arc<Filler> {
+        &self.filler
+    }
+
+    fn blobs(&self) -> &Blobs {
+        &self.cache.blobs
+    }
+
+    /// What `reference` means: from the registry, or what it meant last where the registry cannot
+    /// be reached.
+    ///
+    /// # Errors
+    /// [`ImageError`] where the registry does not have it, or nobody knows.
+    pub async fn resolve(&self, reference: &Reference) -> Result<Resolved, ImageError> {
+        if let Some(digest) = reference.digest()
+            && let Ok(Some(known)) = self.stored(reference, digest)
+        {
+            return Ok(known);
+        }
+        let client = self.client.until(Instant::now() + RESOLVE_TIMEOUT);
+        match client.image(reference, &self.platform).await {
+            Ok(image) => self.remember(reference, image),
+            Err(error) => self.resolve_offline(reference, error),
+        }
+        .map_err(|fault| fault.of(reference))
+    }
+
+    /// Keeps manifest and config, and what the name means.
+    fn remember(&self, reference: &Reference, image: Image) -> Result<Resolved, ImageFault> {
+        let digest = image.raw.digest;
+        self.keep("a manifest", image.raw.bytes)?;
+        self.keep("a config", image.config.raw.clone())?;
+        self.cache.put_reference(reference, &digest)?;
+        let (manifest, config) = (image.manifest, image.config);
+        Ok(Resolved { reference: reference.clone(), digest, manifest, config })
+    }
+
+    fn keep(&self, what: &'static str, bytes: Bytes) -> Result<Digest, ImageFault> {
+        self.blobs().put_bytes(bytes).map_err(|source| ImageFault::Keep { what, source })
+    }
+
+    /// What `reference` meant last, if `failure` says that the registry cannot tell.
+    fn resolve_offline(
+        &self,
+        reference: &Reference,
+        failure: RegistryError,
+    ) -> Result<Resolved, ImageFault> {
+        let known = self.cache.reference(reference).filter(|_| is_outage(&failure));
+        let stored = match known {
+            Some(record) => self.stored(reference, &record.manifest)?,
+            None => None,
+        };
+        let stored = stored.ok_or_else(|| ImageFault::Registry(Box::new(failure)))?;
+        tracing::warn!(%reference, manifest = %stored.digest,
+            "registry unreachable: using what the name meant last");
+        Ok(stored)
+    }
+
+    /// The image with this manifest, if manifest and config are here.
+    fn stored(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+    ) -> Result<Option<Resolved>, ManifestError> {
+        let Some(manifest) = self.blobs().get(digest) else { return Ok(None) };
+        let manifest = match Document::parse(manifest.bytes(), None)? {
+            Document::Manifest(manifest) => *manifest,
+            // A pinned index: the registry chooses again.
+            Document::Index(_) => return Ok(None),
+        };
+        let Some(config) = self.blobs().get(&manifest.config.digest) else { return Ok(None) };
+        let config = ImageConfig::parse(config.into_bytes())?;
+        Ok(Some(Resolved { reference: reference.clone(), digest: *digest, manifest, config }))
+    }
+
+    /// Sees to it that every layer of `image` has an index. Layers for which none is known or
+    /// attached are fetched whole; `progress` counts their bytes.
+    ///
+    /// # Errors
+    /// [`ImageError`] where a layer cannot be had or contradicts the image.
+    pub async fn make_ready(
+        &self,
+        image: Resolved,
+        progress: &Progress,
+    ) -> Result<Ready, ImageError> {
+        match self.layers(&image, progress).await {
+            Ok(layers) => Ok(Ready { image, layers: share_equal(layers) }),
+            Err(fault) => Err(fault.of(&image.reference)),
+        }
+    }
+
+    async fn layers(
+        &self,
+        image: &Resolved,
+        progress: &Progress,
+    ) -> Result<Vec<Arc<Layer>>, ImageFault> {
+        let layers = image.config.layers(&image.manifest)?;
+        let attached = self.attached_indexes(image).await;
+        iter(layers)
+            .map(|(layer, diff_id)| self.layer(image, layer, diff_id, &attached, progress))
+            .buffered(SIDE_BY_SIDE)
+            .try_collect()
+            .await
+    }
+
+    /// Fetches everything of `ready` that is not here, and checks every index against the bytes.
+    /// `progress` counts compressed bytes.
+    ///
+    /// # Errors
+    /// [`ImageError`] where a layer cannot be had or its index is wrong.
+    pub async fn complete(
+        &self,
+        ready: &Ready,
+        priority: Priority,
+        progress: &Progress,
+    ) -> Result<(), ImageError> {
+        iter(distinct(&ready.layers))
+            .map(|layer| self.complete_layer(layer, priority, progress))
+            .buffer_unordered(SIDE_BY_SIDE)
+            .try_collect()
+            .await
+            .map_err(|fault: ImageFault| fault.of(&ready.image.reference))
+    }
+
+    async fn complete_layer(
+        &self,
+        layer: &Layer,
+        priority: Priority,
+        progress: &Progress,
+    ) -> Result<(), ImageFault> {
+        let digest = layer.digest();
+        let record = self.cache.layer(&digest);
+        let proven = record.is_some_and(|record| record.trust == Trust::Own);
+        if proven && missing_bytes(&self.cache, layer) == Ok(0) {
+            return Ok(());
+        }
+        let outcome = self.filler.complete(layer, priority, progress).await;
+        if let Err(IngestError::WrongIndex { .. }) = outcome {
+            tracing::error!(layer = %digest, "quarantined an index that lies");
+            self.cache.forget_layer(&digest);
+        }
+        outcome?;
+        let tree = Digest::of(layer.tree.bytes());
+        let record = LayerRecord { tree, trust: Trust::Own, complete: true };
+        Ok(self.cache.put_layer(&digest, &record)?)
+    }
+
+    /// The merged tree of `ready`.
+    ///
+    /// # Errors
+    /// [`ImageError`] where the layers do not make an image.
+    pub fn merge(&self, ready: &Ready) -> Result<ImageTree, ImageError> {
+        let trees = ready.layers.iter().map(|layer| layer.tree.clone()).collect();
+        ImageTree::merge(trees).map_err(|error| ImageFault::Tree(error).of(&ready.image.reference))
+    }
+
+    /// How much of `ready` is here. Looks at every file.
+    pub fn extent(&self, ready: &Ready) -> Extent {
+        let mut extent = Extent::default();
+        for layer in distinct(&ready.layers) {
+            let header = layer.tree.header();
+            let content = header.content_size.get();
+            let missing = missing_bytes(&self.cache, layer).unwrap_or(content);
+            extent.compressed += header.layer_size.get();
+            extent.content += content;
+            extent.local += content.saturating_sub(missing);
+        }
+        extent
+    }
+}
+
+/// Whether any layer of the image has extended attributes.
+pub fn has_xattrs(ready: &Ready) -> bool {
+    ready.layers.iter().any(|layer| layer.tree.has_xattrs())
+}
+
+/// Whether the registry could not be asked, as opposed to having said no.
+fn is_outage(error: &RegistryError) -> bool {
+    error.fault.is_transient() || matches!(error.fault, Fault::Deadline(_))
+}
+
+fn distinct(layers: &[Arc<Layer>]) -> Vec<&Arc<Layer>> {
+    let mut seen = std::collections::HashSet::new();
+    layers.iter().filter(|layer| seen.insert(layer.digest())).collect()
+}
+
+/// A layer that occurs twice is one layer.
+fn share_equal(layers: Vec<Arc<Layer>>) -> Vec<Arc<Layer>> {
+    let mut first = std::collections::HashMap::new();
+    layers.into_iter().map(|layer| first.entry(layer.digest()).or_insert(layer).clone()).collect()
+}
+
+/// Bytes of the distinct contents of a layer that the store does not have complete.
+fn missing_bytes(cache: &Cache, layer: &Layer) -> Result<u64, IndexError> {
+    let tree: &LayerTree = &layer.tree;
+    let mut seen = std::collections::HashSet::new();
+    let mut missing = 0;
+    for number in tree.order() {
+        let Some(content) = Content::of(tree, tree.inode(number.get())?)? else { continue };
+        if seen.insert(content.key) && !content.is_stored(&cache.store) {
+            missing += content.size;
+        }
+    }
+    Ok(missing)
+}

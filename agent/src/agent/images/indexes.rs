@@ -1,0 +1,165 @@
+//! Where the index of a layer comes from.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use undermount_fs::digest::Digest;
+use undermount_fs::fill::{Blob, Layer, Progress};
+use undermount_fs::index::{Backing, LayerTree, Trust};
+use undermount_fs::layer::LayerIndex;
+use undermount_fs::source::Priority;
+
+use super::{ImageFault, Images, LayerRecord, Resolved};
+use crate::image::Descriptor;
+use crate::image::artifact::LayerEntry;
+
+/// The indexes that are attached to an image, by layer. `None` where several contradict each
+/// other: then none of them is believed.
+pub type Attached = HashMap<Digest, Option<LayerEntry>>;
+
+impl Images {
+    /// The index of `layer`, in the form that reads files.
+    pub(super) async fn layer(
+        &self,
+        image: &Resolved,
+        layer: &Descriptor,
+        diff_id: &Digest,
+        attached: &Attached,
+        progress: &Progress,
+    ) -> Result<Arc<Layer>, ImageFault> {
+        let tree = match self.known_tree(&layer.digest) {
+            Some(tree) => tree,
+            None => match self.attached_tree(image, layer, attached).await {
+                Some(tree) => tree,
+                None => self.build(image, layer, progress).await?,
+            },
+        };
+        check(&tree, layer, diff_id)?;
+        let scope = image.reference.repository().scope();
+        Ok(Arc::new(Layer::new(Arc::new(tree), scope)))
+    }
+
+    /// The index that the cache has.
+    fn known_tree(&self, layer: &Digest) -> Option<LayerTree> {
+        let record = self.cache.layer(layer)?;
+        let bytes = self.blobs().get(&record.tree)?;
+        readable(layer, bytes.bytes())
+    }
+
+    /// What is attached to the image. Where the registry cannot tell, nothing is: then the layers
+    /// that are not known are fetched whole, if they can be.
+    pub(super) async fn attached_indexes(&self, image: &Resolved) -> Attached {
+        let unknown = image.manifest.layers.iter().any(|layer| {
+            self.cache.layer(&layer.digest).is_none_or(|known| !self.blobs().has(&known.tree))
+        });
+        if !unknown {
+            return Attached::new();
+        }
+        let repository = image.reference.repository();
+        let artifacts = match self.client.index_artifacts(repository, &image.digest).await {
+            Ok(artifacts) => artifacts,
+            Err(error) => {
+                tracing::warn!(reference = %image.reference, %error, "cannot look for an index");
+                return Attached::new();
+            }
+        };
+        let mut attached = Attached::new();
+        for entry in artifacts.into_iter().flat_map(|artifact| artifact.layers) {
+            let layer = entry.layer;
+            let known = attached.entry(layer).or_insert_with(|| Some(entry.clone()));
+            if known.as_ref().is_some_and(|known| known.tree != entry.tree) {
+                tracing::error!(reference = %image.reference, %layer,
+                    "two different indexes are attached for one layer: neither is used");
+                *known = None;
+            }
+        }
+        attached
+    }
+
+    /// The index that is attached to the image, fetched and kept.
+    async fn attached_tree(
+        &self,
+        image: &Resolved,
+        layer: &Descriptor,
+        attached: &Attached,
+    ) -> Option<LayerTree> {
+        let entry = attached.get(&layer.digest)?.as_ref()?;
+        let bytes = match self.client.tree(image.reference.repository(), entry).await {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                tracing::warn!(layer = %layer.digest, %error, "cannot fetch an attached index");
+                return None;
+            }
+        };
+        let tree = readable(&layer.digest, bytes.bytes())?;
+        if tree.header().spans != entry.spans.digest {
+            tracing::warn!(layer = %layer.digest, "an attached index names other spans");
+            return None;
+        }
+        let record = LayerRecord { tree: entry.tree, trust: Trust::Registry, complete: false };
+        let kept = self.blobs().put(&bytes).map_err(|error| error.to_string()).and_then(|()| {
+            self.cache.put_layer(&layer.digest, &record).map_err(|error| error.to_string())
+        });
+        if let Err(error) = kept {
+            tracing::warn!(layer = %layer.digest, %error, "cannot keep an index");
+        }
+        Some(tree)
+    }
+
+    /// Fetches the whole layer and indexes it on the way.
+    async fn build(
+        &self,
+        image: &Resolved,
+        layer: &Descriptor,
+        progress: &Progress,
+    ) -> Result<LayerTree, ImageFault> {
+        let reference = &image.reference;
+        tracing::info!(%reference, layer = %layer.digest, bytes = layer.size,
+            "no index: fetching the whole layer");
+        let scope = reference.repository().scope();
+        let blob = Blob { scope, digest: layer.digest, size: layer.size };
+        let index = self.filler.ingest(&blob, Priority::Demand, progress).await?;
+        self.keep_index(&index)?;
+        readable(&layer.digest, &index.tree).ok_or_else(|| ImageFault::Mismatch {
+            layer: layer.digest,
+            what: "its index cannot be read back",
+        })
+    }
+
+    /// Keeps an index that was built here, spans included: nobody else has them.
+    fn keep_index(&self, index: &LayerIndex) -> Result<(), ImageFault> {
+        self.keep("spans", index.spans.clone())?;
+        let tree = self.keep("an index", index.tree.clone())?;
+        let record = LayerRecord { tree, trust: Trust::Own, complete: true };
+        Ok(self.cache.put_layer(&index.layer, &record)?)
+    }
+}
+
+/// The tree in `bytes`; one that cannot be read counts as none.
+fn readable(layer: &Digest, bytes: &[u8]) -> Option<LayerTree> {
+    let tree = Backing::sealed(bytes)
+        .map_err(|error| error.to_string())
+        .and_then(|backing| LayerTree::new(backing).map_err(|error| error.to_string()));
+    match tree {
+        Ok(tree) => Some(tree),
+        Err(error) => {
+            tracing::warn!(%layer, %error, "unusable index");
+            None
+        }
+    }
+}
+
+/// Holds what an index says of its layer against the manifest and the config.
+fn check(tree: &LayerTree, layer: &Descriptor, diff_id: &Digest) -> Result<(), ImageFault> {
+    let header = tree.header();
+    let what = if header.layer != layer.digest {
+        "its index belongs to another layer"
+    } else if header.layer_size != layer.size {
+        "its size is not the one in the manifest"
+    } else if header.diff_id != *diff_id {
+        "its uncompressed bytes do not have the DiffID in the image's config"
+    } else {
+        return Ok(());
+    };
+    Err(ImageFault::Mismatch { layer: layer.digest, what })
+}
