@@ -15,6 +15,7 @@ pub mod index;
 pub mod layer;
 pub mod object;
 mod path;
+pub mod session;
 pub mod source;
 pub mod tree;
 pub mod view;

@@ -10,14 +10,13 @@ use undermount_tests::architecture::{
 
 /// `fuse -> view -> fill -> { layer, tree } -> index -> { codec, object, source } -> digest`
 const FS: Layers = Layers(&[
-    &["digest", "path"],
+    &["digest", "path", "session"],
     &["blob", "codec", "object", "source"],
     &["index"],
     &["layer", "tree"],
     &["fill", "pack"],
     &["view"],
     &["fuse"],
-    &["session"],
 ]);
 
 /// `cli -> { prepare, node, demo } -> { supply, podman, peer, registry } -> image`; `supply`

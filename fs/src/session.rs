@@ -1,0 +1,143 @@
+//! Mounts that outlive the process that serves them.
+//!
+//! A [`keeper`] is a small process that owns the `/dev/fuse` descriptors. A [`worker`] is the
+//! process that does the work; it may be killed, crash or be replaced by a newer binary at any
+//! moment, and programs that use the mount notice no more than a delay:
+//!
+//! ```text
+//!  programs ----> kernel: queue of requests <==== keeper: mounts, descriptors, socket, lock
+//!                     |          ^                   |          ^
+//!                     v          |                   | start    | "ready", "done",
+//!                 requests    answers                v          | end of file
+//!                     `--------> worker: fuser session, view, cache, network
+//! ```
+//!
+//! When a worker dies, the keeper puts the requests that it had in hand back into the queue
+//! (Linux 6.9 and later) or answers them with EIO (before), and starts another one. It does so
+//! only after the dead process is gone for good, so no request is ever answered twice.
+
+mod device;
+mod handshake;
+mod inflight;
+pub mod keeper;
+mod link;
+mod mountpoint;
+mod wire;
+pub mod worker;
+
+use std::io;
+use std::path::PathBuf;
+
+pub use self::handshake::Agreement;
+pub use self::inflight::{Inflight, Ticket, TooManyRequests};
+pub use self::link::History;
+pub use self::mountpoint::detach;
+
+/// Why a session cannot be set up or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The kernel has no FUSE, or this container none of its devices.
+    #[error("/dev/fuse is missing: load the kernel module `fuse`, or pass the device in")]
+    NoDevice {
+        /// What open(2) said.
+        source: io::Error,
+    },
+    /// `/dev/fuse` is there but does not open.
+    #[error("cannot open /dev/fuse")]
+    OpenDevice {
+        /// What open(2) said.
+        source: io::Error,
+    },
+    /// The directory to mount on cannot be made.
+    #[error("cannot create the directory {}", dir.display())]
+    Directory {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// mount(2) failed.
+    #[error("cannot mount on {} (this takes root, CAP_SYS_ADMIN)", dir.display())]
+    Mount {
+        /// The mount point.
+        dir: PathBuf,
+        /// What mount(2) said.
+        source: io::Error,
+    },
+    /// umount2(2) failed.
+    #[error("cannot detach what is mounted on {}", dir.display())]
+    Detach {
+        /// The mount point.
+        dir: PathBuf,
+        /// What umount2(2) said.
+        source: io::Error,
+    },
+    /// Keeper and kernel did not come to an agreement.
+    #[error("the handshake with the kernel failed: {reason}")]
+    Handshake {
+        /// What went wrong.
+        reason: String,
+    },
+    /// Shared memory for requests in hand cannot be made or used.
+    #[error("cannot share memory between keeper and worker")]
+    Memory {
+        /// Why.
+        source: io::Error,
+    },
+    /// A system call failed that the keeper cannot do without.
+    #[error("the keeper's {call} failed")]
+    System {
+        /// Its name.
+        call: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The program of the worker does not start.
+    #[error("cannot start {}", program.display())]
+    StartWorker {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The first worker ended before it served.
+    #[error("{reason}")]
+    FirstWorker {
+        /// In its own words, if it had any.
+        reason: String,
+    },
+    /// This process is no worker.
+    #[error("standard input is not the connection to a keeper")]
+    NoKeeper {
+        /// What was wrong.
+        source: io::Error,
+    },
+    /// The keeper does not listen any more.
+    #[error("the connection to the keeper is lost")]
+    LostKeeper {
+        /// What the socket said.
+        source: io::Error,
+    },
+    /// Keeper and worker are too far apart in age.
+    #[error("the keeper speaks protocol {keeper}, this worker {worker}: restart the keeper")]
+    Protocol {
+        /// The keeper's.
+        keeper: u32,
+        /// The worker's.
+        worker: u32,
+    },
+    /// A mount cannot be served.
+    #[error("cannot resume the mount on {}", dir.display())]
+    Resume {
+        /// The mount point.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl SessionError {
+    fn system(call: &'static str, errno: nix::Error) -> Self {
+        Self::System { call, source: errno.into() }
+    }
+}

@@ -1,0 +1,158 @@
+//! One mount in the hands of the keeper, and what becomes of its requests between workers.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use crate::session::SessionError;
+use crate::session::device::Device;
+use crate::session::handshake::{Agreement, MAX_READAHEAD};
+use crate::session::inflight::Table;
+use crate::session::link::StartMount;
+use crate::session::mountpoint::MountPoint;
+use crate::session::wire;
+
+/// A mount that a keeper is to make.
+#[derive(Debug, Clone)]
+pub struct MountSpec {
+    /// What the worker knows it by.
+    pub name: String,
+    /// Where it goes; created with mode 0700 if missing.
+    pub dir: PathBuf,
+}
+
+/// Requests that are answered before the keeper looks around again.
+const BATCH: usize = 256;
+
+/// A live mount. Fields are dropped in order: the mount is detached before its device is closed,
+/// so that nobody meets a mount without a server.
+#[derive(Debug)]
+pub(super) struct HeldMount {
+    name: String,
+    point: MountPoint,
+    device: Device,
+    agreement: Agreement,
+    /// Where requests in hand are recorded, if the kernel cannot send them again.
+    table: Option<Table>,
+    answering: Answering,
+}
+
+/// Whether the keeper answers requests in place of a worker.
+#[derive(Debug)]
+enum Answering {
+    No,
+    /// From a descriptor of its own.
+    With(Device),
+    /// It should but cannot, most likely because someone has unmounted the mount.
+    Failed,
+}
+
+impl HeldMount {
+    /// Makes the mount and agrees with the kernel on what no worker can change later.
+    pub(super) fn make(spec: &MountSpec, mask: u64) -> Result<Self, SessionError> {
+        let device = Device::open()?;
+        let point = MountPoint::attach(&spec.dir, &device)?;
+        let agreement = device.shake_hands(mask)?;
+        if let Err(error) = point.raise_readahead(MAX_READAHEAD) {
+            tracing::debug!(dir = %spec.dir.display(), %error, "read-ahead stays as it is");
+        }
+        let table = if agreement.resends() {
+            None
+        } else {
+            Some(Table::create().map_err(|source| SessionError::Memory { source })?)
+        };
+        tracing::debug!(mount = spec.name, dir = %spec.dir.display(), ?agreement, "mounted");
+        Ok(Self {
+            name: spec.name.clone(),
+            point,
+            device,
+            agreement,
+            table,
+            answering: Answering::No,
+        })
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        self.point.dir()
+    }
+
+    /// What a worker is told of this mount.
+    pub(super) fn introduction(&self) -> StartMount {
+        StartMount {
+            name: self.name.clone(),
+            dir: self.dir().to_owned(),
+            agreement: self.agreement,
+            recorded: self.table.is_some(),
+        }
+    }
+
+    /// What goes with the introduction: the device and, if there is one, the table.
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        std::iter::once(self.device.as_fd()).chain(self.table.as_ref().map(Table::memory))
+    }
+
+    /// A worker has died: what it had in hand goes back into the queue or, where the kernel
+    /// cannot do that, is answered with EIO.
+    pub(super) fn recall(&self) {
+        let result = match &self.table {
+            None => self.device.resend(),
+            Some(table) => self.fail_all(table),
+        };
+        if let Err(error) = result {
+            tracing::error!(mount = self.name, %error, "requests of a dead worker stay unanswered");
+        }
+    }
+
+    fn fail_all(&self, table: &Table) -> io::Result<()> {
+        let mut failed = 0_u32;
+        for unique in table.take_suspects() {
+            failed += u32::from(self.device.fail(unique, libc::EIO)?);
+        }
+        if failed > 0 {
+            tracing::warn!(mount = self.name, failed, "requests of a dead worker got EIO");
+        }
+        Ok(())
+    }
+
+    /// Answers waiting requests with EIO, a batch at a time.
+    pub(super) fn answer(&mut self) {
+        if let Answering::No = self.answering {
+            tracing::error!(mount = self.name, "no worker serves: requests get EIO");
+        }
+        if let Err(error) = self.try_answer() {
+            tracing::error!(mount = self.name, %error, "requests stay unanswered");
+            self.answering = Answering::Failed;
+        }
+    }
+
+    fn try_answer(&mut self) -> io::Result<()> {
+        if let Answering::No = self.answering {
+            self.answering = Answering::With(self.device.nonblocking_clone()?);
+        }
+        let Answering::With(device) = &self.answering else { return Ok(()) };
+        let mut buffer = [0; wire::READ_BUFFER];
+        for _ in 0..BATCH {
+            let Some(request) = device.next_request(&mut buffer)? else { break };
+            if let Some(table) = &self.table {
+                table.note(request.unique);
+            }
+            if request.wants_answer() {
+                device.fail(request.unique, libc::EIO)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A worker serves again.
+    pub(super) fn stop_answering(&mut self) {
+        self.answering = Answering::No;
+    }
+
+    /// What becomes readable when a request waits for the keeper's answer.
+    pub(super) fn waiting_requests(&self) -> Option<BorrowedFd<'_>> {
+        match &self.answering {
+            Answering::With(device) => Some(device.as_fd()),
+            Answering::No | Answering::Failed => None,
+        }
+    }
+}

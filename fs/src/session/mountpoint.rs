@@ -1,0 +1,129 @@
+//! Making and removing the mounts themselves.
+//!
+//! Mount points are never looked at (stat, readdir) but only mounted and detached: a look would
+//! ask the file system behind them, which may have no one to answer.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::SessionError;
+
+/// The source column of mount tables.
+const SOURCE: &str = "undermount";
+/// `fuse` for the kernel, `undermount` for the reader of a mount table.
+const FILE_SYSTEM: &str = "fuse.undermount";
+
+/// A FUSE mount that is detached when its owner drops it.
+#[derive(Debug)]
+pub(super) struct MountPoint {
+    dir: PathBuf,
+}
+
+impl MountPoint {
+    /// Mounts `device` read-only at `dir`, which is created (mode 0700) if it is missing. What an
+    /// earlier owner left mounted there is detached first.
+    pub(super) fn attach(dir: &Path, device: &impl AsFd) -> Result<Self, SessionError> {
+        detach(dir)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|source| SessionError::Directory { dir: dir.to_owned(), source })?;
+        let flags =
+            MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
+        let options = format!(
+            "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other",
+            device.as_fd().as_raw_fd()
+        );
+        mount(Some(SOURCE), dir, Some(FILE_SYSTEM), flags, Some(options.as_str()))
+            .map_err(|errno| SessionError::Mount { dir: dir.to_owned(), source: errno.into() })?;
+        Ok(Self { dir: dir.to_owned() })
+    }
+
+    /// Lets the kernel read `bytes` ahead instead of the 128 KiB that every FUSE mount starts
+    /// with. Where /sys is not writable, as in many containers, reads are merely slower.
+    pub(super) fn raise_readahead(&self, bytes: u32) -> io::Result<()> {
+        let table = fs::read_to_string("/proc/self/mountinfo")?;
+        let device = device_number(&table, &self.dir)
+            .ok_or_else(|| io::Error::other("the mount is not in the mount table"))?;
+        let setting = format!("/sys/class/bdi/{device}/read_ahead_kb");
+        fs::write(setting, (bytes / 1024).to_string())
+    }
+
+    /// Where it is mounted.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for MountPoint {
+    fn drop(&mut self) {
+        if let Err(error) = detach(&self.dir) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "mount stays behind");
+        }
+    }
+}
+
+/// Detaches everything that is mounted on `dir` itself, at once and without asking the file
+/// systems; processes that still use them keep them until they let go. Nothing to detach is
+/// success.
+///
+/// # Errors
+/// [`SessionError::Detach`] if the kernel refuses.
+pub fn detach(dir: &Path) -> Result<(), SessionError> {
+    loop {
+        match umount2(dir, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {}
+            // Not a mount point (any more), or not there at all.
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(errno) => {
+                let dir = dir.to_owned();
+                return Err(SessionError::Detach { dir, source: errno.into() });
+            }
+        }
+    }
+}
+
+/// `major:minor` of what is mounted on `dir`, from the text of `/proc/self/mountinfo`:
+/// `36 35 98:0 /root /mount/point options...`, with octal escapes in the paths.
+fn device_number<'a>(table: &'a str, dir: &Path) -> Option<&'a str> {
+    let escape = |byte: &u8| match byte {
+        b' ' | b'\t' | b'\n' | b'\\' => format!("\\{byte:03o}").into_bytes(),
+        _ => vec![*byte],
+    };
+    let dir: Vec<u8> = dir.as_os_str().as_bytes().iter().flat_map(escape).collect();
+    let fields = |line: &'a str| -> Vec<&'a str> { line.split(' ').take(5).collect() };
+    // The last one is on top.
+    let line =
+        table.lines().map(fields).rfind(|fields| fields.get(4).map(|d| d.as_bytes()) == Some(&dir));
+    line?.get(2).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_top_mount_of_a_directory_with_a_blank_is_found() {
+        let table = "21 1 0:20 / /run/a\\040b rw - fuse x rw\n\
+                     22 1 0:21 / /run/a\\040b rw - fuse x rw\n\
+                     23 1 0:22 / /run/a rw - fuse x rw\n";
+        assert_eq!(device_number(table, Path::new("/run/a b")), Some("0:21"));
+        assert_eq!(device_number(table, Path::new("/run")), None);
+    }
+
+    #[test]
+    fn what_is_not_mounted_needs_no_detaching() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = nix::unistd::geteuid().is_root();
+        assert_eq!(detach(dir.path()).is_ok(), root, "without root the kernel refuses to look");
+        assert_eq!(detach(&dir.path().join("missing")).is_ok(), root);
+    }
+}

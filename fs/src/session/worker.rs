@@ -1,0 +1,223 @@
+//! The worker's side: take over the mounts of a keeper and serve them.
+//!
+//! `fuser` knows only how to begin a session. To resume one it is given a socket, on which it
+//! finds a `FUSE_INIT` that repeats what keeper and kernel agreed on; after that handshake the
+//! real device takes the place of the socket under the same descriptor number.
+//!
+//! Two rules come from how a worker may die:
+//! - A worker holds its [`Worker`] until it exits; dropping it is a reason to be killed.
+//! - Answers are given from memory that the process has already written to. Where the kernel
+//!   would have to fault a page in (an untouched part of a mapped file, say) while the process is
+//!   being killed, it answers the caller with EIO and nobody can take that back.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use fuser::{Config, Filesystem, Session, SessionACL};
+use nix::fcntl::OFlag;
+use nix::unistd::{dup2_stdin, dup3};
+
+use super::SessionError;
+use super::handshake::Agreement;
+use super::inflight::{Inflight, Table};
+use super::link::{History, Link, PROTOCOL, Start, ToKeeper, ToWorker};
+use super::wire;
+
+/// The connection of a worker to its keeper.
+#[derive(Debug)]
+pub struct Worker {
+    link: Link,
+    history: History,
+}
+
+/// What a worker is given to begin with.
+#[derive(Debug)]
+pub struct Inheritance {
+    /// The mounts to be served, by name.
+    pub mounts: BTreeMap<String, InheritedMount>,
+    /// The descriptors that the caller of the keeper wanted kept, by name.
+    pub keepsakes: BTreeMap<String, OwnedFd>,
+}
+
+/// A mount that waits for being served.
+#[derive(Debug)]
+pub struct InheritedMount {
+    dir: PathBuf,
+    agreement: Agreement,
+    device: OwnedFd,
+    inflight: Inflight,
+}
+
+/// Why a worker is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Farewell {
+    /// The keeper asks for it and will unmount.
+    Stop,
+    /// The keeper is gone. Nobody will unmount, so the worker should.
+    Orphaned,
+}
+
+impl Worker {
+    /// Takes the connection from standard input, which becomes /dev/null, and waits for what the
+    /// keeper hands over.
+    ///
+    /// # Errors
+    /// [`SessionError`] if standard input is not a keeper's, or a keeper's of another protocol.
+    pub fn from_stdin() -> Result<(Self, Inheritance), SessionError> {
+        let no_keeper = |source| SessionError::NoKeeper { source };
+        let link = io::stdin().as_fd().try_clone_to_owned().map_err(no_keeper)?;
+        let null = std::fs::File::open("/dev/null").map_err(no_keeper)?;
+        dup2_stdin(null).map_err(|errno| no_keeper(errno.into()))?;
+        Self::from_link(Link::from_fd(link))
+    }
+
+    fn from_link(link: Link) -> Result<(Self, Inheritance), SessionError> {
+        let no_keeper = |source| SessionError::NoKeeper { source };
+        let received = link.receive().map_err(no_keeper)?;
+        let Some((ToWorker::Start(start), descriptors)) = received else {
+            return Err(no_keeper(io::Error::other("the connection begins with no start message")));
+        };
+        let worker = Self { link, history: start.history.clone() };
+        let inherited = inherit(start, descriptors);
+        if let Err(error) = &inherited {
+            worker.failed(&error.to_string())?;
+        }
+        Ok((worker, inherited?))
+    }
+
+    /// What happened to the workers before this one.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Tells the keeper that all mounts are about to be served. It stops to answer requests.
+    ///
+    /// # Errors
+    /// [`SessionError::LostKeeper`] here and below: there is no keeper any more.
+    pub fn ready(&self) -> Result<(), SessionError> {
+        self.tell(&ToKeeper::Ready)
+    }
+
+    /// Tells the keeper why this worker will exit without having served. The words of the first
+    /// worker are what the keeper fails with.
+    #[expect(clippy::missing_errors_doc, reason = "see `ready`")]
+    pub fn failed(&self, reason: &str) -> Result<(), SessionError> {
+        self.tell(&ToKeeper::Failed { reason: reason.to_owned() })
+    }
+
+    /// Tells the keeper that there is nothing more to do. It unmounts once this worker has exited.
+    #[expect(clippy::missing_errors_doc, reason = "see `ready`")]
+    pub fn done(&self) -> Result<(), SessionError> {
+        self.tell(&ToKeeper::Done)
+    }
+
+    /// Tells the keeper to start `program` from now on. Exit with success after this to make room
+    /// for it; where it does not come up, the keeper goes back to the present program.
+    #[expect(clippy::missing_errors_doc, reason = "see `ready`")]
+    pub fn replace(&self, program: &Path) -> Result<(), SessionError> {
+        self.tell(&ToKeeper::Replace { program: program.to_owned() })
+    }
+
+    /// Waits until this worker is to end. Blocks its thread for as long as it serves.
+    pub fn wait_for_farewell(&self) -> Farewell {
+        loop {
+            match self.link.receive() {
+                Ok(Some((ToWorker::Stop, _))) => return Farewell::Stop,
+                Ok(Some((ToWorker::Start(_), _))) => tracing::warn!("started twice; ignored"),
+                Ok(None) => return Farewell::Orphaned,
+                Err(error) => {
+                    tracing::error!(%error, "the connection to the keeper is broken");
+                    return Farewell::Orphaned;
+                }
+            }
+        }
+    }
+
+    fn tell(&self, message: &ToKeeper) -> Result<(), SessionError> {
+        self.link.send(message, &[]).map_err(|source| SessionError::LostKeeper { source })
+    }
+}
+
+/// Gives each descriptor the name that it has in the start message.
+fn inherit(start: Start, descriptors: Vec<OwnedFd>) -> Result<Inheritance, SessionError> {
+    if start.protocol != PROTOCOL {
+        return Err(SessionError::Protocol { keeper: start.protocol, worker: PROTOCOL });
+    }
+    let mut descriptors = descriptors.into_iter();
+    let mut next = || {
+        let missing = || io::Error::other("a descriptor is missing");
+        descriptors.next().ok_or_else(missing).map_err(|source| SessionError::NoKeeper { source })
+    };
+    let mut mounts = BTreeMap::new();
+    for mount in start.mounts {
+        let device = next()?;
+        let inflight = if mount.recorded {
+            let table = Table::open(next()?).map_err(|source| SessionError::Memory { source })?;
+            Inflight::recorded_in(table)
+        } else {
+            Inflight::unrecorded()
+        };
+        let inherited =
+            InheritedMount { dir: mount.dir, agreement: mount.agreement, device, inflight };
+        mounts.insert(mount.name, inherited);
+    }
+    let keepsakes =
+        start.keepsakes.into_iter().map(|name| Ok((name, next()?))).collect::<Result<_, _>>()?;
+    Ok(Inheritance { mounts, keepsakes })
+}
+
+impl InheritedMount {
+    /// Where it is mounted.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The recorder of requests in hand, which the file system has to use.
+    pub fn inflight(&self) -> Inflight {
+        self.inflight.clone()
+    }
+
+    /// Serves the mount with `file_system` in `threads` threads of their own. The join handle
+    /// ends when the mount is gone, or with an error.
+    ///
+    /// # Errors
+    /// [`SessionError::Resume`] if `file_system` refuses what was agreed with the kernel.
+    pub fn serve<F: Filesystem>(
+        self,
+        file_system: F,
+        threads: usize,
+    ) -> Result<JoinHandle<io::Result<()>>, SessionError> {
+        let Self { dir, agreement, device, inflight: _ } = self;
+        let resume = || -> io::Result<_> {
+            let session = resume(file_system, &agreement, device, threads)?;
+            let name = "fuse-session".to_owned();
+            std::thread::Builder::new().name(name).spawn(|| session.run())
+        };
+        resume().map_err(|source| SessionError::Resume { dir, source })
+    }
+}
+
+/// A session on `device`, whose kernel side has long been initialised.
+fn resume<F: Filesystem>(
+    file_system: F,
+    agreement: &Agreement,
+    device: OwnedFd,
+    threads: usize,
+) -> io::Result<Session<F>> {
+    // SEQPACKET keeps requests apart, as the device does.
+    let (kernel, end) = Link::pair()?;
+    kernel.send_raw(&wire::init_request(wire::UNIQUE_STEP, &agreement.as_offer()))?;
+    let mut config = Config::default();
+    config.acl = SessionACL::All;
+    config.n_threads = Some(threads);
+    let session = Session::from_fd(file_system, end, SessionACL::All, config)?;
+    let number = session.as_fd().as_raw_fd();
+    // SAFETY: `number` is open and belongs to `session`, which outlives this borrowed view;
+    // ManuallyDrop keeps the view from closing it.
+    let mut place = std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
+    dup3(device, &mut place, OFlag::O_CLOEXEC)?;
+    Ok(session)
+}

@@ -1,0 +1,104 @@
+//! A keeper and its workers for the suite about sessions, with nothing else to them.
+//!
+//! `session-node keeper CONFIG` keeps a [`Grove`] mounted on `<dir>/mnt` and says `ready` on
+//! stdout; `session-node worker DIR` is started by it. Files in the directory steer the worker:
+//! `broken` makes it fail, `deaf` makes it never get ready, `replace` names the next program and
+//! `done` ends everything. It leaves its process id in `pid` and the count of restarts in
+//! `restarts`.
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use undermount_fs::session::detach;
+use undermount_fs::session::keeper::{Keeper, KeeperConfig, MountSpec, RestartPolicy};
+use undermount_fs::session::worker::{Farewell, Worker};
+use undermount_tests::grove::Grove;
+use undermount_tests::session::NodeConfig;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    let result = match (arguments[1].as_str(), &arguments[2]) {
+        ("keeper", config) => keep(serde_json::from_str(config).unwrap()),
+        (_, dir) => work(Path::new(dir)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn keep(config: NodeConfig) -> Result<(), Box<dyn std::error::Error>> {
+    let keeper = Keeper::mount(KeeperConfig {
+        mounts: vec![MountSpec { name: "grove".to_owned(), dir: config.dir.join("mnt") }],
+        program: std::env::current_exe()?,
+        arguments: vec!["worker".into(), config.dir.clone().into()],
+        keepsakes: vec![("config".to_owned(), fs::File::open(&config.dir)?.into())],
+        policy: RestartPolicy {
+            ready_within: config.ready_within,
+            answer_after: config.answer_after,
+            unsound_limit: config.unsound_limit,
+            stop_within: Duration::from_secs(3),
+            longest_pause: Duration::from_millis(200),
+            ..RestartPolicy::default()
+        },
+        init_mask: config.init_mask,
+    })?;
+    keeper.run(|| println!("ready"))?;
+    Ok(())
+}
+
+fn work(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let (worker, mut inheritance) = Worker::from_stdin()?;
+    leave_note(dir, "restarts", &worker.history().restarts.to_string())?;
+    leave_note(dir, "pid", &std::process::id().to_string())?;
+    if dir.join("deaf").exists() {
+        thread::sleep(Duration::from_secs(3600));
+    }
+    if dir.join("broken").exists() {
+        worker.failed("the grove is broken")?;
+        return Err("broken".into());
+    }
+    assert!(inheritance.keepsakes.contains_key("config"));
+    let mount = inheritance.mounts.remove("grove").unwrap();
+    let mount_dir = mount.dir().to_owned();
+    let grove = Grove::new(mount.inflight());
+    worker.ready()?;
+    mount.serve(grove, 2)?;
+    thread::scope(|scope| {
+        scope.spawn(|| obey_files(dir, &worker));
+        if worker.wait_for_farewell() == Farewell::Orphaned {
+            detach(&mount_dir).unwrap();
+        }
+        std::process::exit(0)
+    })
+}
+
+/// Writes a file of which nobody ever sees a half.
+fn leave_note(dir: &Path, name: &str, words: &str) -> std::io::Result<()> {
+    let draft = dir.join(format!("{name}.draft"));
+    fs::write(&draft, words)?;
+    fs::rename(draft, dir.join(name))
+}
+
+/// Does what the files in `dir` ask for.
+fn obey_files(dir: &Path, worker: &Worker) {
+    loop {
+        thread::sleep(Duration::from_millis(5));
+        if let Ok(program) = fs::read_to_string(dir.join("replace")) {
+            fs::remove_file(dir.join("replace")).unwrap();
+            worker.replace(&PathBuf::from(program)).unwrap();
+            std::process::exit(0);
+        }
+        if dir.join("done").exists() {
+            worker.done().unwrap();
+            std::process::exit(0);
+        }
+    }
+}
