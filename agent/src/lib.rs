@@ -8,3 +8,4 @@ pub mod agent;
 pub mod image;
 pub mod prepare;
 pub mod registry;
+pub mod supply;

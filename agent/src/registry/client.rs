@@ -25,7 +25,7 @@ mod response;
 mod retry;
 mod secret;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod transport;
@@ -44,6 +44,7 @@ pub use credentials::{Credential, CredentialError, Credentials};
 pub use error::{Fault, Message, RegistryError, Subject};
 pub use manifests::{Image, RawManifest};
 pub use progress::Pace;
+pub use response::Meter;
 pub use retry::RetryPolicy;
 pub use secret::Secret;
 pub use transport::install_crypto_provider;
@@ -51,7 +52,7 @@ pub use upload::{Listed, Mount, Upload, UploadWriter};
 
 use auth::Access;
 use endpoint::Endpoint;
-use response::expect;
+use response::{Reading, expect};
 use transport::Transports;
 
 /// Which registries are spoken to without TLS. Loopback addresses are always spoken to in
@@ -89,7 +90,7 @@ pub struct ClientConfig {
 }
 
 impl Default for ClientConfig {
-    /// TLS, no credentials, ten seconds to connect and thirty to answer.
+    /// TLS, no credentials, ten seconds to connect and fifteen to answer.
     fn default() -> Self {
         Self {
             user_agent: concat!("undermount/", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -99,7 +100,7 @@ impl Default for ClientConfig {
             retry: RetryPolicy::default(),
             pace: Pace::default(),
             connect_timeout: Duration::from_secs(10),
-            answer_timeout: Duration::from_secs(30),
+            answer_timeout: Duration::from_secs(15),
         }
     }
 }
@@ -109,6 +110,7 @@ impl Default for ClientConfig {
 pub struct Client {
     shared: Arc<Shared>,
     deadline: Option<tokio::time::Instant>,
+    meter: Option<Meter>,
 }
 
 struct Shared {
@@ -124,13 +126,24 @@ impl Client {
         let transports =
             Arc::new(Transports::new(&config.user_agent, config.connect_timeout, certificates));
         let shared = Shared { config, transports, endpoints: Mutex::default() };
-        Self { shared: Arc::new(shared), deadline: None }
+        Self { shared: Arc::new(shared), deadline: None, meter: None }
     }
 
     /// The same client with operations that end at `deadline` at the latest.
     #[must_use]
     pub fn until(&self, deadline: Instant) -> Self {
-        Self { shared: Arc::clone(&self.shared), deadline: Some(deadline.into()) }
+        Self { deadline: Some(deadline.into()), ..self.clone() }
+    }
+
+    /// The same client, whose operations add the bytes of all bodies that they receive to
+    /// `meter`.
+    #[must_use]
+    pub fn metered(&self, meter: Meter) -> Self {
+        Self { meter: Some(meter), ..self.clone() }
+    }
+
+    fn reading(&self) -> Reading {
+        Reading { pace: self.shared.config.pace, meter: self.meter.clone() }
     }
 
     /// Whether the registry `host[:port]` answers and lets us in.

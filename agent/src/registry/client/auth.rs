@@ -18,8 +18,7 @@ use crate::image::Repository;
 use super::challenge::Challenge;
 use super::credentials::{Credential, Credentials};
 use super::error::Fault;
-use super::progress::Pace;
-use super::response::{Limit, fault_of, read_all};
+use super::response::{Limit, Reading, fault_of, read_all};
 use super::transport::{Transports, is_loopback};
 
 /// What a token is good for at least, where its service does not say (token spec).
@@ -227,7 +226,7 @@ impl TokenRequest<'_> {
                 fault => self.fault(&format!("fails: {fault}"), fault.is_transient()),
             });
         }
-        let answer = read_all(response, Limit::Most(MAX_TOKEN_ANSWER), Pace::default()).await?;
+        let answer = read_all(response, Limit::Most(MAX_TOKEN_ANSWER), Reading::default()).await?;
         let answer: TokenAnswer = serde_json::from_slice(&answer)
             .map_err(|_| self.fault("does not answer with a JSON object", false))?;
         let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());

@@ -26,6 +26,8 @@ use super::retry::{Budget, before};
 
 /// So many bytes since the last cut are progress, which fills the retry budget again.
 const PROGRESS: u64 = 256 << 10;
+/// Memory that is set aside for a range before its bytes come.
+const LARGE_RANGE: u64 = 16 << 20;
 /// Cuts after which a reader gives up in spite of progress.
 const MAX_CUTS: u32 = 100;
 
@@ -62,7 +64,8 @@ impl Client {
         range: Range<u64>,
     ) -> Result<Bytes, RegistryError> {
         let mut reader = self.read_range(repository, digest, range.clone());
-        let mut bytes = BytesMut::new();
+        let length = range.end.saturating_sub(range.start).min(LARGE_RANGE);
+        let mut bytes = BytesMut::with_capacity(length as usize);
         while let Some(chunk) = reader.next().await? {
             bytes.extend_from_slice(&chunk);
         }
@@ -98,7 +101,7 @@ impl Client {
         limit: Limit,
     ) -> Result<Bytes, Fault> {
         let response = self.ask_blob(Method::GET, repository, digest, None).await?;
-        read_all(expect(response, &[StatusCode::OK]).await?, limit, self.shared.config.pace).await
+        read_all(expect(response, &[StatusCode::OK]).await?, limit, self.reading()).await
     }
 
     async fn ask_blob(
@@ -275,7 +278,7 @@ impl BlobReader {
                 self.rest.start
             }
         };
-        Ok(Answer { body: Body::of(response, self.client.shared.config.pace)?, skip })
+        Ok(Answer { body: Body::of(response, self.client.reading())?, skip })
     }
 }
 

@@ -14,7 +14,6 @@ use crate::image::reference::DEFAULT_HOST;
 use super::auth::{Access, Authenticator, Pass};
 use super::challenge;
 use super::error::Fault;
-use super::progress::Pace;
 use super::response::fault_of;
 use super::transport::{Transports, is_loopback};
 use super::{ClientConfig, PlainHttp};
@@ -27,8 +26,6 @@ pub(super) struct Endpoint {
     host: String,
     plain: bool,
     answer_timeout: Duration,
-    /// The least pace of an answer's body.
-    pub pace: Pace,
     transports: Arc<Transports>,
     auth: Authenticator,
     base: OnceCell<Url>,
@@ -51,7 +48,6 @@ impl Endpoint {
             host: host.to_owned(),
             plain,
             answer_timeout: config.answer_timeout,
-            pace: config.pace,
             transports: Arc::clone(transports),
             auth: Authenticator::new(config.credentials.clone(), Arc::clone(transports)),
             base: OnceCell::new(),

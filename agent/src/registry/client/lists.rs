@@ -15,7 +15,7 @@ use super::auth::Access;
 use super::endpoint::Endpoint;
 use super::error::{Fault, Message, RegistryError, Subject};
 use super::link;
-use super::response::{Limit, expect, read_all};
+use super::response::{Limit, Reading, expect, read_all};
 
 /// Largest page, in bytes, and most pages: more is a registry that turns in circles.
 const MAX_PAGE: u64 = 16 << 20;
@@ -47,7 +47,7 @@ impl Client {
         let access = Access::pull(repository);
         self.retry(&subject, || async {
             let mut tags = Vec::new();
-            let mut pages = Pages::new(&endpoint, &access, &path, "application/json").await?;
+            let mut pages = self.pages(&endpoint, &access, &path, "application/json").await?;
             while let Some(page) = pages.next().await? {
                 let page: TagList = read(&page)?;
                 tags.extend(page.tags.unwrap_or_default());
@@ -68,7 +68,7 @@ impl Client {
         self.retry(&Subject::Registry(host.to_owned()), || async {
             let mut repositories = Vec::new();
             let path = "v2/_catalog";
-            let mut pages = Pages::new(&endpoint, &access, path, "application/json").await?;
+            let mut pages = self.pages(&endpoint, &access, path, "application/json").await?;
             while let Some(page) = pages.next().await? {
                 let page: Catalog = read(&page)?;
                 repositories.extend(page.repositories.unwrap_or_default());
@@ -132,7 +132,7 @@ impl Client {
         let path =
             format!("v2/{}/referrers/{subject}?artifactType={artifact_type}", repository.path());
         let access = Access::pull(repository);
-        let mut pages = Pages::new(endpoint, &access, &path, media_type::OCI_INDEX).await?;
+        let mut pages = self.pages(endpoint, &access, &path, media_type::OCI_INDEX).await?;
         let mut referrers = Vec::new();
         loop {
             let Some(page) = pages.next().await? else { return Ok(Some(referrers)) };
@@ -182,21 +182,25 @@ struct Pages<'a> {
     endpoint: &'a Endpoint,
     access: &'a Access,
     accept: &'static str,
+    reading: Reading,
     next: Option<Url>,
     left: usize,
 }
 
-impl<'a> Pages<'a> {
-    async fn new(
+impl Client {
+    async fn pages<'a>(
+        &self,
         endpoint: &'a Endpoint,
         access: &'a Access,
         path: &str,
         accept: &'static str,
-    ) -> Result<Self, Fault> {
-        let next = Some(endpoint.url(path).await?);
-        Ok(Self { endpoint, access, accept, next, left: MAX_PAGES })
+    ) -> Result<Pages<'a>, Fault> {
+        let (next, reading) = (Some(endpoint.url(path).await?), self.reading());
+        Ok(Pages { endpoint, access, accept, reading, next, left: MAX_PAGES })
     }
+}
 
+impl Pages<'_> {
     async fn next(&mut self) -> Result<Option<bytes::Bytes>, Fault> {
         let Some(url) = self.next.take() else { return Ok(None) };
         self.left = self.left.checked_sub(1).ok_or_else(|| {
@@ -213,6 +217,6 @@ impl<'a> Pages<'a> {
             }
             self.next = Some(next);
         }
-        read_all(response, Limit::Most(MAX_PAGE), self.endpoint.pace).await.map(Some)
+        read_all(response, Limit::Most(MAX_PAGE), self.reading.clone()).await.map(Some)
     }
 }

@@ -77,7 +77,7 @@ impl Client {
         let promised = digest_of(response.headers());
         let content_type = content_type_of(response.headers());
         let limit = Limit::Most(MAX_MANIFEST as u64);
-        let bytes = read_all(response, limit, self.shared.config.pace).await?;
+        let bytes = read_all(response, limit, self.reading()).await?;
         let digest = Digest::of(&bytes);
         if let Some(expected) = reference.digest().copied().or(promised)
             && expected != digest

@@ -1,5 +1,7 @@
 //! What an answer means: its status in words, its body within limits.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -33,18 +35,32 @@ impl Limit {
     }
 }
 
+/// Counts the bytes of bodies as they come in, those that are thrown away included.
+pub type Meter = Arc<AtomicU64>;
+
+/// How a body is read.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Reading {
+    /// The least pace.
+    pub pace: Pace,
+    /// Who counts the bytes.
+    pub meter: Option<Meter>,
+}
+
 /// The body of an answer, watched for stalls.
 pub(super) struct Body {
     response: Response,
     progress: Progress,
+    meter: Option<Meter>,
     received: u64,
 }
 
 impl Body {
     /// The body of `response`, unless somebody compressed it on the way.
-    pub fn of(response: Response, pace: Pace) -> Result<Self, Fault> {
+    pub fn of(response: Response, reading: Reading) -> Result<Self, Fault> {
         check_encoding(response.headers())?;
-        Ok(Self { response, progress: Progress::new(pace), received: 0 })
+        let Reading { pace, meter } = reading;
+        Ok(Self { response, progress: Progress::new(pace), meter, received: 0 })
     }
 
     /// The next bytes, or `None` at the end.
@@ -62,6 +78,9 @@ impl Body {
             };
             let bytes = chunk.as_ref().map_or(0, Bytes::len) as u64;
             self.received += bytes;
+            if let Some(meter) = &self.meter {
+                meter.fetch_add(bytes, Ordering::Relaxed);
+            }
             self.progress.record(waited, bytes).or_else(|stalled| match &chunk {
                 // What is there is there.
                 None => Ok(()),
@@ -78,8 +97,12 @@ impl Body {
 }
 
 /// The whole body, within `limit`; the memory grows with what comes.
-pub(super) async fn read_all(response: Response, limit: Limit, pace: Pace) -> Result<Bytes, Fault> {
-    let mut source = Body::of(response, pace)?;
+pub(super) async fn read_all(
+    response: Response,
+    limit: Limit,
+    reading: Reading,
+) -> Result<Bytes, Fault> {
+    let mut source = Body::of(response, reading)?;
     let mut body = BytesMut::new();
     while let Some(chunk) = source.chunk().await? {
         if (body.len() + chunk.len()) as u64 > limit.bytes() {
@@ -122,8 +145,9 @@ pub(super) async fn expect(response: Response, expected: &[StatusCode]) -> Resul
 pub(super) async fn fault_of(response: Response) -> Fault {
     let status = response.status();
     let retry_after = retry_after(response.headers());
-    let body =
-        read_all(response, Limit::Most(MAX_ERROR_BODY), Pace::default()).await.unwrap_or_default();
+    let body = read_all(response, Limit::Most(MAX_ERROR_BODY), Reading::default())
+        .await
+        .unwrap_or_default();
     let message = message(&body);
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {

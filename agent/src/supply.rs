@@ -1,0 +1,217 @@
+//! The node's supply of bytes: the implementations of [`Source`] that the cache is filled from.
+//!
+//! ```text
+//! PieceRequest -> transfers (plan) -> a slot each (gate) -> registry -> Verified -> in order
+//! ```
+//!
+//! [`RegistrySource`] asks the registry of each request's scope. Pieces of one blob that touch
+//! or nearly touch travel in one Range request; what somebody waits for goes before what is
+//! fetched ahead of time; every piece is verified before it is handed out; and a [`Ledger`]
+//! keeps the account of what came from where.
+
+mod gate;
+mod ledger;
+mod plan;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, try_join_all};
+use futures_util::stream::{StreamExt as _, try_unfold};
+use undermount_fs::digest::{Digest, Verified};
+use undermount_fs::source::{
+    BlobRequest, BlobStream, Piece, PieceRequest, Priority, Scope, Source, SourceError,
+};
+
+use crate::image::Repository;
+use crate::registry::client::{BlobReader, Client, Fault, RegistryError};
+
+pub use ledger::{Entry, Ledger};
+
+use gate::Gate;
+use plan::{Transfer, plan};
+
+/// Range requests that are under way at the same time, whoever they are for.
+const SLOTS: usize = 8;
+/// How often pieces with wrong bytes are asked for, all in all.
+const TRIES: usize = 3;
+/// How long a background stream holds back for demand reads at each chunk, at most: even a busy
+/// node completes its images.
+const COURTESY: Duration = Duration::from_millis(250);
+
+/// Fetches from the registries that scopes name.
+pub struct RegistrySource {
+    client: Client,
+    ledger: Arc<Ledger>,
+    gate: Arc<Gate>,
+}
+
+impl RegistrySource {
+    /// A source that asks through `client` and accounts to `ledger`.
+    pub fn new(client: Client, ledger: Arc<Ledger>) -> Self {
+        Self { client, ledger, gate: Gate::new(SLOTS) }
+    }
+
+    /// What was fetched so far.
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+
+    async fn fetch_pieces(&self, request: PieceRequest) -> Result<Vec<Verified>, SourceError> {
+        let Some(first) = request.pieces.first() else { return Ok(Vec::new()) };
+        let errand = self.errand(&request.scope, first.blob, request.deadline)?;
+        let transfers = plan(&request.pieces);
+        let fetched = transfers.iter().map(|transfer| {
+            let (errand, pieces) = (&errand, &request.pieces);
+            async move { errand.carry_out(&self.gate, transfer, pieces, request.priority).await }
+        });
+        let mut slots: Vec<Option<Verified>> = vec![None; request.pieces.len()];
+        for (transfer, pieces) in transfers.iter().zip(try_join_all(fetched).await?) {
+            for (place, piece) in transfer.pieces.iter().zip(pieces) {
+                slots[*place] = Some(piece);
+            }
+        }
+        Ok(slots.into_iter().map(|slot| slot.expect("each piece is in one transfer")).collect())
+    }
+
+    async fn open_stream(&self, request: BlobRequest) -> Result<BlobStream, SourceError> {
+        let BlobRequest { scope, blob, size, priority, deadline } = request;
+        let errand = self.errand(&scope, blob, deadline)?;
+        let slot = errand.slot(&self.gate, blob, priority).await?;
+        let mut reader = errand.client.read_blob(&errand.repository, &blob, size, 0);
+        let first = errand.next(&mut reader, blob).await?;
+        drop(slot);
+        // From here on stalls are told by the pace of the transfer.
+        reader.set_deadline(None);
+        let gate = (priority == Priority::Background).then(|| Arc::clone(&self.gate));
+        let stream = Streaming { errand, reader, blob, first, gate };
+        Ok(try_unfold(stream, |mut stream| async {
+            Ok(stream.next().await?.map(|chunk| (chunk, stream)))
+        })
+        .boxed())
+    }
+
+    /// What all fetches of one request have in common.
+    fn errand(&self, scope: &Scope, blob: Digest, by: Instant) -> Result<Errand, SourceError> {
+        let repository: Repository = scope.as_str().parse().map_err(|error| {
+            let origin = scope.to_string();
+            SourceError::Unavailable { origin, reason: format!("cannot fetch {blob}: {error}") }
+        })?;
+        let meter = self.ledger.meter(scope, repository.host());
+        let client = self.client.until(by).metered(meter);
+        Ok(Errand { client, repository, by })
+    }
+}
+
+impl Source for RegistrySource {
+    fn fetch(&self, request: PieceRequest) -> BoxFuture<'_, Result<Vec<Verified>, SourceError>> {
+        self.fetch_pieces(request).boxed()
+    }
+
+    fn stream(&self, request: BlobRequest) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
+        self.open_stream(request).boxed()
+    }
+}
+
+/// Fetches in the name of one repository and until one deadline.
+struct Errand {
+    client: Client,
+    repository: Repository,
+    by: Instant,
+}
+
+impl Errand {
+    /// The pieces of one transfer, verified. Wrong bytes are asked for again: they may have
+    /// been damaged on the way.
+    async fn carry_out(
+        &self,
+        gate: &Arc<Gate>,
+        transfer: &Transfer,
+        pieces: &[Piece],
+        priority: Priority,
+    ) -> Result<Vec<Verified>, SourceError> {
+        let mut wrong = None;
+        for _ in 0..TRIES {
+            let slot = self.slot(gate, transfer.blob, priority).await?;
+            let fetched =
+                self.client.blob_range(&self.repository, &transfer.blob, transfer.range.clone());
+            let bytes = fetched.await.map_err(|error| self.error(transfer.blob, error))?;
+            drop(slot);
+            match transfer.verify(bytes, pieces).await {
+                Ok(verified) => return Ok(verified),
+                Err(reason) => wrong = Some(reason),
+            }
+            let (blob, repository) = (transfer.blob, &self.repository);
+            tracing::warn!(%repository, %blob, range = ?transfer.range, "wrong bytes");
+        }
+        let (origin, blob) = (self.origin(), transfer.blob);
+        Err(SourceError::Wrong { origin, blob, reason: wrong.unwrap_or_default() })
+    }
+
+    async fn slot(
+        &self,
+        gate: &Arc<Gate>,
+        blob: Digest,
+        priority: Priority,
+    ) -> Result<gate::Slot, SourceError> {
+        let late = |_| SourceError::Deadline { origin: self.origin(), blob };
+        tokio::time::timeout_at(self.by.into(), gate.enter(priority)).await.map_err(late)
+    }
+
+    async fn next(
+        &self,
+        reader: &mut BlobReader,
+        blob: Digest,
+    ) -> Result<Option<Bytes>, SourceError> {
+        reader.next().await.map_err(|error| self.error(blob, error))
+    }
+
+    fn origin(&self) -> String {
+        self.repository.host().to_owned()
+    }
+
+    fn error(&self, blob: Digest, error: RegistryError) -> SourceError {
+        let (origin, reason) = (self.origin(), error.fault.in_words());
+        match error.fault {
+            Fault::NotFound(_) => SourceError::NotFound { origin, blob },
+            Fault::Deadline(_) => SourceError::Deadline { origin, blob },
+            Fault::Size { .. }
+            | Fault::Short { .. }
+            | Fault::WrongDigest(_)
+            | Fault::WrongRange { .. }
+            | Fault::Encoded(_) => SourceError::Wrong { origin, blob, reason },
+            _ => SourceError::Unavailable {
+                origin,
+                reason: format!("cannot fetch blob {blob}: {reason}"),
+            },
+        }
+    }
+}
+
+/// A blob on its way.
+struct Streaming {
+    errand: Errand,
+    reader: BlobReader,
+    blob: Digest,
+    first: Option<Bytes>,
+    /// Where a background stream sees whether somebody waits.
+    gate: Option<Arc<Gate>>,
+}
+
+impl Streaming {
+    async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
+        if let Some(first) = self.first.take() {
+            return Ok(Some(first));
+        }
+        if let Some(gate) = &self.gate {
+            // It is enough to have tried.
+            let _ = tokio::time::timeout(COURTESY, gate.without_demand()).await;
+        }
+        self.errand.next(&mut self.reader, self.blob).await
+    }
+}
+
+#[cfg(test)]
+mod tests;

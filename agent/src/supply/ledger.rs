@@ -1,0 +1,71 @@
+//! The account of what was fetched: how many bytes, in whose name, from where.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use undermount_fs::source::Scope;
+
+use crate::registry::client::Meter;
+
+/// Counts bytes by scope and origin (a registry's `host[:port]`, a peer). Bytes that were
+/// fetched in vain, because they were wrong or came twice, count as well.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    accounts: Mutex<BTreeMap<(Scope, String), Meter>>,
+}
+
+/// One line of the account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// In whose name.
+    pub scope: Scope,
+    /// From where.
+    pub origin: String,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+impl Ledger {
+    /// The counter for what `origin` delivers for `scope`.
+    pub fn meter(&self, scope: &Scope, origin: &str) -> Meter {
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (scope.clone(), origin.to_owned());
+        Arc::clone(accounts.entry(key).or_insert_with(|| Arc::new(AtomicU64::new(0))))
+    }
+
+    /// All lines so far.
+    pub fn entries(&self) -> Vec<Entry> {
+        let accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = |((scope, origin), bytes): (&(Scope, String), &Meter)| Entry {
+            scope: scope.clone(),
+            origin: origin.clone(),
+            bytes: bytes.load(Ordering::Relaxed),
+        };
+        accounts.iter().map(line).collect()
+    }
+
+    /// The bytes fetched for `scope` from everywhere.
+    pub fn bytes_for(&self, scope: &Scope) -> u64 {
+        let entries = self.entries();
+        entries.iter().filter(|entry| entry.scope == *scope).map(|entry| entry.bytes).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_counted_by_scope_and_origin() {
+        let ledger = Ledger::default();
+        let (one, two) = (Scope::new("h/one"), Scope::new("h/two"));
+        ledger.meter(&one, "h").fetch_add(5, Ordering::Relaxed);
+        ledger.meter(&one, "peer").fetch_add(6, Ordering::Relaxed);
+        ledger.meter(&one, "h").fetch_add(7, Ordering::Relaxed);
+        ledger.meter(&two, "h").fetch_add(8, Ordering::Relaxed);
+        let lines: Vec<_> = ledger.entries().into_iter().map(|e| (e.origin, e.bytes)).collect();
+        assert_eq!(lines, [("h".into(), 12), ("peer".into(), 6), ("h".into(), 8)]);
+        assert_eq!(ledger.bytes_for(&one), 18);
+    }
+}
