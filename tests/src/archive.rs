@@ -430,13 +430,15 @@ fn split_prefix(path: &[u8]) -> Option<(&[u8], &[u8])> {
 /// Content that does not compress and is the same in every run.
 pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15) | 1;
-    let words = std::iter::repeat_with(|| {
+    let mut content = vec![0; length];
+    for word in content.chunks_mut(8) {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes()
-    });
-    words.flatten().take(length).collect()
+        let random = state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes();
+        word.copy_from_slice(&random[..word.len()]);
+    }
+    content
 }
 
 /// `<length> <key>=<value>\n`, where the length counts itself.

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use bytes::Bytes;
 use serde_json::Value;
 
 use crate::image::Image;
@@ -18,8 +19,13 @@ pub struct Registry {
 impl Registry {
     /// `undermount registry` over `root`.
     pub fn undermount(root: &Path) -> Self {
+        Self::undermount_at(root, "127.0.0.1:0")
+    }
+
+    /// The same at a given address: a registry that was killed and is started again.
+    pub fn undermount_at(root: &Path, address: &str) -> Self {
         let mut command = undermount();
-        command.arg("registry").arg("--root").arg(root).args(["--listen", "127.0.0.1:0"]);
+        command.arg("registry").arg("--root").arg(root).args(["--listen", address]);
         Self::start(&mut command)
     }
 
@@ -90,6 +96,18 @@ impl Registry {
 /// The configuration file of Debian's `docker-registry` over `root`.
 pub fn docker_config(root: &Path) -> PathBuf {
     root.join("config.yml")
+}
+
+/// What a URL answers: status and body.
+pub fn get(url: &str) -> (u16, Bytes) {
+    undermount::registry::client::install_crypto_provider();
+    let client = reqwest::Client::builder().timeout(SOON).build().unwrap();
+    let answer = async {
+        let response = client.get(url).header("Accept", "*/*").send().await?;
+        Ok::<_, reqwest::Error>((response.status().as_u16(), response.bytes().await?))
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(answer).unwrap_or_else(|error| panic!("{url}: {error}"))
 }
 
 fn docker(reference: &str) -> String {
