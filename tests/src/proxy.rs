@@ -1,10 +1,10 @@
 //! A wire that can be cut: forwards connections to a server and breaks one of them after so
-//! many bytes, so that real servers see what a dying client or network does to them.
+//! many bytes, so that real servers and clients see what a dying peer or network does to them.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::thread;
 
 /// The wire; it takes no more connections once it is dropped.
@@ -13,11 +13,19 @@ pub struct Wire {
     state: Arc<State>,
 }
 
+#[derive(Default)]
 struct State {
-    /// Bytes towards the server until the cut; negative: no cut is planned.
-    until_cut: AtomicI64,
+    up: Direction,
+    down: Direction,
     cuts: AtomicUsize,
-    closed: std::sync::atomic::AtomicBool,
+    closed: AtomicBool,
+}
+
+/// Bytes until the cut, if one is planned.
+#[derive(Default)]
+struct Direction {
+    planned: AtomicBool,
+    left: AtomicI64,
 }
 
 impl Wire {
@@ -25,11 +33,7 @@ impl Wire {
     pub fn to(target: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let state = Arc::new(State {
-            until_cut: AtomicI64::new(-1),
-            cuts: AtomicUsize::new(0),
-            closed: false.into(),
-        });
+        let state = Arc::new(State::default());
         let (shared, target) = (Arc::clone(&state), target.to_owned());
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
@@ -37,7 +41,7 @@ impl Wire {
                     return;
                 }
                 let Ok(server) = TcpStream::connect(&target) else { continue };
-                shared.join(client, server);
+                shared.join(&client, &server);
             }
         });
         Self { address, state }
@@ -48,9 +52,14 @@ impl Wire {
         self.address.to_string()
     }
 
-    /// Cuts the connection through which the byte `bytes` from now on goes towards the server.
-    pub fn cut_after(&self, bytes: u32) {
-        self.state.until_cut.store(bytes.into(), Ordering::SeqCst);
+    /// Cuts the connection that sends the byte `bytes` from now on towards the server.
+    pub fn cut_upload_after(&self, bytes: u32) {
+        self.state.up.plan(bytes);
+    }
+
+    /// Cuts the connection that sends the byte `bytes` from now on towards the client.
+    pub fn cut_download_after(&self, bytes: u32) {
+        self.state.down.plan(bytes);
     }
 
     /// How often a connection was cut.
@@ -68,39 +77,46 @@ impl Drop for Wire {
 }
 
 impl State {
-    fn join(self: &Arc<Self>, client: TcpStream, server: TcpStream) {
-        let (mut from_server, mut to_client) =
-            (server.try_clone().unwrap(), client.try_clone().unwrap());
-        thread::spawn(move || {
-            let _ = std::io::copy(&mut from_server, &mut to_client);
-            let _ = to_client.shutdown(Shutdown::Both);
-        });
-        let state = Arc::clone(self);
-        thread::spawn(move || state.upstream(client, server));
+    fn join(self: &Arc<Self>, client: &TcpStream, server: &TcpStream) {
+        let clone = |stream: &TcpStream| stream.try_clone().unwrap();
+        let ends = [(clone(client), clone(server)), (clone(server), clone(client))];
+        for ((from, to), upwards) in ends.into_iter().zip([true, false]) {
+            let state = Arc::clone(self);
+            thread::spawn(move || {
+                let direction = if upwards { &state.up } else { &state.down };
+                state.forward(from, to, direction);
+            });
+        }
     }
 
-    fn upstream(&self, mut client: TcpStream, mut server: TcpStream) {
+    fn forward(&self, mut from: TcpStream, mut to: TcpStream, direction: &Direction) {
         let mut buffer = [0; 16 << 10];
-        while let Ok(count @ 1..) = client.read(&mut buffer) {
-            if self.is_cut(count) || server.write_all(&buffer[..count]).is_err() {
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            if direction.is_cut_by(count) {
+                self.cuts.fetch_add(1, Ordering::SeqCst);
+                break;
+            }
+            if to.write_all(&buffer[..count]).is_err() {
                 break;
             }
         }
-        let _ = client.shutdown(Shutdown::Both);
-        let _ = server.shutdown(Shutdown::Both);
+        let _ = from.shutdown(Shutdown::Both);
+        let _ = to.shutdown(Shutdown::Both);
+    }
+}
+
+impl Direction {
+    fn plan(&self, bytes: u32) {
+        self.left.store(bytes.into(), Ordering::SeqCst);
+        self.planned.store(true, Ordering::SeqCst);
     }
 
-    fn is_cut(&self, count: usize) -> bool {
+    /// Whether the cut falls into the next `count` bytes; it happens once.
+    fn is_cut_by(&self, count: usize) -> bool {
         let count = i64::try_from(count).unwrap();
-        if self.until_cut.load(Ordering::SeqCst) < 0 {
-            return false;
-        }
-        let cut = self.until_cut.fetch_sub(count, Ordering::SeqCst) < count;
-        if cut {
-            self.until_cut.store(-1, Ordering::SeqCst);
-            self.cuts.fetch_add(1, Ordering::SeqCst);
-        }
-        cut
+        self.planned.load(Ordering::SeqCst)
+            && self.left.fetch_sub(count, Ordering::SeqCst) < count
+            && self.planned.swap(false, Ordering::SeqCst)
     }
 }
 
@@ -108,19 +124,31 @@ impl State {
 mod tests {
     use super::*;
 
-    #[test]
-    fn bytes_pass_until_the_cut() {
+    fn wired() -> (Wire, TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let wire = Wire::to(&listener.local_addr().unwrap().to_string());
-        wire.cut_after(5);
-        let mut client = TcpStream::connect(wire.address()).unwrap();
-        let (mut server, _) = listener.accept().unwrap();
+        let client = TcpStream::connect(wire.address()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        (wire, client, server)
+    }
+
+    fn passes_until_the_cut(wire: &Wire, mut from: TcpStream, mut to: TcpStream) {
         let mut four = [0; 4];
-        client.write_all(b"four").unwrap();
-        server.read_exact(&mut four).unwrap();
-        client.write_all(b"more").unwrap();
+        from.write_all(b"four").unwrap();
+        to.read_exact(&mut four).unwrap();
+        from.write_all(b"more").unwrap();
         let mut rest = Vec::new();
-        server.read_to_end(&mut rest).unwrap();
+        to.read_to_end(&mut rest).unwrap();
         assert_eq!((&four, rest.len(), wire.cuts()), (b"four", 0, 1));
+    }
+
+    #[test]
+    fn bytes_pass_until_the_cut_in_either_direction() {
+        let (wire, client, server) = wired();
+        wire.cut_upload_after(5);
+        passes_until_the_cut(&wire, client, server);
+        let (wire, client, server) = wired();
+        wire.cut_download_after(5);
+        passes_until_the_cut(&wire, server, client);
     }
 }

@@ -1,5 +1,6 @@
-//! The registry client against Debian's `docker-registry`, which takes artifacts but has no
-//! referrers API, ignores conditions and speaks HTTP without TLS unless told otherwise.
+//! The registry client against two real registries: our own, and Debian's `docker-registry`,
+//! which takes artifacts but has no referrers API, ignores conditions and forgets uploads that
+//! were cut.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,10 +9,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tempfile::TempDir;
 use undermount::image::artifact::{Artifact, LayerBlobs};
 use undermount::image::{Descriptor, Platform, Reference, Repository, media_type, referrers};
 use undermount::registry::client::{
-    Client, ClientConfig, Credential, Credentials, Listed, Mount, RetryPolicy, Secret,
+    Client, ClientConfig, Credential, Credentials, Listed, Mount, RegistryError, RetryPolicy,
+    Secret, Upload,
 };
 use undermount_fs::digest::Digest;
 use undermount_tests::archive::Member;
@@ -36,6 +39,21 @@ fn with(change: impl FnOnce(&mut ClientConfig)) -> Client {
 
 fn no_docker_registry() -> bool {
     lacking(&[Need::Program("docker-registry")])
+}
+
+/// A registry of each kind, with its directory.
+fn each_registry() -> Vec<(TempDir, Registry)> {
+    let ours: fn(&Path) -> Registry = Registry::undermount;
+    let mut kinds = vec![ours];
+    if !no_docker_registry() {
+        kinds.push(Registry::docker);
+    }
+    let start = |kind: fn(&Path) -> Registry| {
+        let root = tempfile::tempdir().unwrap();
+        let registry = kind(root.path());
+        (root, registry)
+    };
+    kinds.into_iter().map(start).collect()
 }
 
 fn repository(host: &str, path: &str) -> Repository {
@@ -70,27 +88,24 @@ async fn push(client: &Client, repository: &Repository, image: &Image) -> Refere
 
 #[tokio::test]
 async fn an_image_is_pushed_found_and_read_back() {
-    if no_docker_registry() {
-        return;
-    }
-    let root = tempfile::tempdir().unwrap();
-    let registry = Registry::docker(root.path());
-    let (client, repository) = (client(), repository(registry.address(), "some/image"));
-    let image = Image::of(&[&[Member::file("a", "1")], &[Member::file("b", "2")]]);
-    let reference = push(&client, &repository, &image).await;
+    for (_root, registry) in each_registry() {
+        let (client, repository) = (client(), repository(registry.address(), "some/image"));
+        let image = Image::of(&[&[Member::file("a", "1")], &[Member::file("b", "2")]]);
+        let reference = push(&client, &repository, &image).await;
 
-    let found = client.image(&reference, &Platform::host()).await.unwrap();
-    assert_eq!(found.raw.bytes, image.manifest);
-    assert_eq!(found.reference, reference.pinned(image.digest()));
-    assert_eq!(found.manifest.layers.len(), 2);
-    assert_eq!(client.tags(&repository).await.unwrap(), ["t"]);
-    assert_eq!(client.catalog(registry.address()).await.unwrap(), ["some/image"]);
-    let resolved = client.resolve(&reference).await.unwrap().unwrap();
-    assert_eq!(resolved, found.raw.descriptor());
-    let missing = repository.tagged("missing".parse().unwrap());
-    assert_eq!(client.resolve(&missing).await.unwrap(), None);
-    let message = client.manifest(&missing).await.unwrap_err().to_string();
-    assert!(message.contains("MANIFEST_UNKNOWN"), "{message}");
+        let found = client.image(&reference, &Platform::host()).await.unwrap();
+        assert_eq!(found.raw.bytes, image.manifest);
+        assert_eq!(found.reference, reference.pinned(image.digest()));
+        assert_eq!(found.manifest.layers.len(), 2);
+        assert_eq!(client.tags(&repository).await.unwrap(), ["t"]);
+        assert_eq!(client.catalog(registry.address()).await.unwrap(), ["some/image"]);
+        let resolved = client.resolve(&reference).await.unwrap().unwrap();
+        assert_eq!(resolved, found.raw.descriptor());
+        let missing = repository.tagged("missing".parse().unwrap());
+        assert_eq!(client.resolve(&missing).await.unwrap(), None);
+        let message = client.manifest(&missing).await.unwrap_err().to_string();
+        assert!(message.contains("MANIFEST_UNKNOWN"), "{message}");
+    }
 }
 
 #[tokio::test]
@@ -108,70 +123,68 @@ async fn an_image_that_skopeo_pushed_is_read() {
 
 #[tokio::test]
 async fn blobs_are_read_whole_in_part_and_not_past_their_end() {
-    if no_docker_registry() {
-        return;
+    for (_root, registry) in each_registry() {
+        let (client, repository) = (client(), repository(registry.address(), "a"));
+        let (bytes, digest) = (large(), client.push_blob(&repository, &large()).await.unwrap());
+        assert!(client.blob_exists(&repository, &digest).await.unwrap());
+        assert!(!client.blob_exists(&repository, &Digest::of(b"other")).await.unwrap());
+        assert_eq!(read(&client, &repository, &bytes).await, bytes);
+        let size = bytes.len() as u64;
+        for range in [0..1, 4095..4097, size - 1..size, 1_000_000..5_000_000] {
+            let part = client.blob_range(&repository, &digest, range.clone()).await.unwrap();
+            assert_eq!(part, bytes.slice(range.start as usize..range.end as usize));
+        }
+        let past = client.blob_range(&repository, &digest, size..size + 10).await.unwrap_err();
+        assert!(past.to_string().contains("the registry has at most"), "{past}");
+        let nothing =
+            client.blob_range(&repository, &Digest::of(b"other"), 0..1).await.unwrap_err();
+        assert!(nothing.is_not_found(), "{nothing}");
     }
-    let root = tempfile::tempdir().unwrap();
-    let registry = Registry::docker(root.path());
-    let (client, repository) = (client(), repository(registry.address(), "a"));
-    let (bytes, digest) = (large(), client.push_blob(&repository, &large()).await.unwrap());
-    assert!(client.blob_exists(&repository, &digest).await.unwrap());
-    assert!(!client.blob_exists(&repository, &Digest::of(b"other")).await.unwrap());
-    assert_eq!(read(&client, &repository, &bytes).await, bytes);
-    let size = bytes.len() as u64;
-    for range in [0..1, 4095..4097, size - 1..size, 1_000_000..5_000_000] {
-        let part = client.blob_range(&repository, &digest, range.clone()).await.unwrap();
-        assert_eq!(part, bytes.slice(range.start as usize..range.end as usize));
-    }
-    let past = client.blob_range(&repository, &digest, size..size + 10).await.unwrap_err();
-    assert!(past.to_string().contains("the registry has at most"), "{past}");
-    let nothing = client.blob_range(&repository, &Digest::of(b"other"), 0..1).await.unwrap_err();
-    assert!(nothing.is_not_found(), "{nothing}");
 }
 
 #[tokio::test]
 async fn a_blob_is_mounted_instead_of_moved() {
-    if no_docker_registry() {
-        return;
-    }
-    let root = tempfile::tempdir().unwrap();
-    let registry = Registry::docker(root.path());
-    let from = repository(registry.address(), "a/from");
-    let to = repository(registry.address(), "b/to");
-    let client = client();
-    let bytes = Bytes::from_static(b"a layer");
-    let digest = client.push_blob(&from, &bytes).await.unwrap();
-    assert!(matches!(client.mount(&to, &digest, &from).await.unwrap(), Mount::Mounted));
-    assert_eq!(read(&client, &to, &bytes).await, bytes);
+    for (_root, registry) in each_registry() {
+        let from = repository(registry.address(), "a/from");
+        let to = repository(registry.address(), "b/to");
+        let client = client();
+        let bytes = Bytes::from_static(b"a layer");
+        let digest = client.push_blob(&from, &bytes).await.unwrap();
+        assert!(matches!(client.mount(&to, &digest, &from).await.unwrap(), Mount::Mounted));
+        assert_eq!(read(&client, &to, &bytes).await, bytes);
 
-    let other = Bytes::from_static(b"another layer");
-    let source = repository(registry.address(), "c/source");
-    client.push_blob(&source, &other).await.unwrap();
-    let blob = Descriptor::of(LAYER, &other);
-    let Mount::Opened(upload) = client.mount(&to, &blob.digest, &from).await.unwrap() else {
-        panic!("there is nothing to mount");
-    };
-    client.copy_blob(&blob, &source, &to, Some(upload), None).await.unwrap();
-    assert_eq!(read(&client, &to, &other).await, other);
+        let other = Bytes::from_static(b"another layer");
+        let source = repository(registry.address(), "c/source");
+        client.push_blob(&source, &other).await.unwrap();
+        let blob = Descriptor::of(LAYER, &other);
+        let Mount::Opened(upload) = client.mount(&to, &blob.digest, &from).await.unwrap() else {
+            panic!("there is nothing to mount");
+        };
+        client.copy_blob(&blob, &source, &to, Some(upload), None).await.unwrap();
+        assert_eq!(read(&client, &to, &other).await, other);
+    }
 }
 
 #[tokio::test]
 async fn a_copy_survives_cuts_on_both_sides() {
-    if no_docker_registry() {
-        return;
+    for (_root, target) in each_registry() {
+        for (_root, source) in each_registry() {
+            copy_over_cut_wires(&source, &target).await;
+        }
     }
-    let root = tempfile::tempdir().unwrap();
-    let source = Registry::docker(&root.path().join("source"));
-    let target = Registry::docker(&root.path().join("target"));
-    let wire = Wire::to(target.address());
-    let from = repository(source.address(), "a");
+}
+
+async fn copy_over_cut_wires(source: &Registry, target: &Registry) {
+    let (wire_from, wire) = (Wire::to(source.address()), Wire::to(target.address()));
+    let from = repository(&wire_from.address(), "a");
     let to = repository(&wire.address(), "b");
     let client = client();
     let bytes = large();
     client.push_blob(&from, &bytes).await.unwrap();
     let blob = Descriptor::of(LAYER, &bytes);
     client.ping(&wire.address()).await.unwrap();
-    wire.cut_after(7_000_000);
+    wire_from.cut_download_after(9_000_000);
+    wire.cut_upload_after(7_000_000);
     let (sender, mut receiver) = tokio::sync::mpsc::channel::<Bytes>(4);
     let listen = tokio::spawn(async move {
         let mut heard = Vec::new();
@@ -181,7 +194,7 @@ async fn a_copy_survives_cuts_on_both_sides() {
         heard
     });
     client.copy_blob(&blob, &from, &to, None, Some(sender)).await.unwrap();
-    assert_eq!(wire.cuts(), 1);
+    assert_eq!((wire_from.cuts(), wire.cuts()), (1, 1));
     assert_eq!(listen.await.unwrap(), bytes);
     let copied = repository(target.address(), "b");
     assert_eq!(read(&client, &copied, &bytes).await, bytes);
@@ -194,38 +207,45 @@ async fn docker_registry_forgets_an_upload_that_was_cut() {
     }
     let root = tempfile::tempdir().unwrap();
     let registry = Registry::docker(root.path());
+    // It compares the bytes it has with those that it last told of, and gives up.
+    let error = cut_upload(&registry).await.unwrap_err();
+    assert!(error.is_not_found(), "{error}");
+    let repository = repository(registry.address(), "b");
+    assert!(!client().blob_exists(&repository, &Digest::of(&large())).await.unwrap());
+}
+
+/// Sends [`large`] over a wire that is cut in the middle; gives the upload that is left and how
+/// much of it the registry has.
+async fn cut_upload(registry: &Registry) -> Result<(u64, Upload), RegistryError> {
     let wire = Wire::to(registry.address());
-    let (client, repository) = (client(), repository(&wire.address(), "b"));
+    let repository = repository(&wire.address(), "b");
     let (bytes, digest) = (large(), Digest::of(&large()));
     let mut writer =
-        client.start_upload(&repository).await.unwrap().writer(&digest, bytes.len() as u64);
-    wire.cut_after(7_000_000);
+        client().start_upload(&repository).await.unwrap().writer(&digest, bytes.len() as u64);
+    wire.cut_upload_after(7_000_000);
     for at in (0..bytes.len()).step_by(100_000) {
         let chunk = bytes.slice(at..(at + 100_000).min(bytes.len()));
         if writer.write(chunk).await.is_err() {
             break;
         }
     }
-    // It compares the bytes it has with those that it last told of, and gives up.
-    let error = writer.recover().await.unwrap_err();
-    assert!(error.is_not_found(), "{error}");
-    assert!(!client.blob_exists(&repository, &digest).await.unwrap());
+    // The wire stays until the registry was asked.
+    let upload = writer.recover().await?;
+    assert_eq!(wire.cuts(), 1);
+    Ok((upload.offset(), upload))
 }
 
 #[tokio::test]
 async fn wrong_bytes_are_refused_by_the_target() {
-    if no_docker_registry() {
-        return;
+    for (_root, registry) in each_registry() {
+        let (client, repository) = (client(), repository(registry.address(), "b"));
+        let digest = Digest::of(b"right");
+        let mut writer = client.start_upload(&repository).await.unwrap().writer(&digest, 5);
+        writer.write(Bytes::from_static(b"wrong")).await.unwrap();
+        let message = writer.finish().await.unwrap_err().to_string();
+        assert!(message.contains("DIGEST_INVALID"), "{message}");
+        assert!(!client.blob_exists(&repository, &digest).await.unwrap());
     }
-    let root = tempfile::tempdir().unwrap();
-    let registry = Registry::docker(root.path());
-    let (client, repository) = (client(), repository(registry.address(), "b"));
-    let digest = Digest::of(b"right");
-    let mut writer = client.start_upload(&repository).await.unwrap().writer(&digest, 5);
-    writer.write(Bytes::from_static(b"wrong")).await.unwrap();
-    let message = writer.finish().await.unwrap_err().to_string();
-    assert!(message.contains("DIGEST_INVALID"), "{message}");
-    assert!(!client.blob_exists(&repository, &digest).await.unwrap());
 }
 
 fn artifact_of(image: &Image) -> Artifact {
@@ -281,6 +301,53 @@ fn collect_garbage(root: &Path) {
     let mut command = program("docker-registry");
     command.args(["garbage-collect", "--delete-untagged"]).arg(docker_config(root));
     run(&mut command, SOON).success();
+}
+
+#[tokio::test]
+async fn our_registry_lists_an_artifact_without_any_tags() {
+    let root = tempfile::tempdir().unwrap();
+    let registry = Registry::undermount_with(root.path(), &["--index", "off"]);
+    let image = Image::of(&[&[Member::file("a", "1")]]);
+    let artifact = artifact_of(&image);
+    let (client, repository) = (client(), repository(registry.address(), "some/image"));
+    push(&client, &repository, &image).await;
+    client.attach(&repository, &artifact).await.unwrap();
+    let found = client.index_artifacts(&repository, &image.digest()).await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].digest, artifact.descriptor.digest);
+    for tag in [referrers::own_tag(&image.digest()), referrers::fallback_tag(&image.digest())] {
+        assert_eq!(client.resolve(&repository.tagged(tag)).await.unwrap(), None);
+    }
+}
+
+#[tokio::test]
+async fn our_registry_attaches_the_index_of_a_pushed_image_itself() {
+    let root = tempfile::tempdir().unwrap();
+    let registry = Registry::undermount(root.path());
+    let image = Image::of(&[&[Member::file("a", "1")], &[Member::file("b", "2")]]);
+    let (client, repository) = (client(), repository(registry.address(), "some/image"));
+    push(&client, &repository, &image).await;
+    let found = client.index_artifacts(&repository, &image.digest()).await.unwrap();
+    assert_eq!(found.len(), 1);
+    let layers: Vec<Digest> = found[0].layers.iter().map(|entry| entry.layer).collect();
+    let expected: Vec<Digest> = image.layers().into_iter().map(|(layer, _)| layer).collect();
+    assert_eq!(layers, expected);
+    for entry in &found[0].layers {
+        client.tree(&repository, entry).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn our_registry_goes_on_with_an_upload_that_was_cut() {
+    let root = tempfile::tempdir().unwrap();
+    let registry = Registry::undermount(root.path());
+    let (offset, writer) = cut_upload(&registry).await.unwrap();
+    assert!((1_000_000..7_000_000).contains(&offset), "{offset}");
+    let (bytes, digest) = (large(), Digest::of(&large()));
+    let mut writer = writer.writer(&digest, bytes.len() as u64);
+    writer.write(bytes.slice(offset as usize..)).await.unwrap();
+    writer.finish().await.unwrap();
+    assert_eq!(read(&client(), &repository(registry.address(), "b"), &bytes).await, bytes);
 }
 
 #[tokio::test]
