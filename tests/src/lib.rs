@@ -7,6 +7,7 @@ pub mod architecture;
 pub mod archive;
 pub mod compression;
 pub mod debian;
+pub mod distribution;
 pub mod edge;
 pub mod grove;
 pub mod http;

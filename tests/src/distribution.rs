@@ -1,0 +1,165 @@
+//! A client of the distribution API that does exactly what a test says: one request per
+//! connection, headers as given, bodies cut off on purpose.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use serde_json::Value;
+use sha2::{Digest as _, Sha256, Sha512};
+
+/// A stalled server fails the test after this time.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The API of a registry at `host:port`.
+#[derive(Debug, Clone)]
+pub struct Api(pub String);
+
+/// An answer, read to its end.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// Names in lower case, in the order in which they came.
+    pub headers: Vec<(String, String)>,
+    /// The bytes after the headers.
+    pub body: Vec<u8>,
+}
+
+impl Api {
+    /// Sends a request with a body of the right length and reads the answer.
+    #[track_caller]
+    pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let length = body.len().to_string();
+        let mut headers = headers.to_vec();
+        headers.push(("Content-Length", &length));
+        let mut stream = self.open(method, path, &headers);
+        // The server may answer and close before it has read everything.
+        let _ = stream.write_all(body);
+        Answer::read(stream, path)
+    }
+
+    /// Sends a request without a body.
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Answer {
+        Answer::read(self.open("GET", path, &[]), path)
+    }
+
+    /// Asks for the headers only.
+    #[track_caller]
+    pub fn head(&self, path: &str) -> Answer {
+        Answer::read(self.open("HEAD", path, &[]), path)
+    }
+
+    /// Sends the head of a request and leaves the rest to the caller.
+    #[track_caller]
+    pub fn open(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.0).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let host = &self.0;
+        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
+        for (name, value) in headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
+        stream
+    }
+
+    /// Begins an upload; gives the path where it goes on.
+    #[track_caller]
+    pub fn begin(&self, repository: &str) -> String {
+        let answer = self.send("POST", &format!("/v2/{repository}/blobs/uploads/"), &[], b"");
+        answer.expect(202).location().to_owned()
+    }
+
+    /// Pushes a blob in two requests; gives its digest.
+    #[track_caller]
+    pub fn push_blob(&self, repository: &str, bytes: &[u8]) -> String {
+        let digest = sha256(bytes);
+        let path = format!("{}?digest={digest}", self.begin(repository));
+        self.send("PUT", &path, &[], bytes).expect(201);
+        digest
+    }
+
+    /// Pushes a manifest; gives its digest.
+    #[track_caller]
+    pub fn push_manifest(&self, repository: &str, reference: &str, manifest: &Value) -> String {
+        let bytes = manifest.to_string();
+        let path = format!("/v2/{repository}/manifests/{reference}");
+        let media_type = manifest["mediaType"].as_str().unwrap_or_default();
+        let answer = self.send("PUT", &path, &[("Content-Type", media_type)], bytes.as_bytes());
+        answer.expect(201);
+        sha256(bytes.as_bytes())
+    }
+}
+
+impl Answer {
+    #[track_caller]
+    fn read(mut stream: TcpStream, path: &str) -> Self {
+        let mut bytes = Vec::new();
+        // A reset after the answer is the end of it as well.
+        if let Err(error) = stream.read_to_end(&mut bytes) {
+            assert!(!bytes.is_empty(), "{path}: no answer: {error}");
+        }
+        let _ = stream.shutdown(Shutdown::Both);
+        Self::parse(&bytes).unwrap_or_else(|| panic!("{path}: no answer"))
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
+        let head = std::str::from_utf8(&bytes[..end]).ok()?;
+        let mut lines = head.split("\r\n");
+        let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+        let headers = lines
+            .filter_map(|line| line.split_once(": "))
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+            .collect();
+        Some(Self { status, headers, body: bytes[end + 4..].to_vec() })
+    }
+
+    /// Itself, where it has this status.
+    #[track_caller]
+    pub fn expect(&self, status: u16) -> &Self {
+        let text = String::from_utf8_lossy(&self.body);
+        assert_eq!(self.status, status, "{text}\n{:?}", self.headers);
+        self
+    }
+
+    /// The code of the first error, where the status is as expected.
+    #[track_caller]
+    pub fn error(&self, status: u16) -> String {
+        self.expect(status).json()["errors"][0]["code"].as_str().unwrap().to_owned()
+    }
+
+    /// A header's value.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// Where the answer says to go on.
+    #[track_caller]
+    pub fn location(&self) -> &str {
+        self.header("location").expect("the answer has a location")
+    }
+
+    /// The body as JSON.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).expect("the body is JSON")
+    }
+}
+
+/// The canonical digest of `bytes`.
+pub fn sha256(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex(&Sha256::digest(bytes)))
+}
+
+/// The other digest of `bytes`.
+pub fn sha512(bytes: &[u8]) -> String {
+    format!("sha512:{}", hex(&Sha512::digest(bytes)))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
