@@ -12,6 +12,7 @@
 mod gate;
 mod ledger;
 mod plan;
+mod rate;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,6 +33,7 @@ pub use ledger::{Entry, Ledger};
 
 use gate::Gate;
 use plan::{Transfer, plan};
+use rate::Rate;
 
 /// Range requests that are under way at the same time, whoever they are for.
 const SLOTS: usize = 8;
@@ -46,12 +48,19 @@ pub struct RegistrySource {
     client: Client,
     ledger: Arc<Ledger>,
     gate: Arc<Gate>,
+    background: Option<Arc<Rate>>,
 }
 
 impl RegistrySource {
     /// A source that asks through `client` and accounts to `ledger`.
     pub fn new(client: Client, ledger: Arc<Ledger>) -> Self {
-        Self { client, ledger, gate: Gate::new(SLOTS) }
+        Self { client, ledger, gate: Gate::new(SLOTS), background: None }
+    }
+
+    /// The same source with a limit, in bytes per second, for all background streams together.
+    #[must_use]
+    pub fn with_background_rate(self, bytes_per_second: u64) -> Self {
+        Self { background: Some(Arc::new(Rate::new(bytes_per_second))), ..self }
     }
 
     /// What was fetched so far.
@@ -85,8 +94,9 @@ impl RegistrySource {
         drop(slot);
         // From here on stalls are told by the pace of the transfer.
         reader.set_deadline(None);
-        let gate = (priority == Priority::Background).then(|| Arc::clone(&self.gate));
-        let stream = Streaming { errand, reader, blob, first, gate };
+        let courtesy = (priority == Priority::Background)
+            .then(|| Courtesy { gate: Arc::clone(&self.gate), rate: self.background.clone() });
+        let stream = Streaming { errand, reader, blob, first, courtesy };
         Ok(try_unfold(stream, |mut stream| async {
             Ok(stream.next().await?.map(|chunk| (chunk, stream)))
         })
@@ -196,20 +206,35 @@ struct Streaming {
     reader: BlobReader,
     blob: Digest,
     first: Option<Bytes>,
-    /// Where a background stream sees whether somebody waits.
-    gate: Option<Arc<Gate>>,
+    courtesy: Option<Courtesy>,
+}
+
+/// What a background stream heeds between its chunks.
+struct Courtesy {
+    gate: Arc<Gate>,
+    rate: Option<Arc<Rate>>,
 }
 
 impl Streaming {
     async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
-        if let Some(first) = self.first.take() {
-            return Ok(Some(first));
+        let chunk = match self.first.take() {
+            Some(first) => Some(first),
+            None => self.errand.next(&mut self.reader, self.blob).await?,
+        };
+        if let (Some(chunk), Some(courtesy)) = (&chunk, &self.courtesy) {
+            courtesy.show(chunk.len() as u64).await;
         }
-        if let Some(gate) = &self.gate {
-            // It is enough to have tried.
-            let _ = tokio::time::timeout(COURTESY, gate.without_demand()).await;
+        Ok(chunk)
+    }
+}
+
+impl Courtesy {
+    async fn show(&self, bytes: u64) {
+        if let Some(rate) = &self.rate {
+            tokio::time::sleep(rate.take(bytes, Instant::now())).await;
         }
-        self.errand.next(&mut self.reader, self.blob).await
+        // It is enough to have tried.
+        let _ = tokio::time::timeout(COURTESY, self.gate.without_demand()).await;
     }
 }
 

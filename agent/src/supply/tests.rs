@@ -162,3 +162,41 @@ async fn a_request_waits_for_its_slot_no_longer_than_its_deadline() {
     assert!(Instant::now() < request.deadline + Duration::from_secs(2));
     assert!(outcomes.iter().all(|o| matches!(o, Err(SourceError::Deadline { .. }))));
 }
+
+#[tokio::test]
+async fn background_streams_keep_to_their_rate() {
+    let server = serving().await;
+    let source = source().with_background_rate(10_000_000);
+    let (blob_digest, size) = (Digest::of(&blob()), blob().len() as u64);
+    for (priority, slow) in [(Priority::Background, true), (Priority::Demand, false)] {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let scope = server.repository().scope();
+        let request = BlobRequest { scope, blob: blob_digest, size, priority, deadline };
+        let begin = Instant::now();
+        let mut stream = source.stream(request).await.unwrap();
+        while let Some(chunk) = stream.next().await {
+            chunk.unwrap();
+        }
+        assert_eq!(begin.elapsed() >= Duration::from_millis(390), slow, "{priority:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_background_stream_goes_on_under_constant_demand() {
+    let server = serving().await;
+    let source = source();
+    let _demand = source.gate.enter(Priority::Demand).await;
+    let request = BlobRequest {
+        scope: server.repository().scope(),
+        blob: Digest::of(&blob()),
+        size: blob().len() as u64,
+        priority: Priority::Background,
+        deadline: Instant::now() + Duration::from_secs(5),
+    };
+    let mut stream = source.stream(request).await.unwrap();
+    let begin = Instant::now();
+    for _ in 0..2 {
+        stream.next().await.unwrap().unwrap();
+    }
+    assert!(begin.elapsed() >= COURTESY, "it holds back");
+}

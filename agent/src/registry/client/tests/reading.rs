@@ -5,6 +5,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use proptest::prelude::*;
 use serde_json::json;
 use undermount_fs::digest::Digest;
 
@@ -531,5 +532,94 @@ async fn a_token_service_that_fails_is_named_without_secrets() {
         let error = client.tags(&server.repository()).await.unwrap_err();
         assert!(error.to_string().contains(part), "{error}");
         assert!(!format!("{error:?} {client:?}").contains("hunter2"));
+    }
+}
+
+/// One way in which an answer can go wrong.
+#[derive(Debug, Clone)]
+enum Mishap {
+    Reset(usize),
+    EndsEarly(usize),
+    WholeBlob,
+    WholeBlobReset(usize),
+    LessThanAsked(usize),
+    Unavailable,
+    WrongRange,
+}
+
+impl Mishap {
+    fn reply(&self, seen: &Seen, blob: &Bytes) -> Reply {
+        let mut reply = Reply::blob(seen, blob);
+        match *self {
+            Self::Reset(after) => reply.reset_after = Some(after),
+            Self::EndsEarly(after) => {
+                reply.claimed = Some(reply.body.len());
+                reply.body.truncate(after);
+            }
+            Self::WholeBlob => reply = Reply::new(200, blob.clone()),
+            Self::WholeBlobReset(after) => {
+                reply = Reply::new(200, blob.clone());
+                reply.reset_after = Some(after);
+            }
+            Self::LessThanAsked(length) if reply.status == 206 => {
+                reply.body.truncate(length.max(1))
+            }
+            Self::Unavailable => reply = Reply::new(503, ""),
+            Self::WrongRange if reply.status == 206 => {
+                reply.headers = vec![("Content-Range".into(), "bytes 0-0/*".into())];
+            }
+            Self::LessThanAsked(_) | Self::WrongRange => {}
+        }
+        reply
+    }
+}
+
+fn mishap() -> impl Strategy<Value = Mishap> {
+    prop_oneof![
+        (0usize..3000).prop_map(Mishap::Reset),
+        (0usize..3000).prop_map(Mishap::EndsEarly),
+        Just(Mishap::WholeBlob),
+        (0usize..3000).prop_map(Mishap::WholeBlobReset),
+        (0usize..3000).prop_map(Mishap::LessThanAsked),
+        Just(Mishap::Unavailable),
+        Just(Mishap::WrongRange),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn whatever_goes_wrong_up_to_four_times_the_bytes_are_right(
+        mishaps in proptest::collection::vec(mishap(), 0..=4),
+        start in 1u64..3000,
+        length in 1u64..3000,
+        whole: bool,
+    ) {
+        let blob: Bytes = blob().slice(..3000);
+        let range = if whole { 0..3000 } else { start..(start + length).min(3000) };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let read = runtime.block_on(async {
+            let (served, next) = (blob.clone(), AtomicUsize::new(0));
+            let server = Server::start(move |seen| {
+                match mishaps.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    Some(mishap) => mishap.reply(seen, &served),
+                    None => Reply::blob(seen, &served),
+                }
+            })
+            .await;
+            let digest = Digest::of(&blob);
+            let client = client(|_| ());
+            let mut reader = match whole {
+                true => client.read_blob(&server.repository(), &digest, 3000, 0),
+                false => client.read_range(&server.repository(), &digest, range.clone()),
+            };
+            let mut read = Vec::new();
+            while let Some(chunk) = reader.next().await? {
+                read.extend_from_slice(&chunk);
+            }
+            Ok::<_, RegistryError>(read)
+        });
+        prop_assert_eq!(read.unwrap(), &blob[range.start as usize..range.end as usize]);
     }
 }
