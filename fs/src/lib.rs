@@ -11,6 +11,7 @@ pub mod blob;
 pub mod codec;
 pub mod digest;
 pub mod fill;
+pub mod fuse;
 pub mod index;
 pub mod layer;
 pub mod object;

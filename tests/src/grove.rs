@@ -7,6 +7,7 @@
 //! /d00 .. d19  inode 1000 * (d + 1)
 //! /d00/f00 ..  inode 1000 * (d + 1) + f + 1, sizes from 0 bytes to about 400 KiB
 //! /poison      inode 999: reading it makes the process abort
+//! /panic       inode 998: reading it makes the thread panic
 //! ```
 
 use std::ffi::OsStr;
@@ -27,8 +28,12 @@ pub const FILES: u64 = 30;
 /// The file that kills its reader's server.
 pub const POISON: &str = "poison";
 
+/// The file at which its reader's server panics.
+pub const PANIC: &str = "panic";
+
 const ROOT: u64 = 1;
 const POISON_INODE: u64 = 999;
+const PANIC_INODE: u64 = 998;
 const STRIDE: u64 = 1000;
 
 /// The inode of file `f` in directory `d`.
@@ -44,7 +49,7 @@ pub fn path(d: u64, f: u64) -> String {
 /// Bytes in a file.
 pub fn size(inode: u64) -> u64 {
     match inode {
-        POISON_INODE => 4096,
+        POISON_INODE | PANIC_INODE => 4096,
         _ if inode.is_multiple_of(7) => 0,
         _ => inode.wrapping_mul(7919) % 400_000,
     }
@@ -74,8 +79,8 @@ impl Grove {
 }
 
 fn kind(inode: u64) -> FileType {
-    let is_file = inode == POISON_INODE || !inode.is_multiple_of(STRIDE) && inode != ROOT;
-    if is_file { FileType::RegularFile } else { FileType::Directory }
+    let is_directory = inode == ROOT || inode.is_multiple_of(STRIDE);
+    if !is_directory { FileType::RegularFile } else { FileType::Directory }
 }
 
 fn attributes(inode: u64) -> FileAttr {
@@ -103,8 +108,10 @@ fn attributes(inode: u64) -> FileAttr {
 }
 
 fn find(parent: u64, name: &str) -> Option<u64> {
-    if (parent, name) == (ROOT, POISON) {
-        return Some(POISON_INODE);
+    match (parent, name) {
+        (ROOT, POISON) => return Some(POISON_INODE),
+        (ROOT, PANIC) => return Some(PANIC_INODE),
+        _ => {}
     }
     let number = |letter| name.strip_prefix(letter)?.parse::<u64>().ok();
     match parent {
@@ -167,8 +174,10 @@ impl Filesystem for Grove {
         reply: ReplyData,
     ) {
         let ticket = self.enter(request);
-        if inode.0 == POISON_INODE {
-            std::process::abort();
+        match inode.0 {
+            POISON_INODE => std::process::abort(),
+            PANIC_INODE => panic!("asked to"),
+            _ => {}
         }
         let bytes = content(inode.0, offset, len as usize);
         // Ids are even.

@@ -9,6 +9,7 @@ pub mod compression;
 pub mod debian;
 pub mod distribution;
 pub mod edge;
+pub mod gallery;
 pub mod grove;
 pub mod http;
 pub mod image;

@@ -13,11 +13,16 @@ use tempfile::TempDir;
 
 use crate::process::{Running, SOON, eventually};
 
+/// The `FUSE_INIT` flags of Linux 5.14: none of the upper half, no RESEND.
+pub const LINUX_5_14: u64 = (1 << 30) - 1;
+
 /// How a node's keeper is to behave.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NodeConfig {
-    /// The directory for the mount and the files that steer the worker.
+    /// The directory for the mounts and the files that steer the worker.
     pub dir: PathBuf,
+    /// What to mount, each on a directory of its name: `grove`, or `plain` and `xattr`.
+    pub mounts: Vec<String>,
     /// See `RestartPolicy`.
     pub ready_within: Duration,
     /// See `RestartPolicy`.
@@ -32,6 +37,7 @@ impl Default for NodeConfig {
     fn default() -> Self {
         Self {
             dir: PathBuf::new(),
+            mounts: vec!["grove".to_owned()],
             ready_within: Duration::from_secs(10),
             answer_after: Duration::from_secs(60),
             unsound_limit: Duration::from_secs(600),
@@ -51,8 +57,13 @@ impl Node {
     /// Starts a keeper in a directory of its own and waits until its first worker serves.
     pub fn start(program: &str, config: NodeConfig) -> Self {
         let mut node = Self::start_in(program, config, tempfile::tempdir().unwrap());
-        node.keeper.wait_for(SOON, |text| text.contains("ready").then_some(()));
+        node.wait_until_ready();
         node
+    }
+
+    /// Waits until the first worker serves.
+    pub fn wait_until_ready(&mut self) {
+        self.keeper.wait_for(SOON, |text| text.contains("ready").then_some(()));
     }
 
     /// Starts a keeper in `dir` and does not wait.
@@ -73,9 +84,9 @@ impl Node {
         self.dir.path()
     }
 
-    /// Where the tree is mounted.
+    /// Where the grove is mounted.
     pub fn mount(&self) -> PathBuf {
-        self.dir.path().join("mnt")
+        self.dir.path().join("grove")
     }
 
     /// Gives the worker a file to obey.
@@ -138,8 +149,10 @@ impl Node {
     fn end(&mut self) {
         self.keeper.kill();
         self.kill_worker();
-        // There may be nothing to detach.
-        let _ = umount2(&self.mount(), MntFlags::MNT_DETACH);
+        for mount in ["bound", "grove", "plain", "xattr"] {
+            // There may be nothing to detach.
+            let _ = umount2(&self.dir.path().join(mount), MntFlags::MNT_DETACH);
+        }
     }
 }
 

@@ -14,12 +14,9 @@ use std::time::{Duration, Instant};
 use undermount_tests::grove;
 use undermount_tests::process::{SOON, eventually};
 use undermount_tests::requirement::{self, Need};
-use undermount_tests::session::{Node, NodeConfig, is_alive};
+use undermount_tests::session::{LINUX_5_14, Node, NodeConfig, is_alive};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_session-node");
-
-/// The `FUSE_INIT` flags of Linux 5.14: none of the upper half, no RESEND.
-const LINUX_5_14: u64 = (1 << 30) - 1;
 
 /// Longer than anything takes while a worker comes up at all.
 const HANG: Duration = Duration::from_secs(30);
@@ -233,6 +230,20 @@ fn a_request_that_kills_every_worker_gets_eio_and_others_are_served() {
     eventually("other files read", SOON, || {
         read_whole(&node.mount().join(grove::path(5, 5)), grove::inode(5, 5)).is_ok()
     });
+}
+
+#[test]
+fn a_panic_costs_one_request_and_the_worker() {
+    if lacking() {
+        return;
+    }
+    let node = Node::start(PROGRAM, NodeConfig::default());
+    let first = node.worker().unwrap();
+    let error = fs::read(node.mount().join(grove::PANIC)).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    node.wait_for_successor(first);
+    assert_eq!(node.restarts(), 1);
+    read_whole(&node.mount().join(grove::path(1, 2)), grove::inode(1, 2)).unwrap();
 }
 
 #[test]

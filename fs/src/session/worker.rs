@@ -14,9 +14,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use std::{panic, process};
 
-use fuser::{Config, Filesystem, Session, SessionACL};
+use fuser::{Config, Filesystem, Notifier, Session, SessionACL};
 use nix::fcntl::OFlag;
 use nix::unistd::{dup2_stdin, dup3};
 
@@ -25,6 +27,11 @@ use super::handshake::Agreement;
 use super::inflight::{Inflight, Table};
 use super::link::{History, Link, PROTOCOL, Start, ToKeeper, ToWorker};
 use super::wire;
+
+/// How long a thread that panicked may take to answer its request.
+const UNWIND_WITHIN: Duration = Duration::from_millis(100);
+/// The exit status of a worker that panicked, as of any Rust program.
+const PANICKED: i32 = 101;
 
 /// The connection of a worker to its keeper.
 #[derive(Debug)]
@@ -49,6 +56,13 @@ pub struct InheritedMount {
     agreement: Agreement,
     device: OwnedFd,
     inflight: Inflight,
+}
+
+/// A mount that is being served.
+#[derive(Debug)]
+pub struct Serving {
+    notifier: Notifier,
+    thread: JoinHandle<io::Result<()>>,
 }
 
 /// Why a worker is to end.
@@ -180,8 +194,7 @@ impl InheritedMount {
         self.inflight.clone()
     }
 
-    /// Serves the mount with `file_system` in `threads` threads of their own. The join handle
-    /// ends when the mount is gone, or with an error.
+    /// Serves the mount with `file_system` in `threads` threads of their own.
     ///
     /// # Errors
     /// [`SessionError::Resume`] if `file_system` refuses what was agreed with the kernel.
@@ -189,15 +202,47 @@ impl InheritedMount {
         self,
         file_system: F,
         threads: usize,
-    ) -> Result<JoinHandle<io::Result<()>>, SessionError> {
+    ) -> Result<Serving, SessionError> {
         let Self { dir, agreement, device, inflight: _ } = self;
         let resume = || -> io::Result<_> {
             let session = resume(file_system, &agreement, device, threads)?;
+            let notifier = session.notifier();
             let name = "fuse-session".to_owned();
-            std::thread::Builder::new().name(name).spawn(|| session.run())
+            let thread = thread::Builder::new().name(name).spawn(|| session.run())?;
+            Ok(Serving { notifier, thread })
         };
         resume().map_err(|source| SessionError::Resume { dir, source })
     }
+}
+
+impl Serving {
+    /// Tells the kernel to forget what it remembers. Not to be used while answering a request:
+    /// the kernel may be waiting for that answer.
+    pub fn notifier(&self) -> &Notifier {
+        &self.notifier
+    }
+
+    /// Waits until the mount is gone.
+    ///
+    /// # Errors
+    /// Those of reading from the device.
+    pub fn wait(self) -> io::Result<()> {
+        self.thread.join().unwrap_or_else(|_| Err(io::Error::other("a loop thread panicked")))
+    }
+}
+
+/// Makes a panic in any thread the end of the process, soon: its keeper replaces it. The request
+/// at which it happened is answered with EIO while its thread unwinds, so that it does not kill
+/// the next worker as well.
+pub fn end_process_on_panic() {
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        thread::spawn(|| {
+            thread::sleep(UNWIND_WITHIN);
+            process::exit(PANICKED)
+        });
+    }));
 }
 
 /// A session on `device`, whose kernel side has long been initialised.

@@ -1,6 +1,6 @@
 //! A keeper and its workers for the suite about sessions, with nothing else to them.
 //!
-//! `session-node keeper CONFIG` keeps a [`Grove`] mounted on `<dir>/mnt` and says `ready` on
+//! `session-node keeper CONFIG` keeps a [`Grove`] or a [`Gallery`] mounted and says `ready` on
 //! stdout; `session-node worker DIR` is started by it. Files in the directory steer the worker:
 //! `broken` makes it fail, `deaf` makes it never get ready, `replace` names the next program and
 //! `done` ends everything. It leaves its process id in `pid` and the count of restarts in
@@ -13,9 +13,11 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
+use undermount_fs::fuse::{Adapter, Xattrs};
 use undermount_fs::session::detach;
 use undermount_fs::session::keeper::{Keeper, KeeperConfig, MountSpec, RestartPolicy};
-use undermount_fs::session::worker::{Farewell, Worker};
+use undermount_fs::session::worker::{Farewell, Worker, end_process_on_panic};
+use undermount_tests::gallery::Gallery;
 use undermount_tests::grove::Grove;
 use undermount_tests::session::NodeConfig;
 
@@ -36,7 +38,11 @@ fn main() -> ExitCode {
 
 fn keep(config: NodeConfig) -> Result<(), Box<dyn std::error::Error>> {
     let keeper = Keeper::mount(KeeperConfig {
-        mounts: vec![MountSpec { name: "grove".to_owned(), dir: config.dir.join("mnt") }],
+        mounts: config
+            .mounts
+            .iter()
+            .map(|name| MountSpec { name: name.clone(), dir: config.dir.join(name) })
+            .collect(),
         program: std::env::current_exe()?,
         arguments: vec!["worker".into(), config.dir.clone().into()],
         keepsakes: vec![("config".to_owned(), fs::File::open(&config.dir)?.into())],
@@ -55,7 +61,8 @@ fn keep(config: NodeConfig) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn work(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    let (worker, mut inheritance) = Worker::from_stdin()?;
+    end_process_on_panic();
+    let (worker, inheritance) = Worker::from_stdin()?;
     leave_note(dir, "restarts", &worker.history().restarts.to_string())?;
     leave_note(dir, "pid", &std::process::id().to_string())?;
     if dir.join("deaf").exists() {
@@ -66,15 +73,26 @@ fn work(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
         return Err("broken".into());
     }
     assert!(inheritance.keepsakes.contains_key("config"));
-    let mount = inheritance.mounts.remove("grove").unwrap();
-    let mount_dir = mount.dir().to_owned();
-    let grove = Grove::new(mount.inflight());
+    let runtime = tokio::runtime::Runtime::new()?;
+    let gallery = Gallery::open(dir)?;
     worker.ready()?;
-    mount.serve(grove, 2)?;
+    let mut dirs = Vec::new();
+    for (name, mount) in inheritance.mounts {
+        dirs.push(mount.dir().to_owned());
+        let inflight = mount.inflight();
+        let xattrs = if name == "plain" { Xattrs::Refused } else { Xattrs::Answered };
+        match &gallery {
+            None => mount.serve(Grove::new(inflight), 2)?,
+            Some(view) => {
+                let handle = runtime.handle().clone();
+                mount.serve(Adapter::new(view.clone(), xattrs, inflight, handle), 2)?
+            }
+        };
+    }
     thread::scope(|scope| {
         scope.spawn(|| obey_files(dir, &worker));
         if worker.wait_for_farewell() == Farewell::Orphaned {
-            detach(&mount_dir).unwrap();
+            dirs.iter().for_each(|dir| detach(dir).unwrap());
         }
         std::process::exit(0)
     })
