@@ -1,5 +1,6 @@
 //! The registry source against a registry that misbehaves.
 
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -9,7 +10,9 @@ use super::*;
 
 /// 4 MB in which no two words are alike.
 fn blob() -> Bytes {
-    (0..1_000_000u32).flat_map(u32::to_le_bytes).collect::<Vec<u8>>().into()
+    static BLOB: LazyLock<Bytes> =
+        LazyLock::new(|| (0..1_000_000u32).flat_map(u32::to_le_bytes).collect::<Vec<u8>>().into());
+    BLOB.clone()
 }
 
 fn piece(range: std::ops::Range<u64>) -> Piece {
@@ -22,7 +25,7 @@ fn request(server: &Server, pieces: &[Piece], priority: Priority) -> PieceReques
         scope: server.repository().scope(),
         pieces: pieces.to_vec(),
         priority,
-        deadline: Instant::now() + Duration::from_secs(5),
+        deadline: Instant::now() + Duration::from_secs(20),
     }
 }
 
@@ -56,9 +59,12 @@ async fn pieces_come_verified_in_the_order_of_the_request() {
 #[tokio::test]
 async fn wrong_bytes_are_asked_for_again_and_never_handed_out() {
     let wrong = |seen: &Seen| {
-        let mut bytes = blob().to_vec();
-        bytes[1500] ^= 1;
-        Reply::blob(seen, &bytes.into())
+        static WRONG: LazyLock<Bytes> = LazyLock::new(|| {
+            let mut bytes = blob().to_vec();
+            bytes[1500] ^= 1;
+            bytes.into()
+        });
+        Reply::blob(seen, &WRONG)
     };
     let count = AtomicUsize::new(0);
     let server = Server::start(move |seen| match count.fetch_add(1, Ordering::SeqCst) {
@@ -112,7 +118,7 @@ async fn a_blob_streams_whole_and_is_counted() {
         blob: blob_digest,
         size,
         priority: Priority::Background,
-        deadline: Instant::now() + Duration::from_secs(5),
+        deadline: Instant::now() + Duration::from_secs(20),
     };
     let mut stream = source.stream(request.clone()).await.unwrap();
     let mut bytes = Vec::new();
@@ -131,7 +137,7 @@ async fn the_deadline_of_a_stream_is_for_its_first_byte_only() {
     let blob = blob();
     let server = Server::start(move |seen| {
         let mut reply = Reply::blob(seen, &blob.slice(..2000));
-        reply.trickle = Some(Duration::from_micros(200));
+        reply.trickle = Some(Duration::from_millis(1));
         reply
     })
     .await;
@@ -140,7 +146,7 @@ async fn the_deadline_of_a_stream_is_for_its_first_byte_only() {
         blob: Digest::of(b"any"),
         size: 2000,
         priority: Priority::Demand,
-        deadline: Instant::now() + Duration::from_millis(250),
+        deadline: Instant::now() + Duration::from_secs(1),
     };
     let mut stream = source().stream(request.clone()).await.unwrap();
     let mut received = 0;
@@ -164,20 +170,25 @@ async fn a_request_waits_for_its_slot_no_longer_than_its_deadline() {
 }
 
 #[tokio::test]
-async fn background_streams_keep_to_their_rate() {
+async fn only_background_streams_keep_to_the_rate() {
     let server = serving().await;
-    let source = source().with_background_rate(10_000_000);
-    let (blob_digest, size) = (Digest::of(&blob()), blob().len() as u64);
-    for (priority, slow) in [(Priority::Background, true), (Priority::Demand, false)] {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        let scope = server.repository().scope();
-        let request = BlobRequest { scope, blob: blob_digest, size, priority, deadline };
+    // At this rate the blob takes 400 ms; at the other one it would take an hour.
+    for (priority, rate) in [(Priority::Background, 10_000_000), (Priority::Demand, 1000)] {
+        let source = source().with_background_rate(rate);
+        let request = BlobRequest {
+            scope: server.repository().scope(),
+            blob: Digest::of(&blob()),
+            size: blob().len() as u64,
+            priority,
+            deadline: Instant::now() + Duration::from_secs(20),
+        };
         let begin = Instant::now();
         let mut stream = source.stream(request).await.unwrap();
         while let Some(chunk) = stream.next().await {
             chunk.unwrap();
         }
-        assert_eq!(begin.elapsed() >= Duration::from_millis(390), slow, "{priority:?}");
+        let limited = begin.elapsed() >= Duration::from_millis(390);
+        assert!(limited || priority == Priority::Demand);
     }
 }
 
@@ -191,7 +202,7 @@ async fn a_background_stream_goes_on_under_constant_demand() {
         blob: Digest::of(&blob()),
         size: blob().len() as u64,
         priority: Priority::Background,
-        deadline: Instant::now() + Duration::from_secs(5),
+        deadline: Instant::now() + Duration::from_secs(20),
     };
     let mut stream = source.stream(request).await.unwrap();
     let begin = Instant::now();

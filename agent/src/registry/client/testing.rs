@@ -124,8 +124,8 @@ pub fn client(change: impl FnOnce(&mut ClientConfig)) -> Client {
             longest_pause: Duration::from_millis(10),
             ..RetryPolicy::default()
         },
-        pace: Pace { window: Duration::from_millis(300), least: 100 },
-        answer_timeout: Duration::from_millis(500),
+        pace: Pace { window: Duration::from_secs(5), least: 100 },
+        answer_timeout: Duration::from_secs(5),
         ..ClientConfig::default()
     };
     change(&mut config);
