@@ -1,4 +1,16 @@
 //! The owner of a cache directory: images made ready, mounted, completed.
+//!
+//! ```text
+//! command -- control socket --> api -> owner -> images -> fill -> supply -> registry
+//!                                        |         `--> index, tree
+//!                                        `--> view, slots, bind mount
+//! ```
 
+pub mod api;
+mod binding;
 pub mod cache;
 pub mod images;
+pub mod owner;
+pub mod process;
+
+pub use binding::{BindError, check_mount_point};

@@ -8,6 +8,8 @@
 
 mod exit;
 mod logging;
+mod mount;
+mod owner;
 mod registry;
 mod signals;
 
@@ -30,6 +32,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Mount(mount::MountArgs),
+    Umount(mount::UmountArgs),
+    Pull(mount::PullArgs),
+    Status(mount::StatusArgs),
+    #[command(hide = true)]
+    Keeper(owner::KeeperArgs),
+    #[command(hide = true)]
+    Worker(owner::WorkerArgs),
     Registry(registry::RegistryArgs),
 }
 
@@ -38,7 +48,8 @@ impl Command {
     /// they do, tools only what went wrong.
     fn default_log(&self) -> &'static str {
         match self {
-            Self::Registry(_) => "info",
+            Self::Registry(_) | Self::Keeper(_) | Self::Worker(_) => "info",
+            _ => "warn",
         }
     }
 
@@ -46,6 +57,12 @@ impl Command {
     /// mounts has other needs than one that serves HTTP.
     fn run(self) -> CliResult {
         match self {
+            Self::Mount(args) => block_on(args.run()),
+            Self::Umount(args) => block_on(args.run()),
+            Self::Pull(args) => block_on(args.run()),
+            Self::Status(args) => block_on(args.run()),
+            Self::Keeper(args) => args.run(),
+            Self::Worker(args) => args.run(),
             Self::Registry(args) => block_on(args.run()),
         }
     }

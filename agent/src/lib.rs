@@ -5,6 +5,7 @@
 //! ```
 
 pub mod agent;
+pub mod control;
 pub mod image;
 pub mod prepare;
 pub mod registry;

@@ -15,6 +15,7 @@
 mod extract;
 mod ingest;
 mod plan;
+mod recent;
 mod unit;
 
 pub use ingest::{Blob, IngestError, Progress};
@@ -30,6 +31,7 @@ use tokio::sync::OnceCell;
 
 use self::extract::{ExtractError, extract};
 use self::plan::{Run, plan};
+use self::recent::Recent;
 use crate::blob::Blobs;
 use crate::codec::decode::Entry;
 use crate::codec::{CodecError, decode};
@@ -102,6 +104,7 @@ pub struct Filler {
     store: Arc<Store>,
     blobs: Arc<Blobs>,
     source: Arc<dyn Source>,
+    recent: Recent,
     timeout: Duration,
 }
 
@@ -113,7 +116,7 @@ impl Filler {
         source: Arc<dyn Source>,
         timeout: Duration,
     ) -> Self {
-        Self { store, blobs, source, timeout }
+        Self { store, blobs, source, recent: Recent::new(), timeout }
     }
 
     /// The store.
@@ -229,15 +232,33 @@ impl Filler {
         Ok(Arc::new(table))
     }
 
+    /// Fetches those of `pieces` that were not fetched a moment ago.
     async fn request(
         &self,
         layer: &Layer,
         pieces: Vec<Piece>,
         priority: Priority,
     ) -> Result<Vec<Verified>, FillError> {
-        let deadline = Instant::now() + self.timeout;
-        let request = PieceRequest { scope: layer.scope.clone(), pieces, priority, deadline };
-        Ok(self.source.fetch(request).await?)
+        let known: Vec<Option<Verified>> =
+            pieces.iter().map(|piece| self.recent.get(&piece.digest)).collect();
+        let missing: Vec<Piece> = pieces
+            .into_iter()
+            .zip(&known)
+            .filter_map(|(piece, known)| known.is_none().then_some(piece))
+            .collect();
+        let mut fetched = Vec::new();
+        if !missing.is_empty() {
+            let deadline = Instant::now() + self.timeout;
+            let scope = layer.scope.clone();
+            let request = PieceRequest { scope, pieces: missing, priority, deadline };
+            fetched = self.source.fetch(request).await?;
+        }
+        fetched.iter().for_each(|piece| self.recent.put(piece));
+        let mut fetched = fetched.into_iter();
+        known
+            .into_iter()
+            .map(|known| known.or_else(|| fetched.next()).ok_or_else(|| no_answer(layer)))
+            .collect()
     }
 
     /// Fetches and decodes a run of spans; returns those of the content's `units` that it held.

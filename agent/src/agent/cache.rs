@@ -169,7 +169,8 @@ fn write_record<T: Serialize>(directory: &Path, name: &str, record: &T) -> Resul
     write_atomically(directory, name, &json).map_err(unusable(directory))
 }
 
-fn write_atomically(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+/// Writes a file of which nobody ever sees a half.
+pub(super) fn write_atomically(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let mut file = NamedTempFile::new_in(directory)?;
     file.write_all(bytes)?;
     file.as_file().sync_data()?;

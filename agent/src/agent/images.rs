@@ -26,15 +26,19 @@ use undermount_fs::source::{Priority, Source};
 use undermount_fs::tree::{ImageTree, TreeError};
 
 use super::cache::{Cache, CacheError, LayerRecord};
-use crate::image::{Document, ImageConfig, Manifest, ManifestError, Platform, Reference};
+use crate::image::{
+    Descriptor, Document, ImageConfig, Manifest, ManifestError, Platform, Reference,
+};
 use crate::registry::client::{Client, Fault, Image, RegistryError};
 
 /// Layers that are indexed or completed side by side.
 const SIDE_BY_SIDE: usize = 3;
 
-/// How long the registry may take to tell what a name means, before the last known answer is
-/// used instead.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the registry may take to tell what a name means.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long it may take where the last known answer can be used instead.
+const KNOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// An image cannot be mounted or pulled.
 #[derive(Debug, thiserror::Error)]
@@ -157,7 +161,9 @@ impl Images {
         {
             return Ok(known);
         }
-        let client = self.client.until(Instant::now() + RESOLVE_TIMEOUT);
+        let known = self.cache.reference(reference);
+        let timeout = if known.is_some() { KNOWN_TIMEOUT } else { RESOLVE_TIMEOUT };
+        let client = self.client.until(Instant::now() + timeout);
         match client.image(reference, &self.platform).await {
             Ok(image) => self.remember(reference, image),
             Err(error) => self.resolve_offline(reference, error),
@@ -234,7 +240,12 @@ impl Images {
         image: &Resolved,
         progress: &Progress,
     ) -> Result<Vec<Arc<Layer>>, ImageFault> {
-        let layers = image.config.layers(&image.manifest)?;
+        let layers: Vec<(Descriptor, Digest)> = image
+            .config
+            .layers(&image.manifest)?
+            .into_iter()
+            .map(|(layer, diff_id)| (layer.clone(), *diff_id))
+            .collect();
         let attached = self.attached_indexes(image).await;
         iter(layers)
             .map(|(layer, diff_id)| self.layer(image, layer, diff_id, &attached, progress))
@@ -264,17 +275,18 @@ impl Images {
 
     async fn complete_layer(
         &self,
-        layer: &Layer,
+        layer: Arc<Layer>,
         priority: Priority,
         progress: &Progress,
     ) -> Result<(), ImageFault> {
         let digest = layer.digest();
         let record = self.cache.layer(&digest);
         let proven = record.is_some_and(|record| record.trust == Trust::Own);
-        if proven && missing_bytes(&self.cache, layer) == Ok(0) {
+        if proven && missing_bytes(&self.cache, &layer) == Ok(0) {
             return Ok(());
         }
-        let outcome = self.filler.complete(layer, priority, progress).await;
+        progress.expect(layer.tree.header().layer_size.get());
+        let outcome = self.filler.complete(&layer, priority, progress).await;
         if let Err(IngestError::WrongIndex { .. }) = outcome {
             tracing::error!(layer = %digest, "quarantined an index that lies");
             self.cache.forget_layer(&digest);
@@ -300,7 +312,7 @@ impl Images {
         for layer in distinct(&ready.layers) {
             let header = layer.tree.header();
             let content = header.content_size.get();
-            let missing = missing_bytes(&self.cache, layer).unwrap_or(content);
+            let missing = missing_bytes(&self.cache, &layer).unwrap_or(content);
             extent.compressed += header.layer_size.get();
             extent.content += content;
             extent.local += content.saturating_sub(missing);
@@ -319,9 +331,9 @@ fn is_outage(error: &RegistryError) -> bool {
     error.fault.is_transient() || matches!(error.fault, Fault::Deadline(_))
 }
 
-fn distinct(layers: &[Arc<Layer>]) -> Vec<&Arc<Layer>> {
+fn distinct(layers: &[Arc<Layer>]) -> Vec<Arc<Layer>> {
     let mut seen = std::collections::HashSet::new();
-    layers.iter().filter(|layer| seen.insert(layer.digest())).collect()
+    layers.iter().filter(|layer| seen.insert(layer.digest())).cloned().collect()
 }
 
 /// A layer that occurs twice is one layer.

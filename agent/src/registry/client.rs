@@ -31,7 +31,7 @@ mod tests;
 mod transport;
 mod upload;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -66,6 +66,17 @@ pub enum PlainHttp {
     Hosts(Vec<String>),
     /// All of them.
     Always,
+}
+
+impl PlainHttp {
+    /// Whether `host` is among them.
+    fn names(&self, host: &str) -> bool {
+        match self {
+            Self::Never => false,
+            Self::Always => true,
+            Self::Hosts(hosts) => hosts.iter().any(|plain| plain == host),
+        }
+    }
 }
 
 /// How a [`Client`] behaves.
@@ -117,6 +128,8 @@ struct Shared {
     config: ClientConfig,
     transports: Arc<Transports>,
     endpoints: Mutex<HashMap<String, Arc<Endpoint>>>,
+    /// Registries without TLS beside those of the configuration.
+    plain_hosts: Mutex<HashSet<String>>,
 }
 
 impl Client {
@@ -125,7 +138,12 @@ impl Client {
         let certificates = config.certificates.clone();
         let transports =
             Arc::new(Transports::new(&config.user_agent, config.connect_timeout, certificates));
-        let shared = Shared { config, transports, endpoints: Mutex::default() };
+        let shared = Shared {
+            config,
+            transports,
+            endpoints: Mutex::default(),
+            plain_hosts: Mutex::default(),
+        };
         Self { shared: Arc::new(shared), deadline: None, meter: None }
     }
 
@@ -144,6 +162,15 @@ impl Client {
 
     fn reading(&self) -> Reading {
         Reading { pace: self.shared.config.pace, meter: self.meter.clone() }
+    }
+
+    /// Speaks to the registry `host[:port]` without TLS from now on.
+    pub fn allow_plain_http(&self, host: &str) {
+        let Shared { endpoints, plain_hosts, .. } = &*self.shared;
+        let mut endpoints = endpoints.lock().expect("no panic while it is held");
+        if plain_hosts.lock().expect("no panic while it is held").insert(host.to_owned()) {
+            endpoints.remove(host);
+        }
     }
 
     /// Whether the registry `host[:port]` answers and lets us in.
@@ -166,9 +193,13 @@ impl Client {
     }
 
     fn endpoint_of(&self, host: &str) -> Arc<Endpoint> {
-        let Shared { config, transports, endpoints } = &*self.shared;
+        let Shared { config, transports, endpoints, plain_hosts } = &*self.shared;
         let mut endpoints = endpoints.lock().expect("no panic while it is held");
-        let new = || Arc::new(Endpoint::new(host, config, transports));
+        let new = || {
+            let plain_hosts = plain_hosts.lock().expect("no panic while it is held");
+            let plain = config.plain_http.names(host) || plain_hosts.contains(host);
+            Arc::new(Endpoint::new(host, plain, config, transports))
+        };
         Arc::clone(endpoints.entry(host.to_owned()).or_insert_with(new))
     }
 

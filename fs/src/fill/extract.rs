@@ -168,5 +168,5 @@ fn keep_chunk(
     if partial.has(unit, chunk.digest()) {
         return Ok(());
     }
-    store.fill_chunk(&content.key, &partial, unit, chunk)
+    store.fill_chunk(&content.key, &partial, unit, chunk, &content.chunks)
 }

@@ -57,16 +57,27 @@ pub enum IngestError {
     },
 }
 
-/// How far a blob has come, for whoever watches.
+/// How far one or several blobs have come, for whoever watches.
 #[derive(Debug, Default)]
 pub struct Progress {
     bytes: AtomicU64,
+    total: AtomicU64,
 }
 
 impl Progress {
-    /// Bytes of the blob that have arrived.
+    /// Bytes that have arrived.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that are expected, as far as that is known.
+    pub fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    /// Notes that `bytes` more are expected.
+    pub fn expect(&self, bytes: u64) {
+        self.total.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 

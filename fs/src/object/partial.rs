@@ -99,9 +99,14 @@ impl Partial {
         Ok(was_missing)
     }
 
-    /// Whether every chunk is known to be here.
-    pub fn is_complete(&self) -> bool {
-        self.present.load(Ordering::Acquire) == self.chunks.len()
+    /// Whether every chunk is here. Chunks of which that is not known are hashed, until the first
+    /// one that is missing.
+    pub fn is_complete(&self, chunks: &[Digest]) -> bool {
+        let all = self.chunks.len();
+        self.present.load(Ordering::Acquire) == all
+            || chunks.len() == all
+                && self.chunks.iter().all(|state| state.load(Ordering::Acquire) != ABSENT)
+                && chunks.iter().enumerate().all(|(chunk, digest)| self.has(chunk, digest))
     }
 }
 
@@ -132,10 +137,14 @@ mod tests {
         let partial = Partial::open(&path, size).unwrap();
         assert!(!partial.has(0, chunks[0].digest()));
         assert!(partial.has(1, chunks[1].digest()));
+        let digests: Vec<Digest> = chunks.iter().map(|chunk| *chunk.digest()).collect();
         assert!(partial.fill(0, &chunks[0]).unwrap());
-        assert!(!partial.is_complete());
+        assert!(!partial.is_complete(&digests));
+        drop(partial);
+
+        let partial = Partial::open(&path, size).unwrap();
         assert!(partial.fill(2, &chunks[2]).unwrap());
-        assert!(partial.is_complete());
+        assert!(partial.is_complete(&digests));
     }
 
     #[test]

@@ -1,13 +1,12 @@
 //! Complete objects on disk, and the budget for all of them.
 
-use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use lru::LruCache;
@@ -20,6 +19,9 @@ use crate::digest::{Digest, Verified};
 
 /// Descriptors of objects that are kept open.
 const HANDLES: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+
+/// Descriptors of incomplete objects that are kept open.
+const PARTIALS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
 
 /// An object's time of last use is written down when it is older than this.
 const USE_GRANULARITY: Duration = Duration::from_secs(60);
@@ -61,7 +63,7 @@ pub struct Store {
     used: AtomicU64,
     evicted: AtomicU64,
     handles: Mutex<LruCache<ObjectKey, Arc<File>>>,
-    partials: Mutex<HashMap<ObjectKey, Weak<Partial>>>,
+    partials: Mutex<LruCache<ObjectKey, Arc<Partial>>>,
     evictor: Mutex<()>,
 }
 
@@ -97,7 +99,7 @@ impl Store {
             used: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             handles: Mutex::new(LruCache::new(HANDLES)),
-            partials: Mutex::default(),
+            partials: Mutex::new(LruCache::new(PARTIALS)),
             evictor: Mutex::new(()),
         };
         let used = store.survey()?.iter().map(|object| object.size).sum();
@@ -183,14 +185,12 @@ impl Store {
     /// [`StoreError`] where its file cannot be opened.
     pub fn partial(&self, key: &ObjectKey, size: u64) -> Result<Arc<Partial>, StoreError> {
         let mut partials = lock(&self.partials);
-        if let Some(partial) = partials.get(key).and_then(Weak::upgrade) {
-            return Ok(partial);
+        if let Some(partial) = partials.get(key) {
+            return Ok(partial.clone());
         }
-        partials.retain(|_, partial| partial.strong_count() > 0);
         let path = self.partial.join(key.hex());
-        let partial = Partial::open(&path, size).map_err(failed("open", &path))?;
-        let partial = Arc::new(partial);
-        partials.insert(*key, Arc::downgrade(&partial));
+        let partial = Arc::new(Partial::open(&path, size).map_err(failed("open", &path))?);
+        partials.put(*key, partial.clone());
         Ok(partial)
     }
 
@@ -200,7 +200,7 @@ impl Store {
     }
 
     /// Writes a chunk of a partial object, and moves the object to its place when it was the last
-    /// one missing.
+    /// one missing; `chunks` are the digests of all of them.
     ///
     /// # Errors
     /// [`StoreError`] where it cannot be written or renamed.
@@ -210,15 +210,17 @@ impl Store {
         partial: &Partial,
         chunk: usize,
         bytes: &Verified,
+        chunks: &[Digest],
     ) -> Result<(), StoreError> {
         let from = self.partial.join(key.hex());
         if partial.fill(chunk, bytes).map_err(failed("write", &from))? {
             self.charge(bytes.bytes().len() as u64);
         }
-        if !partial.is_complete() {
+        if !partial.is_complete(chunks) {
             return Ok(());
         }
         let to = self.path(key);
+        lock(&self.partials).pop(key);
         match fs::rename(&from, &to) {
             // Somebody else completed it, or it was evicted.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -258,7 +260,9 @@ impl Store {
     fn remove(&self, path: &Path, size: u64) {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if let Ok(digest) = Digest::from_hex(name) {
-            lock(&self.handles).pop(&ObjectKey::from_digest(digest));
+            let key = ObjectKey::from_digest(digest);
+            lock(&self.handles).pop(&key);
+            lock(&self.partials).pop(&key);
         }
         if fs::remove_file(path).is_ok() {
             let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {

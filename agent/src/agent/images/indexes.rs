@@ -22,19 +22,19 @@ impl Images {
     pub(super) async fn layer(
         &self,
         image: &Resolved,
-        layer: &Descriptor,
-        diff_id: &Digest,
+        layer: Descriptor,
+        diff_id: Digest,
         attached: &Attached,
         progress: &Progress,
     ) -> Result<Arc<Layer>, ImageFault> {
         let tree = match self.known_tree(&layer.digest) {
             Some(tree) => tree,
-            None => match self.attached_tree(image, layer, attached).await {
+            None => match self.attached_tree(image, &layer, attached).await {
                 Some(tree) => tree,
-                None => self.build(image, layer, progress).await?,
+                None => self.build(image, &layer, progress).await?,
             },
         };
-        check(&tree, layer, diff_id)?;
+        check(&tree, &layer, &diff_id)?;
         let scope = image.reference.repository().scope();
         Ok(Arc::new(Layer::new(Arc::new(tree), scope)))
     }
@@ -118,6 +118,7 @@ impl Images {
             "no index: fetching the whole layer");
         let scope = reference.repository().scope();
         let blob = Blob { scope, digest: layer.digest, size: layer.size };
+        progress.expect(layer.size);
         let index = self.filler.ingest(&blob, Priority::Demand, progress).await?;
         self.keep_index(&index)?;
         readable(&layer.digest, &index.tree).ok_or_else(|| ImageFault::Mismatch {

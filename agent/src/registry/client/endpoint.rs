@@ -11,12 +11,12 @@ use tokio::time::timeout;
 
 use crate::image::reference::DEFAULT_HOST;
 
+use super::ClientConfig;
 use super::auth::{Access, Authenticator, Pass};
 use super::challenge;
 use super::error::Fault;
 use super::response::fault_of;
 use super::transport::{Transports, is_loopback};
-use super::{ClientConfig, PlainHttp};
 
 /// How long a loopback registry has to show that it speaks TLS.
 const TLS_PROBE: Duration = Duration::from_secs(5);
@@ -38,12 +38,12 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    pub fn new(host: &str, config: &ClientConfig, transports: &Arc<Transports>) -> Self {
-        let plain = match &config.plain_http {
-            PlainHttp::Never => false,
-            PlainHttp::Always => true,
-            PlainHttp::Hosts(hosts) => hosts.iter().any(|plain| plain == host),
-        };
+    pub fn new(
+        host: &str,
+        plain: bool,
+        config: &ClientConfig,
+        transports: &Arc<Transports>,
+    ) -> Self {
         Self {
             host: host.to_owned(),
             plain,

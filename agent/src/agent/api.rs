@@ -1,0 +1,154 @@
+//! The control socket: requests in, events out (see [`crate::control`]).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use futures_util::stream::unfold;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+use undermount_fs::digest::Digest;
+use undermount_fs::fill::Progress;
+
+use super::owner::{Owner, OwnerError};
+use crate::control::{Event, Failure, MountRequest, PullRequest, Status, Transfer, UnmountRequest};
+
+/// How often progress is told.
+const TICK: Duration = Duration::from_millis(200);
+
+/// What the handlers share.
+#[derive(Clone)]
+pub struct Api {
+    owner: Arc<Owner>,
+    /// What of a status does not change.
+    base: Arc<Status>,
+    busy: Arc<AtomicUsize>,
+}
+
+impl Api {
+    /// The API of `owner`; `base` holds the process's part of a status.
+    pub fn new(owner: Arc<Owner>, base: Status) -> Self {
+        Self { owner, base: Arc::new(base), busy: Arc::default() }
+    }
+
+    /// Requests that are being worked on.
+    pub fn busy(&self) -> usize {
+        self.busy.load(Ordering::SeqCst)
+    }
+
+    /// The routes.
+    pub fn router(self) -> Router {
+        Router::new()
+            .route("/v1/status", get(status))
+            .route("/v1/mounts", post(mount).delete(unmount))
+            .route("/v1/pulls", post(pull))
+            .with_state(self)
+    }
+
+    fn enter(&self) -> Busy {
+        self.busy.fetch_add(1, Ordering::SeqCst);
+        Busy(self.busy.clone())
+    }
+}
+
+/// Counts a request until it is dropped.
+struct Busy(Arc<AtomicUsize>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+async fn status(State(api): State<Api>) -> Json<Status> {
+    let _busy = api.enter();
+    Json(Status {
+        cache_bytes: api.owner.cache_bytes(),
+        mounts: api.owner.mounts().await,
+        ..(*api.base).clone()
+    })
+}
+
+async fn unmount(State(api): State<Api>, Json(request): Json<UnmountRequest>) -> Response {
+    let _busy = api.enter();
+    match api.owner.unmount(&request).await {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(error) => {
+            let status = match &error {
+                OwnerError::NotMounted { .. } => StatusCode::NOT_FOUND,
+                OwnerError::Bind(_) => StatusCode::CONFLICT,
+                _ => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            (status, Json(Failure::of(&error))).into_response()
+        }
+    }
+}
+
+async fn mount(State(api): State<Api>, Json(request): Json<MountRequest>) -> Response {
+    let owner = api.owner.clone();
+    follow(&api, |progress| async move { owner.mount(&request, &progress).await })
+}
+
+async fn pull(State(api): State<Api>, Json(request): Json<PullRequest>) -> Response {
+    let owner = api.owner.clone();
+    follow(&api, |progress| async move { owner.pull(&request, &progress).await })
+}
+
+/// Runs `work` in a task of its own and streams how far it is. When the client goes away, the
+/// stream is dropped and the task with it.
+fn follow<F>(api: &Api, work: impl FnOnce(Arc<Progress>) -> F) -> Response
+where
+    F: Future<Output = Result<Digest, OwnerError>> + Send + 'static,
+{
+    let busy = api.enter();
+    let progress = Arc::new(Progress::default());
+    let (done, outcome) = mpsc::channel(1);
+    let work = work(progress.clone());
+    let task = AbortOnDropHandle::new(tokio::spawn(async move {
+        let event = match work.await {
+            Ok(manifest) => Event::Done { manifest },
+            Err(error) => Event::Failed(Failure::of(&error)),
+        };
+        // Nobody listens only when the stream, and with it this task, is about to go.
+        let _ = done.send(event).await;
+    }));
+    let events = Events { outcome: Some(outcome), progress, _task: task, _busy: busy };
+    let stream = unfold(events, |mut events| async move {
+        let event = events.next().await?;
+        let mut line = serde_json::to_vec(&event).expect("events are plain data");
+        line.push(b'\n');
+        Some((Ok::<_, std::convert::Infallible>(Bytes::from(line)), events))
+    });
+    ([(header::CONTENT_TYPE, "application/jsonl")], Body::from_stream(stream)).into_response()
+}
+
+/// What a client hears of a task.
+struct Events {
+    /// `None` once the end was told.
+    outcome: Option<mpsc::Receiver<Event>>,
+    progress: Arc<Progress>,
+    _task: AbortOnDropHandle<()>,
+    _busy: Busy,
+}
+
+impl Events {
+    async fn next(&mut self) -> Option<Event> {
+        let outcome = self.outcome.as_mut()?;
+        match tokio::time::timeout(TICK, outcome.recv()).await {
+            Ok(last) => {
+                self.outcome = None;
+                Some(last.unwrap_or_else(|| Event::Failed(Failure::of(&OwnerError::Interrupted))))
+            }
+            Err(_) => {
+                let (bytes, total) = (self.progress.bytes(), self.progress.total());
+                Some(Event::Progress(Transfer { bytes, total }))
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Showing an image at a directory of the user's: a bind mount from the content mount.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+/// An image cannot be shown at a directory, or not be taken away from it.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Only absolute paths mean the same to every process.
+    #[error("mount point {}: not an absolute path", dir.display())]
+    Relative {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// There is no such directory.
+    #[error("mount point {}: not a directory that can be read", dir.display())]
+    NotDirectory {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It holds something that the mount would hide.
+    #[error("mount point {}: not empty", dir.display())]
+    NotEmpty {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// mount(2) failed.
+    #[error("cannot mount on {}", dir.display())]
+    Mount {
+        /// The directory.
+        dir: PathBuf,
+        /// What mount(2) said.
+        source: io::Error,
+    },
+    /// umount2(2) failed.
+    #[error("cannot unmount {} (in use? `--lazy` detaches it nevertheless)", dir.display())]
+    Unmount {
+        /// The directory.
+        dir: PathBuf,
+        /// What umount2(2) said.
+        source: io::Error,
+    },
+}
+
+/// Checks that `dir` can take a mount that hides nothing.
+///
+/// # Errors
+/// [`BindError`] where it is not an empty directory.
+pub fn check_mount_point(dir: &Path) -> Result<(), BindError> {
+    let dir = dir.to_owned();
+    if !dir.is_absolute() {
+        return Err(BindError::Relative { dir });
+    }
+    match fs::read_dir(&dir).and_then(|mut entries| entries.next().transpose()) {
+        Ok(None) => Ok(()),
+        Ok(Some(_)) => Err(BindError::NotEmpty { dir }),
+        Err(source) => Err(BindError::NotDirectory { dir, source }),
+    }
+}
+
+/// Shows `image`, a directory of a content mount, at `dir`. The flags of the content mount
+/// (read-only, nosuid, nodev) go with it.
+///
+/// # Errors
+/// [`BindError::Mount`] with what mount(2) said.
+pub fn bind(image: &Path, dir: &Path) -> Result<(), BindError> {
+    mount(Some(image), dir, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .map_err(|errno| BindError::Mount { dir: dir.to_owned(), source: errno.into() })
+}
+
+/// Takes away what is mounted at `dir`; what is in use only if `lazy`. Nothing mounted there is
+/// no error.
+///
+/// # Errors
+/// [`BindError::Unmount`] with what umount2(2) said.
+pub fn unbind(dir: &Path, lazy: bool) -> Result<(), BindError> {
+    let mut flags = MntFlags::UMOUNT_NOFOLLOW;
+    if lazy {
+        flags |= MntFlags::MNT_DETACH;
+    }
+    match umount2(dir, flags) {
+        Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => Ok(()),
+        Err(errno) => Err(BindError::Unmount { dir: dir.to_owned(), source: errno.into() }),
+    }
+}
+
+/// Whether something is mounted at `dir`, according to the mount table.
+pub fn is_mounted(dir: &Path) -> bool {
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    mount_points(&table).any(|mounted| mounted == dir.as_os_str().as_encoded_bytes())
+}
+
+/// The mount points in a mount table (proc(5), mountinfo: the fifth field).
+fn mount_points(table: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+    table
+        .split(|&byte| byte == b'\n')
+        .filter_map(|line| line.split(|&byte| byte == b' ').nth(4))
+        .map(unescape)
+}
+
+/// Blanks, tabs, newlines and backslashes stand as `\` and three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut text = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, tail)) = rest.split_first() {
+        let digits = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(escaped) if byte == b'\\' => {
+                text.push(escaped);
+                rest = &tail[3..];
+            }
+            _ => {
+                text.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_read_with_their_escapes() {
+        let table =
+            b"22 1 0:20 / /proc rw - proc proc rw\n23 1 0:9 /a /mnt/a\\040b\\134 rw - x x x\n";
+        let found: Vec<Vec<u8>> = mount_points(table).collect();
+        assert_eq!(found, [&b"/proc"[..], b"/mnt/a b\\"]);
+        assert!(is_mounted(Path::new("/proc")));
+        assert!(!is_mounted(Path::new("/proc/no such place")));
+    }
+
+    #[test]
+    fn only_empty_directories_are_mount_points() {
+        let directory = tempfile::tempdir().unwrap();
+        check_mount_point(directory.path()).unwrap();
+        fs::write(directory.path().join("file"), "").unwrap();
+        let refusals = [
+            (directory.path().to_owned(), "not empty"),
+            (directory.path().join("file"), "not a directory"),
+            (directory.path().join("missing"), "not a directory"),
+            ("relative".into(), "not an absolute path"),
+        ];
+        for (dir, words) in refusals {
+            let error = check_mount_point(&dir).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains(dir.to_str().unwrap()), "{error}");
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! The owner of a cache: what is mounted where, and what happens on request.
+//!
+//! What is mounted is written down before it shows (`mounts.json` in the runtime directory), so
+//! that the next worker shows the same images under the same nodeids. The bind mounts themselves
+//! outlive any worker.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+use undermount_fs::digest::Digest;
+use undermount_fs::fill::Progress;
+use undermount_fs::source::Priority;
+use undermount_fs::view::{NewImage, SlotTable, View};
+
+use super::binding::{self, BindError};
+use super::cache::write_atomically;
+use super::images::{ImageError, Images, Ready, has_xattrs};
+use crate::control::{Fetched, MountRequest, MountStatus, PullRequest, Runtime, UnmountRequest};
+use crate::image::{Reference, ReferenceError};
+use crate::registry::client::Client;
+use crate::supply::Ledger;
+
+/// Why a request was refused or given up.
+#[derive(Debug, thiserror::Error)]
+pub enum OwnerError {
+    /// The name is not one.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// The image cannot be had.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The mount point cannot be used.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// Nothing of ours is mounted there.
+    #[error("no image is mounted on {}", dir.display())]
+    NotMounted {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// An image of ours is mounted there already.
+    #[error("{reference} is mounted on {} already", dir.display())]
+    Mounted {
+        /// The directory.
+        dir: PathBuf,
+        /// The image.
+        reference: String,
+    },
+    /// What is mounted cannot be written down.
+    #[error("cannot write {}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The process is shutting down.
+    #[error("interrupted by a shutdown")]
+    Interrupted,
+}
+
+/// A mount as it is written down.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Record {
+    dir: PathBuf,
+    reference: String,
+    manifest: Digest,
+    plain_http: bool,
+}
+
+struct Mounted {
+    record: Record,
+    ready: Arc<Ready>,
+}
+
+struct State {
+    slots: SlotTable,
+    mounts: BTreeMap<PathBuf, Mounted>,
+}
+
+/// The owner of a cache.
+pub struct Owner {
+    images: Images,
+    view: Arc<View>,
+    client: Client,
+    ledger: Arc<Ledger>,
+    runtime: Runtime,
+    state: Mutex<State>,
+}
+
+impl Owner {
+    /// An owner that shows `images` through `view`.
+    ///
+    /// # Errors
+    /// [`OwnerError::Record`] where the slot table cannot be read.
+    pub fn new(
+        images: Images,
+        view: Arc<View>,
+        client: Client,
+        ledger: Arc<Ledger>,
+        runtime: Runtime,
+    ) -> Result<Self, OwnerError> {
+        let path = runtime.slots();
+        let slots = SlotTable::open(&path).map_err(|source| OwnerError::Record { path, source })?;
+        let state = Mutex::new(State { slots, mounts: BTreeMap::new() });
+        Ok(Self { images, view, client, ledger, runtime, state })
+    }
+
+    /// Forgets what an owner before left behind whose mounts died with it.
+    pub fn clear(runtime: &Runtime) {
+        for record in read_records(&runtime.mounts()) {
+            tracing::warn!(dir = %record.dir.display(), "detaching a mount that lost its server");
+            if let Err(error) = binding::unbind(&record.dir, true) {
+                tracing::error!(%error, "cannot detach a dead mount");
+            }
+        }
+        for path in [runtime.mounts(), runtime.slots()] {
+            // What is not there need not go; what cannot go fails to open, loudly.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    /// Shows again what the worker before showed. An image that cannot be had any more is logged:
+    /// its mount answers with errors.
+    pub async fn restore(&self) {
+        for record in read_records(&self.runtime.mounts()) {
+            if let Err(error) = self.restore_one(&record).await {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(dir = %record.dir.display(), error, "cannot restore a mount");
+            }
+        }
+    }
+
+    async fn restore_one(&self, record: &Record) -> Result<(), OwnerError> {
+        let pinned: Reference = record.reference.parse::<Reference>()?.pinned(record.manifest);
+        let ready = self.prepare(&pinned, record.plain_http, &Progress::default()).await?;
+        let mut state = self.state.lock().await;
+        self.show(&mut state, &ready)?;
+        let mounted = Mounted { record: record.clone(), ready };
+        state.mounts.insert(record.dir.clone(), mounted);
+        Ok(())
+    }
+
+    async fn prepare(
+        &self,
+        reference: &Reference,
+        plain_http: bool,
+        progress: &Progress,
+    ) -> Result<Arc<Ready>, OwnerError> {
+        if plain_http {
+            self.client.allow_plain_http(reference.repository().host());
+        }
+        let image = self.images.resolve(reference).await?;
+        Ok(Arc::new(self.images.make_ready(image, progress).await?))
+    }
+
+    /// Puts an image into the view.
+    fn show(&self, state: &mut State, ready: &Ready) -> Result<(), OwnerError> {
+        let tree = self.images.merge(ready)?;
+        let image = NewImage { manifest: ready.image.digest, tree, layers: ready.layers.clone() };
+        let path = self.runtime.slots();
+        self.view
+            .add_image(image, &mut state.slots)
+            .map_err(|source| OwnerError::Record { path, source })
+    }
+
+    /// Mounts an image; the digest of its manifest.
+    ///
+    /// # Errors
+    /// [`OwnerError`]; nothing is left behind.
+    pub async fn mount(
+        &self,
+        request: &MountRequest,
+        progress: &Progress,
+    ) -> Result<Digest, OwnerError> {
+        let PullRequest { reference, plain_http } = &request.image;
+        let dir = &request.dir;
+        self.check_free(dir).await?;
+        let parsed: Reference = reference.parse()?;
+        let ready = self.prepare(&parsed, *plain_http, progress).await?;
+        let manifest = ready.image.digest;
+
+        let mut state = self.state.lock().await;
+        self.show(&mut state, &ready)?;
+        let record = Record {
+            dir: dir.clone(),
+            reference: parsed.to_string(),
+            manifest,
+            plain_http: *plain_http,
+        };
+        let content = self.runtime.content(has_xattrs(&ready));
+        state.mounts.insert(dir.clone(), Mounted { record, ready });
+        let shown = match self.write_records(&state) {
+            Ok(()) => bind(content.join("images").join(manifest.hex()), dir.clone()).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = shown {
+            self.forget(&mut state, dir)?;
+            return Err(error);
+        }
+        Ok(manifest)
+    }
+
+    async fn check_free(&self, dir: &Path) -> Result<(), OwnerError> {
+        if let Some(mounted) = self.state.lock().await.mounts.get(dir)
+            && binding::is_mounted(dir)
+        {
+            let reference = mounted.record.reference.clone();
+            return Err(OwnerError::Mounted { dir: dir.to_owned(), reference });
+        }
+        Ok(binding::check_mount_point(dir)?)
+    }
+
+    /// Unmounts an image.
+    ///
+    /// # Errors
+    /// [`OwnerError`] where none is mounted there, or it is in use.
+    pub async fn unmount(&self, request: &UnmountRequest) -> Result<(), OwnerError> {
+        let UnmountRequest { dir, lazy } = request.clone();
+        let mut state = self.state.lock().await;
+        if !state.mounts.contains_key(&dir) {
+            return Err(OwnerError::NotMounted { dir });
+        }
+        let unbound = dir.clone();
+        blocking(move || binding::unbind(&unbound, lazy)).await??;
+        self.forget(&mut state, &dir)
+    }
+
+    /// No longer counts `dir` as mounted, and drops its image where no other mount shows it.
+    fn forget(&self, state: &mut State, dir: &Path) -> Result<(), OwnerError> {
+        let Some(gone) = state.mounts.remove(dir) else { return Ok(()) };
+        let manifest = gone.record.manifest;
+        if state.mounts.values().all(|mounted| mounted.record.manifest != manifest) {
+            self.view.remove_image(&manifest);
+        }
+        self.write_records(state)
+    }
+
+    /// Forgets the mounts that somebody took away with umount(8).
+    ///
+    /// # Errors
+    /// [`OwnerError::Record`] where that cannot be written down.
+    pub async fn notice_unmounts(&self) -> Result<usize, OwnerError> {
+        let mut state = self.state.lock().await;
+        let gone: Vec<PathBuf> =
+            state.mounts.keys().filter(|dir| !binding::is_mounted(dir)).cloned().collect();
+        for dir in gone {
+            self.forget(&mut state, &dir)?;
+        }
+        Ok(state.mounts.len())
+    }
+
+    fn write_records(&self, state: &State) -> Result<(), OwnerError> {
+        let records: Vec<&Record> = state.mounts.values().map(|mounted| &mounted.record).collect();
+        let json = serde_json::to_vec_pretty(&records).expect("records are plain data");
+        let path = self.runtime.mounts();
+        write_atomically(self.runtime.root(), "mounts.json", &json)
+            .map_err(|source| OwnerError::Record { path, source })
+    }
+
+    /// Fetches all of an image; the digest of its manifest.
+    ///
+    /// # Errors
+    /// [`OwnerError`] where a part of it cannot be had; what has arrived stays.
+    pub async fn pull(
+        &self,
+        request: &PullRequest,
+        progress: &Progress,
+    ) -> Result<Digest, OwnerError> {
+        let reference: Reference = request.reference.parse()?;
+        let ready = self.prepare(&reference, request.plain_http, progress).await?;
+        self.images.complete(&ready, Priority::Pack, progress).await?;
+        Ok(ready.image.digest)
+    }
+
+    /// What is mounted, and how much of it is here.
+    pub async fn mounts(&self) -> Vec<MountStatus> {
+        let mounted: Vec<(Record, Arc<Ready>)> = {
+            let state = self.state.lock().await;
+            state.mounts.values().map(|it| (it.record.clone(), it.ready.clone())).collect()
+        };
+        mounted.into_iter().map(|(record, ready)| self.mount_status(record, &ready)).collect()
+    }
+
+    fn mount_status(&self, record: Record, ready: &Ready) -> MountStatus {
+        let extent = self.images.extent(ready);
+        let scope = ready.image.reference.repository().scope();
+        let fetched = self
+            .ledger
+            .entries()
+            .into_iter()
+            .filter(|entry| entry.scope == scope)
+            .map(|entry| Fetched { origin: entry.origin, bytes: entry.bytes })
+            .collect();
+        MountStatus {
+            dir: record.dir,
+            reference: record.reference,
+            manifest: record.manifest,
+            image_bytes: extent.compressed,
+            content_bytes: extent.content,
+            local_bytes: extent.local,
+            fetched,
+        }
+    }
+
+    /// Bytes of file contents in the cache.
+    pub fn cache_bytes(&self) -> u64 {
+        self.images.filler().store().usage().bytes
+    }
+}
+
+/// How long a mount(2) may take that only waits for ourselves.
+const BIND_TIMEOUT: Duration = Duration::from_secs(20);
+
+async fn bind(image: PathBuf, dir: PathBuf) -> Result<(), OwnerError> {
+    Ok(blocking(move || binding::bind(&image, &dir)).await??)
+}
+
+/// Runs what waits for our own mounts on a thread that nobody else needs.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, OwnerError> {
+    let work = tokio::task::spawn_blocking(work);
+    let done = tokio::time::timeout(BIND_TIMEOUT, work).await;
+    done.map_err(|_| OwnerError::Interrupted)?.map_err(|_| OwnerError::Interrupted)
+}
+
+/// What was mounted; nothing where the file is missing or damaged.
+fn read_records(path: &Path) -> Vec<Record> {
+    let Ok(json) = std::fs::read(path) else { return Vec::new() };
+    serde_json::from_slice(&json).unwrap_or_else(|error| {
+        tracing::error!(path = %path.display(), %error, "damaged list of mounts");
+        Vec::new()
+    })
+}

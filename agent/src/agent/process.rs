@@ -1,0 +1,314 @@
+//! The two processes of an owner: how they are wired.
+//!
+//! The keeper locks the cache, makes the runtime directory, the content mounts and the control
+//! socket, and starts the worker, which does everything else. See
+//! [`undermount_fs::session`] for what happens when either dies.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use tokio_util::sync::CancellationToken;
+use undermount_fs::fuse::{Adapter, Xattrs};
+use undermount_fs::object::StoreLimits;
+use undermount_fs::session::keeper::{Keeper, KeeperConfig, MountSpec, RestartPolicy};
+use undermount_fs::session::worker::{Farewell, Inheritance, InheritedMount, Worker};
+use undermount_fs::session::{SessionError, detach};
+use undermount_fs::view::View;
+
+use super::api::Api;
+use super::cache::{Cache, CacheError};
+use super::images::Images;
+use super::owner::{Owner, OwnerError};
+use crate::control::{Failure, Runtime, Status};
+use crate::registry::client::{Client, ClientConfig};
+use crate::supply::{Ledger, RegistrySource};
+
+const SOCKET: &str = "control";
+const PLAIN: &str = "plain";
+const XATTR: &str = "xattr";
+
+/// Threads that take requests from the kernel, for each content mount.
+const FUSE_THREADS: usize = 2;
+
+/// An owner without mounts and requests goes away after this time.
+const IDLE: Duration = Duration::from_secs(3);
+
+/// How an owner behaves.
+#[derive(Debug, Clone)]
+pub struct OwnerConfig {
+    /// The cache directory.
+    pub cache: PathBuf,
+    /// Bytes of file contents that it may hold; `None` for no limit.
+    pub quota: Option<u64>,
+    /// How long a read may wait for bytes.
+    pub read_timeout: Duration,
+    /// How registries are spoken to.
+    pub client: ClientConfig,
+}
+
+/// An owner cannot be started or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// The cache directory cannot be used.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// Another process owns the cache.
+    #[error("another process owns the cache {}", cache.display())]
+    Owned {
+        /// The cache directory.
+        cache: PathBuf,
+    },
+    /// The runtime directory cannot be used.
+    #[error("runtime directory {} cannot be used (this takes root)", path.display())]
+    Runtime {
+        /// The directory, or what is in it.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The mounts cannot be made or served.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// What is mounted cannot be told.
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
+    /// The keeper handed over too little.
+    #[error("the keeper handed over no {what}")]
+    Inheritance {
+        /// What is missing.
+        what: &'static str,
+    },
+    /// The worker cannot start its threads.
+    #[error("cannot start the worker")]
+    Start(#[source] io::Error),
+}
+
+/// The one and only owner of a cache directory, for as long as this lives.
+pub struct CacheLock {
+    /// The cache directory without symbolic links.
+    pub cache: PathBuf,
+    lock: Flock<File>,
+}
+
+impl CacheLock {
+    /// Makes the cache directory where it is missing, and becomes its owner.
+    ///
+    /// # Errors
+    /// [`ProcessError`] where it cannot be used, or somebody else owns it.
+    pub fn take(cache: &Path) -> Result<Self, ProcessError> {
+        let unusable = |source| CacheError::Io { path: cache.to_owned(), source };
+        std::fs::create_dir_all(cache).map_err(unusable)?;
+        let cache = cache.canonicalize().map_err(unusable)?;
+        let file = File::create(cache.join("lock")).map_err(unusable)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Self { cache, lock }),
+            Err((_, nix::Error::EWOULDBLOCK)) => Err(ProcessError::Owned { cache }),
+            Err((_, errno)) => Err(unusable(errno.into()).into()),
+        }
+    }
+
+    /// A descriptor that keeps the lock also when this process is gone.
+    fn share(&self) -> io::Result<OwnedFd> {
+        self.lock.as_fd().try_clone_to_owned()
+    }
+}
+
+/// Keeps the mounts of the owner of `lock`, whose worker is `program` with `arguments`, until the
+/// worker has nothing more to do. Calls `on_ready` once requests are answered. The process must
+/// have one thread.
+///
+/// # Errors
+/// [`ProcessError`] where the mounts cannot be made or served; nothing is left behind.
+pub fn keep(
+    lock: &CacheLock,
+    program: PathBuf,
+    arguments: Vec<std::ffi::OsString>,
+    on_ready: impl FnMut(),
+) -> Result<(), ProcessError> {
+    let runtime = Runtime::of(&lock.cache);
+    let unusable = |path: &Path| {
+        let path = path.to_owned();
+        move |source| ProcessError::Runtime { path, source }
+    };
+    runtime.create().map_err(unusable(runtime.root()))?;
+    Owner::clear(&runtime);
+    let socket = runtime.socket();
+    // The owner before has no use for it: it does not hold the lock any more.
+    let _ = std::fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket).map_err(unusable(&socket))?;
+    let lock = lock.share().map_err(unusable(runtime.root()))?;
+    let spec =
+        |name: &str, xattrs| MountSpec { name: name.to_owned(), dir: runtime.content(xattrs) };
+    let keeper = Keeper::mount(KeeperConfig {
+        mounts: vec![spec(PLAIN, false), spec(XATTR, true)],
+        program,
+        arguments,
+        keepsakes: vec![(SOCKET.to_owned(), listener.into()), ("lock".to_owned(), lock)],
+        policy: RestartPolicy::default(),
+        init_mask: u64::MAX,
+    })?;
+    let kept = keeper.run(on_ready);
+    tidy(&runtime);
+    Ok(kept?)
+}
+
+/// Removes what the runtime directory holds, but for a log with words in it. What is still in
+/// use stays.
+fn tidy(runtime: &Runtime) {
+    let empty_log = std::fs::metadata(runtime.log()).is_ok_and(|log| log.len() == 0);
+    let log = empty_log.then(|| runtime.log());
+    for file in [runtime.socket(), runtime.mounts(), runtime.slots()].into_iter().chain(log) {
+        let _ = std::fs::remove_file(file);
+    }
+    let content = runtime.root().join("content");
+    for dir in [&runtime.content(false), &runtime.content(true), &content, runtime.root()] {
+        let _ = std::fs::remove_dir(dir);
+    }
+}
+
+/// Serves the mounts that a keeper hands over on standard input, until it says farewell or there
+/// is nothing left to do.
+///
+/// # Errors
+/// [`ProcessError`] where this process cannot serve; the keeper is told.
+pub fn work(config: OwnerConfig) -> Result<(), ProcessError> {
+    let (worker, inheritance) = Worker::from_stdin()?;
+    let worker = Arc::new(worker);
+    let served = serve(config, &worker, inheritance);
+    if let Err(error) = &served {
+        let reason = Failure::of(error).to_json();
+        // A keeper that is gone needs no reason.
+        let _ = worker.failed(&reason);
+    }
+    served
+}
+
+fn serve(
+    config: OwnerConfig,
+    worker: &Arc<Worker>,
+    mut inheritance: Inheritance,
+) -> Result<(), ProcessError> {
+    let runtime = Runtime::of(&config.cache);
+    let threads = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(ProcessError::Start)?;
+    let limits = StoreLimits { quota: config.quota };
+    let cache = Cache::open(&config.cache, limits)?;
+    let client = Client::new(config.client.clone());
+    let ledger = Arc::new(Ledger::default());
+    let source = Arc::new(RegistrySource::new(client.clone(), ledger.clone()));
+    let images = Images::new(cache, client.clone(), source, config.read_timeout);
+    let view = Arc::new(View::new(images.filler().clone()));
+    let owner = Arc::new(Owner::new(images, view.clone(), client, ledger, runtime)?);
+    let missing = |what| move || ProcessError::Inheritance { what };
+    let socket = inheritance.keepsakes.remove(SOCKET).ok_or_else(missing("control socket"))?;
+    let mounts: Vec<(InheritedMount, Xattrs)> =
+        [(PLAIN, Xattrs::Refused), (XATTR, Xattrs::Answered)]
+            .into_iter()
+            .map(|(name, xattrs)| Some((inheritance.mounts.remove(name)?, xattrs)))
+            .collect::<Option<_>>()
+            .ok_or_else(missing("mounts"))?;
+    let dirs: Vec<PathBuf> = mounts.iter().map(|(mount, _)| mount.dir().to_owned()).collect();
+
+    threads.block_on(owner.restore());
+    worker.ready()?;
+    for (mount, xattrs) in mounts {
+        let handle = threads.handle().clone();
+        let adapter = Adapter::new(view.clone(), xattrs, mount.inflight(), handle);
+        mount.serve(adapter, FUSE_THREADS)?;
+    }
+    let status = Status {
+        cache: config.cache,
+        worker: std::process::id(),
+        restarts: worker.history().restarts,
+        ..Status::default()
+    };
+    let farewell = await_farewell(worker.clone());
+    let listener = UnixListener::from(socket);
+    threads.block_on(answer(owner, status, listener, worker, farewell.clone()));
+    if let Some(Farewell::Orphaned) = farewell.reason() {
+        for dir in dirs {
+            detach(&dir)?;
+        }
+    }
+    // Reads that still wait for the network need not be waited for.
+    threads.shutdown_background();
+    Ok(())
+}
+
+/// The end of the worker, when the keeper asks for it.
+#[derive(Clone, Default)]
+struct End {
+    token: CancellationToken,
+    farewell: Arc<std::sync::OnceLock<Farewell>>,
+}
+
+impl End {
+    fn reason(&self) -> Option<Farewell> {
+        self.farewell.get().copied()
+    }
+}
+
+fn await_farewell(worker: Arc<Worker>) -> End {
+    let end = End::default();
+    let ended = end.clone();
+    std::thread::spawn(move || {
+        let _ = ended.farewell.set(worker.wait_for_farewell());
+        ended.token.cancel();
+    });
+    end
+}
+
+/// Answers requests until the end, or until there was nothing to do for a while.
+async fn answer(
+    owner: Arc<Owner>,
+    status: Status,
+    listener: UnixListener,
+    worker: &Worker,
+    end: End,
+) {
+    let listener =
+        listener.set_nonblocking(true).and_then(|()| tokio::net::UnixListener::from_std(listener));
+    let listener = match listener {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "cannot listen on the control socket"),
+    };
+    let api = Api::new(owner.clone(), status);
+    let server = axum::serve(listener, api.clone().router()).into_future();
+    tokio::select! {
+        outcome = server => tracing::error!(?outcome, "the control socket failed"),
+        () = end.token.cancelled() => {}
+        () = until_idle(&owner, &api) => {
+            if let Err(error) = worker.done() {
+                tracing::error!(%error, "cannot say good-bye to the keeper");
+            }
+            // The keeper answers by ending us; if it does not, we go all the same.
+            let _ = tokio::time::timeout(IDLE, end.token.cancelled()).await;
+        }
+    }
+}
+
+/// Returns when nothing has been mounted and nothing asked for during [`IDLE`].
+async fn until_idle(owner: &Owner, api: &Api) {
+    let mut idle = false;
+    loop {
+        tokio::time::sleep(IDLE / 2).await;
+        let mounted = owner.notice_unmounts().await.unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot look after the mounts");
+            1
+        });
+        let still = mounted == 0 && api.busy() == 0;
+        if still && idle {
+            return;
+        }
+        idle = still;
+    }
+}

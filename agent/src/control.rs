@@ -1,0 +1,165 @@
+//! The words between the owner of a cache and the commands that use it.
+//!
+//! HTTP with JSON over a unix socket, `control.sock` in the runtime directory:
+//!
+//! ```text
+//! GET    /v1/status                     -> 200 Status
+//! POST   /v1/mounts   MountRequest      -> 200 a stream of Events, one JSON object a line
+//! POST   /v1/pulls    PullRequest       -> 200 a stream of Events
+//! DELETE /v1/mounts   UnmountRequest    -> 204, or an error as Failure
+//! ```
+//!
+//! A stream ends with `done` or `failed`. Who goes away before that cancels what was asked for.
+
+mod client;
+mod runtime;
+
+pub use client::{Control, ControlError};
+pub use runtime::Runtime;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use undermount_fs::digest::Digest;
+
+/// What to fetch, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PullRequest {
+    /// The image.
+    pub reference: String,
+    /// Whether its registry is spoken to without TLS.
+    #[serde(default)]
+    pub plain_http: bool,
+}
+
+/// What to mount, and where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MountRequest {
+    /// The image.
+    #[serde(flatten)]
+    pub image: PullRequest,
+    /// An empty directory, as an absolute path.
+    pub dir: PathBuf,
+}
+
+/// What to unmount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnmountRequest {
+    /// Where an image is mounted, as an absolute path.
+    pub dir: PathBuf,
+    /// Whether to detach it even if it is in use.
+    #[serde(default)]
+    pub lazy: bool,
+}
+
+/// A step of what was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// So far.
+    Progress(Transfer),
+    /// All of it was done.
+    Done {
+        /// The manifest that the name means.
+        manifest: Digest,
+    },
+    /// It was given up; nothing of it is left behind.
+    Failed(Failure),
+}
+
+/// How far a transfer is, in bytes of compressed layers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transfer {
+    /// Bytes that have arrived.
+    pub bytes: u64,
+    /// Bytes in all, as far as it is known.
+    pub total: u64,
+}
+
+/// An error and its causes, as words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What failed.
+    pub error: String,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Box<Failure>>,
+}
+
+impl Failure {
+    /// `error` and its causes.
+    pub fn of(error: &dyn std::error::Error) -> Self {
+        let cause = error.source().map(|cause| Box::new(Self::of(cause)));
+        Self { error: error.to_string(), cause }
+    }
+
+    /// The failure as one line of JSON.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("failures are plain data")
+    }
+
+    /// What [`Self::to_json`] wrote; other words are an error without a cause.
+    pub fn from_json(line: &str) -> Self {
+        serde_json::from_str(line)
+            .unwrap_or_else(|_| Self { error: line.trim().to_owned(), cause: None })
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.error)
+    }
+}
+
+impl std::error::Error for Failure {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
+    }
+}
+
+/// What an owner does.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its cache directory.
+    pub cache: PathBuf,
+    /// Bytes of file contents in it.
+    pub cache_bytes: u64,
+    /// The process that serves the mounts.
+    pub worker: u32,
+    /// How often that process had to be replaced.
+    pub restarts: u64,
+    /// What is mounted.
+    pub mounts: Vec<MountStatus>,
+}
+
+/// A mounted image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountStatus {
+    /// Where.
+    pub dir: PathBuf,
+    /// The name it was mounted by.
+    pub reference: String,
+    /// The digest of its manifest.
+    pub manifest: Digest,
+    /// Bytes of its compressed layers, each counted once.
+    pub image_bytes: u64,
+    /// Bytes of its distinct file contents.
+    pub content_bytes: u64,
+    /// Bytes of these that are here.
+    pub local_bytes: u64,
+    /// What was fetched for its repository since the owner's process started.
+    pub fetched: Vec<Fetched>,
+}
+
+/// Bytes from one place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetched {
+    /// The registry or peer.
+    pub origin: String,
+    /// Bytes.
+    pub bytes: u64,
+}

@@ -1,0 +1,162 @@
+//! The side of the commands: ask the owner of a cache.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use http::Method;
+use serde::Serialize;
+use undermount_fs::digest::Digest;
+
+use super::{Event, Failure, MountRequest, PullRequest, Runtime, Status, Transfer, UnmountRequest};
+
+/// How long the owner may be silent: it reports progress every second.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// The longest line of a stream, in bytes.
+const LINE_MAX: usize = 1 << 20;
+
+/// What was asked for did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// No owner runs, or it went away before it had understood.
+    #[error("no process owns this cache")]
+    NoOwner {
+        /// What the socket said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The owner went away in the middle.
+    #[error("the process that owns the cache went away; its log is {}", log.display())]
+    Lost {
+        /// Where to read on.
+        log: PathBuf,
+        /// What the connection said.
+        source: io::Error,
+    },
+    /// The owner refused, or failed.
+    #[error(transparent)]
+    Failed(Failure),
+}
+
+/// A connection to the owner of a cache.
+#[derive(Debug)]
+pub struct Control {
+    http: reqwest::Client,
+    runtime: Runtime,
+}
+
+impl Control {
+    /// The owner with this runtime directory. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// [`ControlError::NoOwner`] where no connection can be set up at all.
+    pub fn new(runtime: Runtime) -> Result<Self, ControlError> {
+        let http = reqwest::Client::builder()
+            .unix_socket(runtime.socket())
+            .no_proxy()
+            .read_timeout(SILENCE)
+            .build()
+            .map_err(|error| ControlError::NoOwner { source: error.into() })?;
+        Ok(Self { http, runtime })
+    }
+
+    /// What the owner does.
+    ///
+    /// # Errors
+    /// [`ControlError`] where there is none or it does not answer.
+    pub async fn status(&self) -> Result<Status, ControlError> {
+        let answer = self.send(Method::GET, "status", &()).await?;
+        let bytes = answer.bytes().await.map_err(|error| self.lost(error))?;
+        serde_json::from_slice(&bytes).map_err(|error| self.lost(error))
+    }
+
+    /// Mounts an image; the digest of its manifest. `progress` hears how far it is.
+    ///
+    /// # Errors
+    /// [`ControlError`] where it could not be mounted; nothing is left behind.
+    pub async fn mount(
+        &self,
+        request: &MountRequest,
+        progress: impl FnMut(Transfer),
+    ) -> Result<Digest, ControlError> {
+        self.follow("mounts", request, progress).await
+    }
+
+    /// Fetches an image; the digest of its manifest. `progress` hears how far it is.
+    ///
+    /// # Errors
+    /// [`ControlError`] where not all of it could be fetched.
+    pub async fn pull(
+        &self,
+        request: &PullRequest,
+        progress: impl FnMut(Transfer),
+    ) -> Result<Digest, ControlError> {
+        self.follow("pulls", request, progress).await
+    }
+
+    /// Unmounts an image.
+    ///
+    /// # Errors
+    /// [`ControlError`] where it is not mounted, or in use.
+    pub async fn unmount(&self, request: &UnmountRequest) -> Result<(), ControlError> {
+        self.send(Method::DELETE, "mounts", request).await.map(drop)
+    }
+
+    /// Sends a request and follows the stream of events.
+    async fn follow(
+        &self,
+        path: &str,
+        request: &impl Serialize,
+        mut progress: impl FnMut(Transfer),
+    ) -> Result<Digest, ControlError> {
+        let mut answer = self.send(Method::POST, path, request).await?.bytes_stream();
+        let mut line = Vec::new();
+        while let Some(chunk) = answer.next().await {
+            line.extend_from_slice(&chunk.map_err(|error| self.lost(error))?);
+            while let Some(end) = line.iter().position(|&byte| byte == b'\n') {
+                let rest = line.split_off(end + 1);
+                let event = serde_json::from_slice(&line).map_err(|error| self.lost(error))?;
+                line = rest;
+                match event {
+                    Event::Progress(transfer) => progress(transfer),
+                    Event::Done { manifest } => return Ok(manifest),
+                    Event::Failed(failure) => return Err(ControlError::Failed(failure)),
+                }
+            }
+            if line.len() > LINE_MAX {
+                return Err(self.lost("it sent a line that does not end"));
+            }
+        }
+        Err(self.lost("the stream ended too early"))
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<reqwest::Response, ControlError> {
+        let url = format!("http://undermount/v1/{path}");
+        let answer = self.http.request(method, url).json(body).send().await;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) if error.is_timeout() => return Err(self.lost(error)),
+            Err(error) => return Err(ControlError::NoOwner { source: error.into() }),
+        };
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let status = answer.status();
+        let bytes = answer.bytes().await.map_err(|error| self.lost(error))?;
+        let failure = serde_json::from_slice(&bytes).unwrap_or_else(|_| Failure {
+            error: format!("the owner of the cache answers {status}"),
+            cause: None,
+        });
+        Err(ControlError::Failed(failure))
+    }
+
+    fn lost(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ControlError {
+        ControlError::Lost { log: self.runtime.log(), source: io::Error::other(error) }
+    }
+}
