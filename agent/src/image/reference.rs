@@ -133,6 +133,11 @@ impl Repository {
     }
 }
 
+/// Whether `text` can name a repository of a registry: the part of its name after the host.
+pub fn is_repository_path(text: &str) -> bool {
+    text.len() <= MAX_REPOSITORY && check_path(text).is_ok()
+}
+
 impl Tag {
     /// The tag's text.
     pub fn as_str(&self) -> &str {

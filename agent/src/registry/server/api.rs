@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header, req
 use tokio_util::task::TaskTracker;
 
 use super::PushPolicy;
-use super::blocking::blocking;
+use super::blocking::{blocking, outcome};
 use super::body::Buffers;
 use super::digest::ContentDigest;
 use super::error::ApiError;
@@ -112,6 +112,14 @@ impl Registry {
     ) -> Result<T, StorageError> {
         let storage = Arc::clone(&self.storage);
         blocking(move || work(&storage)).await
+    }
+
+    /// Runs `work` to its end, even when the client goes away before.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        outcome(self.tasks.spawn(work).await).await
     }
 }
 

@@ -1,16 +1,22 @@
-//! Work that blocks, off the threads that serve connections.
+//! Work that goes on by itself: on threads where it may block, or in tasks that outlive who
+//! waits for them.
 
 use std::panic::resume_unwind;
 
-/// Runs `work` where it may block. A panic in it goes on in the caller.
+use tokio::task::JoinError;
+
+/// Runs `work` where it may block.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
+    outcome(tokio::task::spawn_blocking(work).await).await
+}
+
+/// What a task came to. A panic in it goes on in the caller.
+pub async fn outcome<T>(joined: Result<T, JoinError>) -> T {
+    match joined.map_err(JoinError::try_into_panic) {
         Ok(value) => value,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => resume_unwind(panic),
-            // Only a runtime that is shutting down does not start the work, and it drops the
-            // task that waits here as well.
-            Err(_) => std::future::pending().await,
-        },
+        Err(Ok(panic)) => resume_unwind(panic),
+        // Only a runtime that is shutting down cuts a task short, and it drops the one that
+        // waits here as well.
+        Err(Err(_)) => std::future::pending().await,
     }
 }

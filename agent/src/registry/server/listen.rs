@@ -13,12 +13,15 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// The head of a request must arrive within this time; an idle connection ends after it.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// A client that takes nothing of what is sent to it for so long is cut off.
+const SEND_TIMEOUT: Duration = Duration::from_secs(120);
 /// Pause after a failed accept: mostly the process is out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -69,10 +72,17 @@ async fn accept(
     }
 }
 
-/// Answers the requests of one connection; at shutdown, only the one in progress.
-async fn connection(stream: TcpStream, peer: SocketAddr, app: Router, shutdown: CancellationToken) {
+/// Options without which a connection works as well, only slower or for longer.
+fn prepare(stream: &TcpStream) {
     // Answers are written whole; waiting for more to fill a segment would only delay them.
     let _ = stream.set_nodelay(true);
+    let timeout = u32::try_from(SEND_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
+    let _ = setsockopt(stream, sockopt::TcpUserTimeout, &timeout);
+}
+
+/// Answers the requests of one connection; at shutdown, only the one in progress.
+async fn connection(stream: TcpStream, peer: SocketAddr, app: Router, shutdown: CancellationToken) {
+    prepare(&stream);
     let app = TowerToHyperService::new(app);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));

@@ -6,17 +6,13 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::digest::ContentDigest;
-
-/// OCI image manifest.
-pub const OCI_IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
-/// OCI image index.
-pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const DOCKER_IMAGE: &str = "application/vnd.docker.distribution.manifest.v2+json";
-const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+use crate::image::manifest::media_type::{
+    DOCKER_LIST, MANIFESTS, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST,
+};
+use crate::image::manifest::without_parameters;
 
 /// Media types of the configuration of what can be run, as opposed to an artifact.
-const IMAGE_CONFIGS: [&str; 2] =
-    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+const IMAGE_CONFIGS: [&str; 2] = [OCI_CONFIG, "application/vnd.docker.container.image.v1+json"];
 /// Layers of these types need not be in a registry (image-spec, "Non-Distributable Layers").
 const NOT_DISTRIBUTED: [&str; 4] = [
     "application/vnd.oci.image.layer.nondistributable.v1.tar",
@@ -122,7 +118,7 @@ impl Submitted {
     /// [`ManifestError`] where it breaks a rule.
     pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Self, ManifestError> {
         let members: Members = serde_json::from_slice(bytes)?;
-        let media_type = media_type(&members, content_type)?;
+        let media_type = type_of(&members, content_type)?;
         match members.schema_version {
             Some(2) => {}
             Some(other) => return Err(ManifestError::Schema(other)),
@@ -208,9 +204,9 @@ impl Content {
 }
 
 /// What the manifest is: by its Content-Type, its own word, or its members.
-fn media_type(members: &Members, content_type: Option<&str>) -> Result<String, ManifestError> {
+fn type_of(members: &Members, content_type: Option<&str>) -> Result<String, ManifestError> {
     let header = content_type
-        .map(|value| value.split(';').next().unwrap_or_default().trim())
+        .map(without_parameters)
         .filter(|value| !value.is_empty() && *value != "application/octet-stream");
     let field = members.media_type.as_deref().filter(|field| !field.is_empty());
     let media_type = match (header, field) {
@@ -220,9 +216,9 @@ fn media_type(members: &Members, content_type: Option<&str>) -> Result<String, M
         }
         (Some(named), _) | (None, Some(named)) => named,
         (None, None) if members.manifests.is_some() => OCI_INDEX,
-        (None, None) => OCI_IMAGE,
+        (None, None) => OCI_MANIFEST,
     };
-    if [OCI_IMAGE, OCI_INDEX, DOCKER_IMAGE, DOCKER_LIST].contains(&media_type) {
+    if MANIFESTS.contains(&media_type) {
         Ok(media_type.to_owned())
     } else {
         Err(ManifestError::MediaType(media_type.to_owned()))
@@ -247,7 +243,7 @@ mod tests {
     fn image() -> Value {
         json!({
             "schemaVersion": 2,
-            "mediaType": OCI_IMAGE,
+            "mediaType": OCI_MANIFEST,
             "config": part(IMAGE_CONFIGS[0], "config"),
             "layers": [part("application/vnd.oci.image.layer.v1.tar+gzip", "layer")],
         })
@@ -259,7 +255,7 @@ mod tests {
 
     #[test]
     fn an_image_needs_its_config_and_layers() {
-        let submitted = parse(&image(), Some(OCI_IMAGE)).unwrap();
+        let submitted = parse(&image(), Some(OCI_MANIFEST)).unwrap();
         let needed: Vec<_> = submitted.blobs().map(|part| part.digest.clone()).collect();
         assert_eq!(needed, [digest("config"), digest("layer")]);
         assert!(matches!(submitted.content, Content::Image { runnable: true, .. }));
@@ -278,7 +274,7 @@ mod tests {
         let mut manifest = image();
         manifest["artifactType"] = json!("application/vnd.example");
         manifest["annotations"] = json!({"key": "value"});
-        manifest["subject"] = part(OCI_IMAGE, "subject");
+        manifest["subject"] = part(OCI_MANIFEST, "subject");
         let submitted = parse(&manifest, None).unwrap();
         assert!(matches!(submitted.content, Content::Image { runnable: false, .. }));
         assert_eq!(submitted.subject, Some(digest("subject")));
@@ -287,7 +283,7 @@ mod tests {
         assert_eq!(
             descriptor,
             json!({
-                "mediaType": OCI_IMAGE, "digest": digest("m"), "size": 9,
+                "mediaType": OCI_MANIFEST, "digest": digest("m"), "size": 9,
                 "artifactType": "application/vnd.example", "annotations": {"key": "value"},
             })
         );
@@ -312,8 +308,8 @@ mod tests {
 
     #[test]
     fn content_type_parameters_do_not_matter() {
-        let content_type = format!("{OCI_IMAGE}; charset=utf-8");
-        assert_eq!(parse(&image(), Some(&content_type)).unwrap().media_type, OCI_IMAGE);
+        let content_type = format!("{OCI_MANIFEST}; charset=utf-8");
+        assert_eq!(parse(&image(), Some(&content_type)).unwrap().media_type, OCI_MANIFEST);
     }
 
     #[test]

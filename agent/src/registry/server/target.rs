@@ -14,8 +14,9 @@
 //! Repository names hold slashes, so a path is read from its end.
 
 use super::digest::{ContentDigest, ParseContentDigestError};
-use super::name::{Repository, Tag};
+use super::name::Repository;
 use super::upload::SessionId;
+use crate::image::reference::{ReferenceError, Tag};
 
 /// What a request is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,8 +58,8 @@ pub enum ParseTargetError {
     #[error("`{0}` is not a repository name")]
     Repository(String),
     /// The reference is neither tag nor digest.
-    #[error("`{0}` is not a tag")]
-    Tag(String),
+    #[error(transparent)]
+    Tag(#[from] ReferenceError),
     /// The digest is malformed.
     #[error(transparent)]
     Digest(#[from] ParseContentDigestError),
@@ -116,8 +117,7 @@ impl Reference {
         if text.contains(':') {
             return Ok(Self::Digest(text.parse()?));
         }
-        let tag = Tag::parse(text).ok_or_else(|| ParseTargetError::Tag(text.to_owned()))?;
-        Ok(Self::Tag(tag))
+        Ok(Self::Tag(text.parse()?))
     }
 }
 
@@ -158,7 +158,7 @@ mod tests {
     fn every_path_of_the_api_is_read() {
         let digest: ContentDigest = format!("sha256:{HEX}").parse().unwrap();
         let session = SessionId::parse("0123456789abcdef0123456789abcdef").unwrap();
-        let tag = Reference::Tag(Tag::parse("latest").unwrap());
+        let tag = Reference::Tag("latest".parse().unwrap());
         for (path, target) in [
             ("/v2".to_owned(), Target::Base),
             ("/v2/".to_owned(), Target::Base),

@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use super::super::digest::ContentDigest;
 use super::super::error::ApiError;
 use super::super::indexing::Image;
-use super::super::manifest::OCI_INDEX;
 use super::super::name::Repository;
 use super::super::page::{Page, PageRequest};
 use super::{Answer, Parameters, Registry};
+use crate::image::manifest::media_type::OCI_INDEX;
 
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 

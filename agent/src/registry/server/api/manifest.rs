@@ -8,15 +8,17 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header, request};
 
+use super::super::blocking::blocking;
 use super::super::digest::{Algorithm, ContentDigest};
 use super::super::error::ApiError;
-use super::super::indexing::{Image, artifacts};
+use super::super::indexing::{Image, Indexing, artifacts};
 use super::super::manifest::Submitted;
-use super::super::name::{Repository, Tag};
+use super::super::name::Repository;
 use super::super::storage::{Referrer, Storage, StorageError, StoredManifest};
 use super::super::target::Reference;
 use super::super::upload::ReceiveError;
 use super::{Answer, CONTENT_DIGEST, FOREVER, Parameters, Registry, etag, is_known, text};
+use crate::image::reference::Tag;
 
 /// The largest manifest that is stored (distribution-spec, "Pushing Manifests": at least 4 MB).
 const MAX_MANIFEST: usize = 4 << 20;
@@ -66,17 +68,11 @@ impl Registry {
         let submitted = Submitted::parse(&bytes, text(&head.headers, header::CONTENT_TYPE))?;
         let digest = digest_of(&reference, &bytes)?;
         let image = Image { repository: repository.clone(), digest: digest.clone() };
-        let promise = self.indexing.promise(&image, &submitted, bytes.len() as u64);
         let push = Push { repository, digest, bytes, submitted, tags };
-        let storage = Arc::clone(&self.storage);
-        let push = super::blocking(move || push.store(&storage)).await?;
-        tracing::info!(repository = %push.repository, digest = %push.digest,
-            tags = ?push.tags.iter().map(Tag::as_str).collect::<Vec<_>>(), "manifest pushed");
-        if let Some(promise) = promise {
-            promise.keep();
-        }
+        let storing = store(push, Arc::clone(&self.storage), Arc::clone(&self.indexing));
+        let created = self.to_its_end(storing).await?;
         self.indexing.settled(&image).await;
-        Ok(push.created())
+        Ok(created)
     }
 
     /// DELETE of a manifest, or of a tag only.
@@ -98,6 +94,19 @@ impl Registry {
         tracing::info!(%repository, reference = words(&reference), "manifest deleted");
         Ok(StatusCode::ACCEPTED.into_response())
     }
+}
+
+/// Stores a manifest and begins to index it.
+async fn store(push: Push, storage: Arc<Storage>, indexing: Arc<Indexing>) -> Answer {
+    let image = Image { repository: push.repository.clone(), digest: push.digest.clone() };
+    let promise = indexing.promise(&image, &push.submitted, push.bytes.len() as u64);
+    let push = blocking(move || push.store(&storage)).await?;
+    tracing::info!(repository = %push.repository, digest = %push.digest,
+        tags = ?push.tags.iter().map(Tag::as_str).collect::<Vec<_>>(), "manifest pushed");
+    if let Some(promise) = promise {
+        promise.keep();
+    }
+    Ok(push.created())
 }
 
 /// A manifest that is being pushed.
@@ -204,7 +213,7 @@ fn tags(reference: &Reference, parameters: &Parameters) -> Result<Vec<Tag>, ApiE
         Reference::Digest(_) => Vec::new(),
     };
     for text in parameters.all("tag") {
-        let tag = Tag::parse(text).filter(|_| tags.len() < MAX_TAGS);
+        let tag = text.parse().ok().filter(|_| tags.len() < MAX_TAGS);
         tags.push(tag.ok_or_else(|| malformed(text))?);
     }
     Ok(tags)

@@ -123,15 +123,14 @@ impl Registry {
         digest: Option<ContentDigest>,
     ) -> Answer {
         let (registry, session) = (Arc::clone(self), Arc::clone(session));
-        let task = self.tasks.spawn(async move {
+        self.to_its_end(async move {
             let len = append(&session, &chunk, body).await?;
             match digest {
                 None => Ok(progress(StatusCode::ACCEPTED, &session, len)),
                 Some(digest) => registry.finish(&session, digest).await,
             }
-        });
-        // A task ends early only by a panic, which is logged where it happens.
-        task.await.unwrap_or_else(|_| Ok(StatusCode::INTERNAL_SERVER_ERROR.into_response()))
+        })
+        .await
     }
 
     /// Makes the upload a blob of its repository. The session ends, whatever comes of it.

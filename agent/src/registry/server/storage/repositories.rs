@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use super::super::digest::ContentDigest;
-use super::super::name::{Repository, Tag};
+use super::super::name::Repository;
 use super::super::target::Reference;
 use super::{Storage, StorageError, durable};
+use crate::image::reference::Tag;
 
 /// A manifest as it is stored and served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -175,7 +176,7 @@ impl Storage {
         if tags.is_empty() && !has_manifests(&path)? {
             return Ok(None);
         }
-        tags.retain(|name| Tag::parse(name).is_some());
+        tags.retain(|name| name.parse::<Tag>().is_ok());
         Ok(Some(tags))
     }
 
@@ -276,7 +277,7 @@ mod tests {
     }
 
     fn tag(name: &str) -> Tag {
-        Tag::parse(name).unwrap()
+        name.parse().unwrap()
     }
 
     impl Fixture {
