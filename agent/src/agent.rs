@@ -9,6 +9,7 @@
 pub mod api;
 mod binding;
 pub mod cache;
+pub mod completion;
 pub mod images;
 pub mod owner;
 pub mod process;

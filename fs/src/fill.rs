@@ -18,7 +18,7 @@ mod plan;
 mod recent;
 mod unit;
 
-pub use ingest::{Blob, IngestError, Progress};
+pub use ingest::{Blob, IngestError, Pace, Progress};
 pub use unit::Content;
 
 use std::collections::HashMap;
@@ -307,7 +307,7 @@ impl Filler {
         if stored.len() == units.len() {
             return Ok(stored);
         }
-        self.complete(layer, Priority::Demand, &Progress::default()).await?;
+        self.complete(layer, Pace::unlimited(Priority::Demand), &Progress::default()).await?;
         self.stored(content, units).await
     }
 }

@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use undermount_fs::blob::Blobs;
 use undermount_fs::digest::{Digest, Verified};
-use undermount_fs::fill::{Filler, IngestError, Layer, Progress};
+use undermount_fs::fill::{Filler, IngestError, Layer, Pace, Progress};
 use undermount_fs::index::LayerTree;
 use undermount_fs::layer::{Indexer, LayerIndex};
 use undermount_fs::object::{Store, StoreLimits};
@@ -323,7 +323,10 @@ async fn completing_a_layer_makes_it_local_and_checks_its_index() {
         Layer::new(tree, Scope::new("registry/image"))
     };
     let progress = Progress::default();
-    filler.complete(&layer(&index), Priority::Background, &progress).await.unwrap();
+    filler
+        .complete(&layer(&index), Pace::unlimited(Priority::Background), &progress)
+        .await
+        .unwrap();
     assert_eq!(progress.bytes(), index.layer_size);
     source.down.store(true, Ordering::SeqCst);
     assert!(machine.files(root).await == expected);
@@ -334,7 +337,10 @@ async fn completing_a_layer_makes_it_local_and_checks_its_index() {
     let mode_of_root = 320;
     tree[mode_of_root] ^= 0o7;
     lying.tree = tree.into();
-    let error = filler.complete(&layer(&lying), Priority::Background, &progress).await.unwrap_err();
+    let error = filler
+        .complete(&layer(&lying), Pace::unlimited(Priority::Background), &progress)
+        .await
+        .unwrap_err();
     assert!(matches!(error, IngestError::WrongIndex { .. }), "{error}");
 }
 

@@ -20,9 +20,9 @@ use bytes::Bytes;
 use futures_util::stream::{StreamExt as _, TryStreamExt as _, iter};
 use undermount_fs::blob::Blobs;
 use undermount_fs::digest::Digest;
-use undermount_fs::fill::{Content, Filler, IngestError, Layer, Progress};
+use undermount_fs::fill::{Content, Filler, IngestError, Layer, Pace, Progress};
 use undermount_fs::index::{IndexError, LayerTree, Trust};
-use undermount_fs::source::{Priority, Source};
+use undermount_fs::source::Source;
 use undermount_fs::tree::{ImageTree, TreeError};
 
 use super::cache::{Cache, CacheError, LayerRecord};
@@ -262,11 +262,11 @@ impl Images {
     pub async fn complete(
         &self,
         ready: &Ready,
-        priority: Priority,
+        pace: Pace,
         progress: &Progress,
     ) -> Result<(), ImageError> {
         iter(distinct(&ready.layers))
-            .map(|layer| self.complete_layer(layer, priority, progress))
+            .map(|layer| self.complete_layer(layer, pace, progress))
             .buffer_unordered(SIDE_BY_SIDE)
             .try_collect()
             .await
@@ -276,7 +276,7 @@ impl Images {
     async fn complete_layer(
         &self,
         layer: Arc<Layer>,
-        priority: Priority,
+        pace: Pace,
         progress: &Progress,
     ) -> Result<(), ImageFault> {
         let digest = layer.digest();
@@ -286,7 +286,7 @@ impl Images {
             return Ok(());
         }
         progress.expect(layer.tree.header().layer_size.get());
-        let outcome = self.filler.complete(&layer, priority, progress).await;
+        let outcome = self.filler.complete(&layer, pace, progress).await;
         if let Err(IngestError::WrongIndex { .. }) = outcome {
             tracing::error!(layer = %digest, "quarantined an index that lies");
             self.cache.forget_layer(&digest);

@@ -13,12 +13,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use undermount_fs::digest::Digest;
-use undermount_fs::fill::Progress;
+use undermount_fs::fill::{Pace, Progress};
 use undermount_fs::source::Priority;
 use undermount_fs::view::{NewImage, SlotTable, View};
 
 use super::binding::{self, BindError};
 use super::cache::write_atomically;
+use super::completion::{Completer, Completion};
 use super::images::{ImageError, Images, Ready, has_xattrs};
 use crate::control::{Fetched, MountRequest, MountStatus, PullRequest, Runtime, UnmountRequest};
 use crate::image::{Reference, ReferenceError};
@@ -76,6 +77,7 @@ struct Record {
 struct Mounted {
     record: Record,
     ready: Arc<Ready>,
+    completion: Completion,
 }
 
 struct State {
@@ -85,7 +87,8 @@ struct State {
 
 /// The owner of a cache.
 pub struct Owner {
-    images: Images,
+    images: Arc<Images>,
+    completer: Completer,
     view: Arc<View>,
     client: Client,
     ledger: Arc<Ledger>,
@@ -99,7 +102,8 @@ impl Owner {
     /// # Errors
     /// [`OwnerError::Record`] where the slot table cannot be read.
     pub fn new(
-        images: Images,
+        images: Arc<Images>,
+        completer: Completer,
         view: Arc<View>,
         client: Client,
         ledger: Arc<Ledger>,
@@ -108,7 +112,7 @@ impl Owner {
         let path = runtime.slots();
         let slots = SlotTable::open(&path).map_err(|source| OwnerError::Record { path, source })?;
         let state = Mutex::new(State { slots, mounts: BTreeMap::new() });
-        Ok(Self { images, view, client, ledger, runtime, state })
+        Ok(Self { images, completer, view, client, ledger, runtime, state })
     }
 
     /// Forgets what an owner before left behind whose mounts died with it.
@@ -141,7 +145,8 @@ impl Owner {
         let ready = self.prepare(&pinned, record.plain_http, &Progress::default()).await?;
         let mut state = self.state.lock().await;
         self.show(&mut state, &ready)?;
-        let mounted = Mounted { record: record.clone(), ready };
+        let completion = self.completer.begin(ready.clone());
+        let mounted = Mounted { record: record.clone(), ready, completion };
         state.mounts.insert(record.dir.clone(), mounted);
         Ok(())
     }
@@ -194,7 +199,8 @@ impl Owner {
             plain_http: *plain_http,
         };
         let content = self.runtime.content(has_xattrs(&ready));
-        state.mounts.insert(dir.clone(), Mounted { record, ready });
+        let completion = self.completer.begin(ready.clone());
+        state.mounts.insert(dir.clone(), Mounted { record, ready, completion });
         let shown = match self.write_records(&state) {
             Ok(()) => bind(content.join("images").join(manifest.hex()), dir.clone()).await,
             Err(error) => Err(error),
@@ -274,20 +280,25 @@ impl Owner {
     ) -> Result<Digest, OwnerError> {
         let reference: Reference = request.reference.parse()?;
         let ready = self.prepare(&reference, request.plain_http, progress).await?;
-        self.images.complete(&ready, Priority::Pack, progress).await?;
+        self.images.complete(&ready, Pace::unlimited(Priority::Pack), progress).await?;
         Ok(ready.image.digest)
     }
 
     /// What is mounted, and how much of it is here.
     pub async fn mounts(&self) -> Vec<MountStatus> {
-        let mounted: Vec<(Record, Arc<Ready>)> = {
+        let mounted: Vec<(Record, Arc<Ready>, Option<String>)> = {
             let state = self.state.lock().await;
-            state.mounts.values().map(|it| (it.record.clone(), it.ready.clone())).collect()
+            let clone =
+                |it: &Mounted| (it.record.clone(), it.ready.clone(), it.completion.trouble());
+            state.mounts.values().map(clone).collect()
         };
-        mounted.into_iter().map(|(record, ready)| self.mount_status(record, &ready)).collect()
+        mounted
+            .into_iter()
+            .map(|(record, ready, trouble)| self.mount_status(record, &ready, trouble))
+            .collect()
     }
 
-    fn mount_status(&self, record: Record, ready: &Ready) -> MountStatus {
+    fn mount_status(&self, record: Record, ready: &Ready, trouble: Option<String>) -> MountStatus {
         let extent = self.images.extent(ready);
         let scope = ready.image.reference.repository().scope();
         let fetched = self
@@ -305,6 +316,7 @@ impl Owner {
             content_bytes: extent.content,
             local_bytes: extent.local,
             fetched,
+            trouble,
         }
     }
 

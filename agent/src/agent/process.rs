@@ -23,6 +23,7 @@ use undermount_fs::view::View;
 
 use super::api::Api;
 use super::cache::{Cache, CacheError};
+use super::completion::Completer;
 use super::images::Images;
 use super::owner::{Owner, OwnerError};
 use crate::control::{Failure, Runtime, Status};
@@ -48,6 +49,8 @@ pub struct OwnerConfig {
     pub quota: Option<u64>,
     /// How long a read may wait for bytes.
     pub read_timeout: Duration,
+    /// How long a mounted image may take to become fully local; zero to leave it as it is read.
+    pub complete_within: Duration,
     /// How registries are spoken to.
     pub client: ClientConfig,
 }
@@ -206,8 +209,10 @@ fn serve(
     let ledger = Arc::new(Ledger::default());
     let source = Arc::new(RegistrySource::new(client.clone(), ledger.clone()));
     let images = Images::new(cache, client.clone(), source, config.read_timeout);
+    let images = Arc::new(images);
+    let completer = Completer::new(images.clone(), config.complete_within);
     let view = Arc::new(View::new(images.filler().clone()));
-    let owner = Arc::new(Owner::new(images, view.clone(), client, ledger, runtime)?);
+    let owner = Arc::new(Owner::new(images, completer, view.clone(), client, ledger, runtime)?);
     let missing = |what| move || ProcessError::Inheritance { what };
     let socket = inheritance.keepsakes.remove(SOCKET).ok_or_else(missing("control socket"))?;
     let mounts: Vec<(InheritedMount, Xattrs)> =

@@ -181,6 +181,9 @@ fn in_words(mount: &MountStatus) -> String {
         mebibytes(mount.content_bytes),
         mebibytes(mount.local_bytes),
     );
+    if let Some(trouble) = &mount.trouble {
+        words += &format!("\n  trouble  {trouble}");
+    }
     for fetched in &mount.fetched {
         words += &format!("\n  fetched  {} from {}", mebibytes(fetched.bytes), fetched.origin);
     }

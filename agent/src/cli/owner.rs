@@ -44,6 +44,10 @@ pub struct CacheArgs {
     /// How long a read may wait for bytes that must be fetched, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     read_timeout: u64,
+    /// Time within which a mounted image becomes fully local, in seconds; 0 fetches only what is
+    /// read
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    complete_within: u64,
 }
 
 impl CacheArgs {
@@ -52,6 +56,7 @@ impl CacheArgs {
             cache: self.cache.clone(),
             quota: self.quota,
             read_timeout: Duration::from_secs(self.read_timeout),
+            complete_within: Duration::from_secs(self.complete_within),
             client: ClientConfig {
                 credentials: Credentials::from_files(credential_files()),
                 ..ClientConfig::default()
@@ -66,6 +71,7 @@ impl CacheArgs {
             arguments.extend(["--quota".into(), quota.to_string().into()]);
         }
         arguments.extend(["--read-timeout".into(), self.read_timeout.to_string().into()]);
+        arguments.extend(["--complete-within".into(), self.complete_within.to_string().into()]);
         arguments
     }
 }

@@ -7,7 +7,7 @@
 use std::io::{Seek, SeekFrom, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -81,6 +81,29 @@ impl Progress {
     }
 }
 
+/// How a blob is taken in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// Who waits for it.
+    pub priority: Priority,
+    /// No more bytes than this arrive in a second.
+    pub bytes_per_second: Option<u64>,
+}
+
+impl Pace {
+    /// As fast as it goes.
+    pub fn unlimited(priority: Priority) -> Self {
+        Self { priority, bytes_per_second: None }
+    }
+
+    /// Waits until `bytes` since `start` are no more than they may be.
+    async fn keep(self, bytes: u64, start: Instant) {
+        let Some(limit) = self.bytes_per_second else { return };
+        let due = Duration::from_secs_f64(bytes as f64 / limit.max(1) as f64);
+        tokio::time::sleep(due.saturating_sub(start.elapsed())).await;
+    }
+}
+
 /// A blob to be taken in.
 #[derive(Debug, Clone)]
 pub struct Blob {
@@ -100,13 +123,14 @@ impl Filler {
     pub async fn ingest(
         &self,
         blob: &Blob,
-        priority: Priority,
+        pace: Pace,
         progress: &Progress,
     ) -> Result<LayerIndex, IngestError> {
         let layer = blob.digest;
         let interrupted = || IngestError::Interrupted { layer };
         let deadline = Instant::now() + self.timeout;
         let (scope, size) = (blob.scope.clone(), blob.size);
+        let priority = pace.priority;
         let request = BlobRequest { scope, blob: layer, size, priority, deadline };
         let mut stream = self.source.stream(request).await?;
         let (sender, mut chunks) = tokio::sync::mpsc::channel::<Bytes>(8);
@@ -122,10 +146,13 @@ impl Filler {
             indexer.finish()
         });
         let mut outcome = Ok(());
+        let (start, mut arrived) = (Instant::now(), 0);
         while let Some(chunk) = stream.next().await {
             match chunk {
                 Ok(chunk) => {
+                    arrived += chunk.len() as u64;
                     progress.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                    pace.keep(arrived, start).await;
                     if sender.send(chunk).await.is_err() {
                         break;
                     }
@@ -154,13 +181,13 @@ impl Filler {
     pub async fn complete(
         &self,
         layer: &Layer,
-        priority: Priority,
+        pace: Pace,
         progress: &Progress,
     ) -> Result<(), IngestError> {
         let header = layer.tree.header();
         let (scope, digest) = (layer.scope.clone(), header.layer);
         let blob = Blob { scope, digest, size: header.layer_size.get() };
-        let index = self.ingest(&blob, priority, progress).await?;
+        let index = self.ingest(&blob, pace, progress).await?;
         if index.tree != layer.tree.bytes() {
             return Err(IngestError::WrongIndex { layer: digest });
         }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use undermount_fs::digest::Digest;
-use undermount_fs::fill::{Blob, Layer, Progress};
+use undermount_fs::fill::{Blob, Layer, Pace, Progress};
 use undermount_fs::index::{Backing, LayerTree, Trust};
 use undermount_fs::layer::LayerIndex;
 use undermount_fs::source::Priority;
@@ -119,7 +119,7 @@ impl Images {
         let scope = reference.repository().scope();
         let blob = Blob { scope, digest: layer.digest, size: layer.size };
         progress.expect(layer.size);
-        let index = self.filler.ingest(&blob, Priority::Demand, progress).await?;
+        let index = self.filler.ingest(&blob, Pace::unlimited(Priority::Demand), progress).await?;
         self.keep_index(&index)?;
         readable(&layer.digest, &index.tree).ok_or_else(|| ImageFault::Mismatch {
             layer: layer.digest,

@@ -1,0 +1,120 @@
+//! Making mounted images fully local, in the background.
+//!
+//! Once an image is complete, neither its start nor a reboot needs the network. One image of an
+//! owner is completed at a time, layer by layer, each blob as one stream that gives way to reads
+//! that somebody waits for. The pace is such that the image is complete within the time that the
+//! operator allows, and no faster, since all nodes of a cloud do this at the same time.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio_util::task::AbortOnDropHandle;
+use undermount_fs::fill::{IngestError, Pace, Progress};
+use undermount_fs::source::Priority;
+
+use super::images::{ImageError, ImageFault, Images, Ready};
+
+/// A program that starts in the mount comes first.
+const DELAY: Duration = Duration::from_secs(3);
+
+/// The least pace in bytes per second: small images need not take their time.
+const LEAST_PACE: u64 = 4 * 1024 * 1024;
+
+/// Pauses after failures, from the first to the longest one.
+const PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// Completes the images of an owner one after the other.
+#[derive(Clone)]
+pub struct Completer {
+    images: Arc<Images>,
+    within: Duration,
+    turn: Arc<Semaphore>,
+}
+
+/// The completion of an image; dropped, it ends.
+pub struct Completion {
+    trouble: Arc<Mutex<Option<String>>>,
+    _task: Option<AbortOnDropHandle<()>>,
+}
+
+impl Completer {
+    /// A completer for `images`, each of which may take the time `within`; none is completed
+    /// where that is zero.
+    pub fn new(images: Arc<Images>, within: Duration) -> Self {
+        Self { images, within, turn: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// Begins to complete an image.
+    pub fn begin(&self, ready: Arc<Ready>) -> Completion {
+        let trouble = Arc::new(Mutex::new(None));
+        if self.within.is_zero() {
+            return Completion { trouble, _task: None };
+        }
+        let (completer, seen) = (self.clone(), trouble.clone());
+        let task = tokio::spawn(async move { completer.run(&ready, &seen).await });
+        Completion { trouble, _task: Some(AbortOnDropHandle::new(task)) }
+    }
+
+    async fn run(&self, ready: &Ready, trouble: &Mutex<Option<String>>) {
+        let reference = &ready.image.reference;
+        let mut pause = PAUSE;
+        tokio::time::sleep(DELAY).await;
+        loop {
+            let error = match self.attempt(ready).await {
+                Ok(()) => {
+                    set(trouble, None);
+                    return tracing::info!(%reference, "image is complete");
+                }
+                Err(error) => error,
+            };
+            let words = in_words(&error);
+            tracing::warn!(error = words, "cannot complete an image");
+            set(trouble, Some(words));
+            if is_final(&error) {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn attempt(&self, ready: &Ready) -> Result<(), ImageError> {
+        let _turn = self.turn.acquire().await;
+        let bytes: u64 = ready.image.manifest.layers.iter().map(|layer| layer.size).sum();
+        let pace = (bytes / self.within.as_secs().max(1)).max(LEAST_PACE);
+        let pace = Pace { priority: Priority::Background, bytes_per_second: Some(pace) };
+        self.images.complete(ready, pace, &Progress::default()).await
+    }
+}
+
+impl Completion {
+    /// Why the last attempt failed, if it did.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn set(trouble: &Mutex<Option<String>>, words: Option<String>) {
+    *trouble.lock().unwrap_or_else(PoisonError::into_inner) = words;
+}
+
+/// Whether trying again cannot help: the blob is not what its index or manifest says.
+fn is_final(error: &ImageError) -> bool {
+    matches!(
+        &*error.fault,
+        ImageFault::Layer(
+            IngestError::WrongIndex { .. }
+                | IngestError::WrongDigest { .. }
+                | IngestError::Layer { .. }
+        )
+    )
+}
+
+fn in_words(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {}", in_words(cause)),
+        None => error.to_string(),
+    }
+}
