@@ -6,12 +6,17 @@
 //!
 //! stdout is data, stderr is words ([`logging`], [`exit::report`]).
 
+mod client;
+mod clock;
 mod exit;
 mod logging;
 mod mount;
 mod owner;
+mod prepare;
+mod progress;
 mod registry;
 mod signals;
+mod tripleo;
 
 use std::process::ExitCode;
 
@@ -40,7 +45,10 @@ enum Command {
     Keeper(owner::KeeperArgs),
     #[command(hide = true)]
     Worker(owner::WorkerArgs),
+    Prepare(prepare::PrepareArgs),
     Registry(registry::RegistryArgs),
+    #[command(subcommand)]
+    Tripleo(tripleo::Tripleo),
 }
 
 impl Command {
@@ -63,7 +71,9 @@ impl Command {
             Self::Status(args) => block_on(args.run()),
             Self::Keeper(args) => args.run(),
             Self::Worker(args) => args.run(),
+            Self::Prepare(args) => block_on(args.run(prepare::Habits::OWN)),
             Self::Registry(args) => block_on(args.run()),
+            Self::Tripleo(command) => block_on(command.run()),
         }
     }
 }

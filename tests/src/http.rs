@@ -14,6 +14,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+/// The first byte of a TLS connection (RFC 8446, 5.1).
+const TLS_HANDSHAKE: u8 = 22;
+
 /// What a client asked for. Bodies are not read: the servers of the tests are read-only.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -192,6 +195,11 @@ fn serve(stream: TcpStream, handler: &Arc<Handler>, stop: &AtomicBool) -> io::Re
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     let mut reader = BufReader::new(stream.try_clone()?);
+    if reader.fill_buf()?.first() == Some(&TLS_HANDSHAKE) {
+        // What servers without TLS say to a client that tries it.
+        (&stream).write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")?;
+        return stream.shutdown(Shutdown::Both);
+    }
     while let Some(request) = read_request(&mut reader)? {
         let response = handler(&request);
         if !send(&stream, &request, response, stop)? {

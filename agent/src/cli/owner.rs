@@ -14,6 +14,7 @@ use undermount::control::{Control, ControlError, Failure, Runtime};
 use undermount::registry::client::{ClientConfig, Credentials};
 use undermount_fs::session::SessionError;
 
+use super::client::credential_files;
 use super::exit::{CliResult, Exit};
 
 /// What the first line of a keeper says when all is well.
@@ -221,24 +222,4 @@ fn log_of(args: &CacheArgs, log: Log) -> CliResult<Stdio> {
         .create()
         .and_then(|()| OpenOptions::new().create(true).append(true).open(runtime.log()));
     Ok(file.map_or_else(|_| Stdio::null(), Stdio::from))
-}
-
-/// Where podman, skopeo and docker keep credentials, the first one first
-/// (containers-auth.json(5)).
-pub fn credential_files() -> Vec<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let named = variable("REGISTRY_AUTH_FILE");
-    let runtime = variable("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json"));
-    let home = variable("HOME");
-    let in_home = |path: &str| home.as_ref().map(|home| home.join(path));
-    [
-        named,
-        runtime,
-        Some("/run/containers/0/auth.json".into()),
-        in_home(".config/containers/auth.json"),
-        in_home(".docker/config.json"),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
 }

@@ -2,22 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::registry::client::{Credential, Secret};
+
 use super::yaml::Value;
-
-/// A user and a password, which is never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Login {
-    /// The user's name.
-    pub user: String,
-    /// The password.
-    pub password: String,
-}
-
-impl std::fmt::Debug for Login {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Login({}, ***)", self.user)
-    }
-}
 
 /// Credentials that cannot be understood. The messages are the original's, and name registries
 /// only: a password may stand where anything else is expected.
@@ -45,7 +32,7 @@ pub enum CredentialsError {
 ///
 /// # Errors
 /// [`CredentialsError`] where the parameter is not a map of registry to `{user: password}`.
-pub fn logins(value: Option<&Value>) -> Result<BTreeMap<String, Login>, CredentialsError> {
+pub fn logins(value: Option<&Value>) -> Result<BTreeMap<String, Credential>, CredentialsError> {
     let registries = match value {
         None => return Ok(BTreeMap::new()),
         Some(value) if !value.is_truthy() => return Ok(BTreeMap::new()),
@@ -61,11 +48,11 @@ pub fn logins(value: Option<&Value>) -> Result<BTreeMap<String, Login>, Credenti
         .collect()
 }
 
-fn login(registry: &str, value: &Value) -> Result<Login, CredentialsError> {
+fn login(registry: &str, value: &Value) -> Result<Credential, CredentialsError> {
     let users = value.as_map().filter(|users| users.len() == 1);
     let users = users.ok_or_else(|| CredentialsError::NotOneLogin(registry.to_owned()))?;
     let login = users.iter().next().and_then(|(user, password)| {
-        Some(Login { user: user.to_owned(), password: password.as_text()?.to_owned() })
+        Some(Credential { user: user.to_owned(), password: Secret::new(password.as_text()?) })
     });
     login.ok_or_else(|| CredentialsError::NotText(registry.to_owned()))
 }
@@ -79,7 +66,7 @@ mod tests {
     fn one_user_per_registry_is_read() {
         let value = yaml::read("'r:5000': {alice: s3cret}").unwrap();
         let logins = logins(Some(&value)).unwrap();
-        assert_eq!(logins["r:5000"].password, "s3cret");
+        assert_eq!(logins["r:5000"].password.expose(), "s3cret");
         assert!(!format!("{logins:?}").contains("s3cret"));
     }
 

@@ -1,7 +1,7 @@
 //! The plan: what the Heat parameters will say and which images have to move, decided before
 //! anything does.
 //!
-//! Entries are planned one by one ([`plan_entry`]) and joined in order ([`Plan::add`]): where two
+//! Entries are planned one by one ([`plan_entry`]) and joined in order: where the images of two
 //! name one parameter, the later sets it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +26,8 @@ pub struct PlannedImage {
     pub imagename: String,
     /// Which project makes it.
     pub image_source: Option<String>,
+    /// The Heat parameters that name it.
+    pub params: Vec<String>,
     /// The deprecated prefix of its source.
     pub pull_source: Option<String>,
     /// Where it goes; nowhere means that nodes pull it from its source.
@@ -58,36 +60,29 @@ pub struct EntryContext {
     pub multi_arch: bool,
 }
 
-/// What one entry comes to.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct EntryPlan {
-    /// Heat parameters and the image that each names.
-    pub parameters: BTreeMap<String, String>,
-    /// The images in the order of the template.
-    pub images: Vec<PlannedImage>,
-}
-
 /// What all entries come to.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Plan {
-    /// Heat parameters and the image that each names.
-    pub parameters: BTreeMap<String, String>,
-    /// Registries among those images whose certificates cannot be verified.
+    /// The images, entry by entry.
+    pub images: Vec<PlannedImage>,
+    /// Registries that the parameters name and whose certificates cannot be verified.
     pub insecure: BTreeSet<String>,
     /// Plans of roles with a list of their own, by role.
     pub roles: BTreeMap<String, Plan>,
-    /// The images, entry by entry.
-    pub images: Vec<PlannedImage>,
 }
 
-/// Plans one entry.
-pub fn plan_entry(entry: &Entry, images: Vec<ResolvedImage>, context: &EntryContext) -> EntryPlan {
-    let mut plan = EntryPlan::default();
-    for ResolvedImage { image, has_labels } in images {
+/// Plans one entry: its images in the order of the template.
+pub fn plan_entry(
+    entry: &Entry,
+    images: Vec<ResolvedImage>,
+    context: &EntryContext,
+) -> Vec<PlannedImage> {
+    let plan = |ResolvedImage { image, has_labels }| {
         let modify = entry.modify.as_ref().filter(|modify| is_modified(modify, &image, has_labels));
-        let planned = PlannedImage {
+        PlannedImage {
             imagename: image.imagename,
             image_source: image.source,
+            params: image.params,
             pull_source: entry.pull_source.clone(),
             push_destination: context.push_destination.clone(),
             modify: modify.map(|modify| Modification {
@@ -100,12 +95,9 @@ pub fn plan_entry(entry: &Entry, images: Vec<ResolvedImage>, context: &EntryCont
                 vars: modify.vars.clone(),
             }),
             multi_arch: entry.multi_arch.unwrap_or(context.multi_arch),
-        };
-        let value = planned.deployed_name();
-        plan.parameters.extend(image.params.into_iter().map(|name| (name, value.clone())));
-        plan.images.push(planned);
-    }
-    plan
+        }
+    };
+    images.into_iter().map(plan).collect()
 }
 
 /// Every image of an entry is modified unless the entry names labels or sources; then those that
@@ -171,23 +163,46 @@ impl PlannedImage {
 }
 
 impl Plan {
-    /// Adds the plan of the next entry. The original forgets the insecure registries of an
-    /// entry when a later one has any; here they add up ([`Self::registries`] tells which to
-    /// ask).
-    pub fn add(&mut self, entry: EntryPlan) {
-        self.parameters.extend(entry.parameters);
-        self.images.extend(entry.images);
+    /// Heat parameters and the image that each names.
+    pub fn parameters(&self) -> BTreeMap<&str, String> {
+        let pairs = self.images.iter().flat_map(|image| {
+            let name = image.deployed_name();
+            image.params.iter().map(move |param| (param.as_str(), name.clone()))
+        });
+        pairs.collect()
     }
 
     /// The registries that the parameters name, those of roles left out.
-    pub fn registries(&self) -> BTreeSet<&str> {
-        self.parameters.values().filter_map(|image| Some(image.split_once('/')?.0)).collect()
+    pub fn registries(&self) -> BTreeSet<String> {
+        let host = |image: &String| Some(image.split_once('/')?.0.to_owned());
+        self.parameters().values().filter_map(host).collect()
+    }
+
+    /// All images, those of roles with a list of their own last.
+    pub fn all_images(&self) -> impl Iterator<Item = &PlannedImage> {
+        self.images.iter().chain(self.roles.values().flat_map(|plan| &plan.images))
+    }
+
+    /// Leaves the images out that `keep` refuses, and so the parameters that name them.
+    pub fn retain(&mut self, keep: impl Fn(&PlannedImage) -> bool) {
+        let plans = std::iter::once(&mut self.images);
+        for images in plans.chain(self.roles.values_mut().map(|plan| &mut plan.images)) {
+            images.retain(&keep);
+        }
+    }
+
+    /// Notes which of `insecure` the parameters name. The original forgets those of an entry
+    /// when a later one has any; here they add up.
+    pub fn mark_insecure(&mut self, insecure: &BTreeSet<String>) {
+        self.insecure = self.registries().intersection(insecure).cloned().collect();
+        for plan in self.roles.values_mut() {
+            plan.mark_insecure(insecure);
+        }
     }
 
     /// The content of `parameter_defaults`.
     pub fn parameter_defaults(&self) -> Map {
-        let mut defaults: Map =
-            self.parameters.iter().map(|(name, image)| (name, image.as_str())).collect();
+        let mut defaults: Map = self.parameters().into_iter().collect();
         if !self.insecure.is_empty() {
             let insecure: Value = self.insecure.iter().map(String::as_str).collect();
             defaults.insert("DockerInsecureRegistryAddress", insecure);
@@ -201,7 +216,7 @@ impl Plan {
     /// The upload list: what `--output-images-file` holds.
     pub fn upload_list(&self) -> Value {
         let mut list = Map::default();
-        let records = self.images.iter().map(PlannedImage::record);
+        let records = self.all_images().map(PlannedImage::record);
         list.insert("container_images", records.collect::<Value>());
         Value::Map(list)
     }
@@ -230,9 +245,10 @@ mod tests {
         }
     }
 
-    fn planned(entry: &str, images: &[ResolvedImage], push: Option<&str>) -> EntryPlan {
+    fn planned(entry: &str, images: &[ResolvedImage], push: Option<&str>) -> Plan {
         let entries = entry::entries("P", &yaml::read(&format!("[{entry}]")).unwrap()).unwrap();
-        plan_entry(&entries[0], images.to_vec(), &context(push))
+        let images = plan_entry(&entries[0], images.to_vec(), &context(push));
+        Plan { images, ..Plan::default() }
     }
 
     #[test]
@@ -244,8 +260,8 @@ mod tests {
             (Some("d:8787/mirror"), "d:8787/mirror/ns/nova:t"),
         ] {
             let plan = planned("{}", &images, push);
-            assert_eq!(plan.parameters["Api"], name);
-            assert_eq!(plan.parameters["Conf"], name);
+            assert_eq!(plan.parameters()["Api"], name);
+            assert_eq!(plan.parameters()["Conf"], name);
             assert_eq!(plan.images[0].source(), "src:5000/ns/nova:t");
         }
     }
@@ -256,7 +272,7 @@ mod tests {
         let plan = planned("{pull_source: 'src:5000'}", &images, Some("d:8787"));
         assert_eq!(plan.images[0].source(), "src:5000/ns/nova:t");
         assert_eq!(plan.images[0].target().unwrap(), "d:8787/ns/nova:t");
-        assert_eq!(plan.parameters["Api"], "d:8787/ns/nova:t");
+        assert_eq!(plan.parameters()["Api"], "d:8787/ns/nova:t");
     }
 
     #[test]
@@ -278,26 +294,26 @@ mod tests {
             ),
         ] {
             let plan = planned(entry, &images, None);
-            assert_eq!((plan.parameters["A"].as_str(), plan.parameters["B"].as_str()), (a, b));
+            assert_eq!((plan.parameters()["A"].as_str(), plan.parameters()["B"].as_str()), (a, b));
         }
     }
 
     #[test]
     fn later_entries_set_what_earlier_ones_set() {
-        let mut plan = Plan::default();
-        plan.add(planned("{}", &[image("r:1/a:1", &["A", "B"], "")], None));
-        plan.add(planned("{}", &[image("r:2/a:2", &["B"], "")], None));
-        assert_eq!(plan.parameters["A"], "r:1/a:1");
-        assert_eq!(plan.parameters["B"], "r:2/a:2");
-        assert_eq!(plan.registries(), ["r:1", "r:2"].into());
-        assert_eq!(plan.images.len(), 2);
+        let mut plan = planned("{}", &[image("r:1/a:1", &["A", "B"], "")], None);
+        plan.images.extend(planned("{}", &[image("r:2/a:2", &["B"], "")], None).images);
+        assert_eq!(plan.parameters()["A"], "r:1/a:1");
+        assert_eq!(plan.parameters()["B"], "r:2/a:2");
+        plan.mark_insecure(&["r:1", "r:2", "r:3"].map(str::to_owned).into());
+        assert_eq!(plan.insecure, ["r:1", "r:2"].map(str::to_owned).into());
+        plan.retain(|image| image.imagename != "r:2/a:2");
+        assert_eq!(plan.parameters()["B"], "r:1/a:1");
     }
 
     #[test]
     fn the_upload_list_has_the_originals_keys() {
-        let mut plan = Plan::default();
         let entry = "{modify_role: m, modify_append_tag: -x, modify_vars: {a: 1}}";
-        plan.add(planned(entry, &[image("r/a:1", &["A"], "kolla")], Some("d")));
+        let plan = planned(entry, &[image("r/a:1", &["A"], "kolla")], Some("d"));
         assert_eq!(
             yaml::write(&plan.upload_list()),
             "container_images:\n- image_source: kolla\n  imagename: r/a:1\n  modify_append_tag: -x\n  \

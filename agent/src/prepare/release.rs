@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | parameter names | `DockerXImage` | `DockerXImage` | `ContainerXImage` |
 //! | `tag_from_label` beside `set.tag` | starts at the tag | starts at the tag | is ignored |
+//! | `set.neutron_driver` | counts | does not | counts |
 //! | a default tag that the repository lacks | an error | an error | its last tag stands in |
 //! | service is left out | unless `/docker/services/` | `OS::Heat::None`, `/puppet/services` | `OS::Heat::None` |
 
@@ -92,7 +93,13 @@ impl Release {
         }
     }
 
-    /// The `neutron_driver` of an entry that names none, from `NeutronMechanismDrivers`.
+    /// Whether an entry's own `neutron_driver` counts; else that of the deployment does, which
+    /// [`Self::neutron_driver`] tells.
+    pub fn entry_sets_neutron_driver(self) -> bool {
+        self != Self::Stein
+    }
+
+    /// The `neutron_driver` of the deployment, from `NeutronMechanismDrivers`.
     pub fn neutron_driver(self, mechanism_drivers: Option<&Value>) -> &'static str {
         let Some(drivers) = mechanism_drivers else { return "ovn" };
         let names = |driver: &str| match drivers {

@@ -2,21 +2,14 @@
 
 use std::time::Duration;
 
-use super::environment::Environment;
-use super::yaml::Value;
-
 /// The port that the undercloud's registry has always had.
-const PORT: u16 = 8787;
+pub(super) const PORT: u16 = 8787;
 /// How long the name service may take.
 const LOOKUP_DEADLINE: Duration = Duration::from_secs(10);
 
-/// The undercloud's registry as host and port: the address in `LocalContainerRegistry`, else
-/// the name that this host has on the control plane, else this host.
-pub async fn registry(environment: &Environment) -> String {
-    match environment.parameter("LocalContainerRegistry") {
-        Some(Value::Text(address)) if !address.is_empty() => return format!("{address}:{PORT}"),
-        _ => {}
-    }
+/// The undercloud's registry as host and port: the name that this host has on the control
+/// plane, else this host. (`LocalContainerRegistry` in the environment comes before both.)
+pub async fn registry() -> String {
     let host = match control_plane_name().await {
         Some(name) => name,
         None => {

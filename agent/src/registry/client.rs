@@ -24,6 +24,7 @@ mod progress;
 mod response;
 mod retry;
 mod secret;
+mod security;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -47,6 +48,7 @@ pub use progress::Pace;
 pub use response::Meter;
 pub use retry::RetryPolicy;
 pub use secret::Secret;
+pub use security::Security;
 pub use transport::install_crypto_provider;
 pub use upload::{Listed, Mount, Upload, UploadWriter};
 
@@ -86,6 +88,10 @@ pub struct ClientConfig {
     pub user_agent: String,
     /// Registries without TLS.
     pub plain_http: PlainHttp,
+    /// Registries, `host[:port]`, whose certificates are not checked ([`Client::security`]).
+    pub unverified_tls: Vec<String>,
+    /// The address, such as `http://mirror:8080/`, that is asked in place of docker.io.
+    pub docker_mirror: Option<reqwest::Url>,
     /// Where credentials come from.
     pub credentials: Credentials,
     /// CA certificates beside those of the system.
@@ -106,6 +112,8 @@ impl Default for ClientConfig {
         Self {
             user_agent: concat!("undermount/", env!("CARGO_PKG_VERSION")).to_owned(),
             plain_http: PlainHttp::Never,
+            unverified_tls: Vec::new(),
+            docker_mirror: None,
             credentials: Credentials::none(),
             certificates: Vec::new(),
             retry: RetryPolicy::default(),
@@ -135,9 +143,7 @@ struct Shared {
 impl Client {
     /// A client that behaves as `config` says. Nothing is connected yet.
     pub fn new(config: ClientConfig) -> Self {
-        let certificates = config.certificates.clone();
-        let transports =
-            Arc::new(Transports::new(&config.user_agent, config.connect_timeout, certificates));
+        let transports = Arc::new(Transports::new(&config));
         let shared = Shared {
             config,
             transports,

@@ -25,6 +25,8 @@ const TLS_PROBE: Duration = Duration::from_secs(5);
 pub(super) struct Endpoint {
     host: String,
     plain: bool,
+    /// Where the registry is asked in place of its own address.
+    mirror: Option<Url>,
     answer_timeout: Duration,
     transports: Arc<Transports>,
     auth: Authenticator,
@@ -47,6 +49,7 @@ impl Endpoint {
         Self {
             host: host.to_owned(),
             plain,
+            mirror: config.docker_mirror.clone().filter(|_| host == DEFAULT_HOST),
             answer_timeout: config.answer_timeout,
             transports: Arc::clone(transports),
             auth: Authenticator::new(config.credentials.clone(), Arc::clone(transports)),
@@ -66,6 +69,9 @@ impl Endpoint {
     /// A registry is reached by TLS. The exceptions are those the operator names, and loopback
     /// addresses, where nobody else listens: there plain HTTP is used if TLS is not spoken.
     async fn find_base(&self) -> Result<Url, Fault> {
+        if let Some(mirror) = &self.mirror {
+            return Ok(mirror.clone());
+        }
         let host = if self.host == DEFAULT_HOST { "registry-1.docker.io" } else { &self.host };
         let base = |scheme: &str| {
             Url::parse(&format!("{scheme}://{host}/"))

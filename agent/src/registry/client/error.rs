@@ -62,7 +62,7 @@ pub enum Fault {
     #[error("the HTTP client cannot be set up")]
     Setup(#[source] reqwest::Error),
     /// Credentials are wanted, and none are configured for this repository.
-    #[error("the registry wants credentials and none are configured for it")]
+    #[error("the registry wants credentials and none are configured for it (basic auth)")]
     NoCredentials,
     /// The credentials, or what they may do, are not enough.
     #[error("the registry refuses access{with}: {message}")]

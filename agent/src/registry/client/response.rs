@@ -151,7 +151,10 @@ pub(super) async fn fault_of(response: Response) -> Fault {
     let message = message(&body);
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            let message = if message.is_empty() { status.to_string() } else { message };
+            let message = match message.is_empty() {
+                true => status.to_string(),
+                false => format!("{status}: {message}"),
+            };
             Fault::Unauthorized { with: String::new(), message }
         }
         StatusCode::NOT_FOUND => Fault::NotFound(Message(message)),

@@ -1,6 +1,6 @@
 //! Connections: plain or TLS, through the host's proxies or not.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Mutex, Once};
 use std::time::Duration;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use reqwest::Url;
 use reqwest::redirect::{Attempt, Policy};
 
+use super::ClientConfig;
 use super::error::Fault;
 
 /// Most redirects that one request follows.
@@ -18,29 +19,59 @@ pub(super) struct Transports {
     user_agent: String,
     connect_timeout: Duration,
     certificates: Vec<reqwest::Certificate>,
+    /// Registries, `host[:port]`, whose certificates are not checked.
+    unverified: HashSet<String>,
     clients: Mutex<HashMap<Kind, reqwest::Client>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Kind {
-    tls: bool,
+    tls: Tls,
     loopback: bool,
 }
 
+/// How a connection is protected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Tls {
+    None,
+    /// Against listeners, not against impostors.
+    Unverified,
+    Verified,
+}
+
 impl Transports {
-    pub fn new(
-        user_agent: &str,
-        connect_timeout: Duration,
-        certificates: Vec<reqwest::Certificate>,
-    ) -> Self {
-        let user_agent = user_agent.to_owned();
-        Self { user_agent, connect_timeout, certificates, clients: Mutex::default() }
+    pub fn new(config: &ClientConfig) -> Self {
+        Self {
+            user_agent: config.user_agent.clone(),
+            connect_timeout: config.connect_timeout,
+            certificates: config.certificates.clone(),
+            unverified: config.unverified_tls.iter().cloned().collect(),
+            clients: Mutex::default(),
+        }
     }
 
     /// The client for `url`.
     pub fn client_for(&self, url: &Url) -> Result<reqwest::Client, Fault> {
-        let loopback = url.host_str().is_some_and(is_loopback);
-        let kind = Kind { tls: url.scheme() == "https", loopback };
+        let tls = match url.scheme() {
+            "https" if self.unverified.contains(url.authority()) => Tls::Unverified,
+            "https" => Tls::Verified,
+            _ => Tls::None,
+        };
+        self.client(url, tls)
+    }
+
+    /// A client for `url` that takes no certificate but a good one.
+    pub fn verified_client_for(&self, url: &Url) -> Result<reqwest::Client, Fault> {
+        self.client(url, Tls::Verified)
+    }
+
+    /// A client for `url` that takes any certificate: to find out whether there is one.
+    pub fn unverified_client_for(&self, url: &Url) -> Result<reqwest::Client, Fault> {
+        self.client(url, Tls::Unverified)
+    }
+
+    fn client(&self, url: &Url, tls: Tls) -> Result<reqwest::Client, Fault> {
+        let kind = Kind { tls, loopback: url.host_str().is_some_and(is_loopback) };
         let mut clients = self.clients.lock().expect("no panic while it is held");
         if let Some(client) = clients.get(&kind) {
             return Ok(client.clone());
@@ -65,9 +96,10 @@ impl Transports {
             builder = builder.no_proxy();
         }
         builder = match kind.tls {
-            true => builder.tls_certs_merge(self.certificates.iter().cloned()),
+            Tls::Verified => builder.tls_certs_merge(self.certificates.iter().cloned()),
+            Tls::Unverified => builder.tls_certs_only([]).tls_danger_accept_invalid_certs(true),
             // The CA store is read for nothing, and may be missing, where there is no TLS.
-            false => builder.tls_certs_only([]),
+            Tls::None => builder.tls_certs_only([]),
         };
         builder.build()
     }

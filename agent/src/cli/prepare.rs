@@ -1,0 +1,312 @@
+//! `undermount prepare`: resolve, copy and index the images of a deployment.
+
+use std::fmt;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use undermount::image::Platform;
+use undermount::prepare::copy::{self, CopyError, CopyJob, CopyOptions};
+use undermount::prepare::discover::DiscoverError;
+use undermount::prepare::draft::Draft;
+use undermount::prepare::environment::{self, Environment};
+use undermount::prepare::insecure::Insecure;
+use undermount::prepare::plan::Plan;
+use undermount::prepare::release::Release;
+use undermount::prepare::request::Request;
+use undermount::prepare::role::{self, Role};
+use undermount::prepare::sources::Sources;
+use undermount::prepare::template::TemplateSource;
+use undermount::prepare::{self, Resolved, env_file, yaml};
+use undermount::registry::client::Client;
+
+use super::client::ClientArgs;
+use super::clock::LocalTime;
+use super::exit::{CliResult, Exit};
+use super::progress;
+
+/// Where TripleO's Heat templates are installed.
+const HEAT_TEMPLATES: &str = "/usr/share/openstack-tripleo-heat-templates";
+/// The roles file where none is named.
+const ROLES_FILE: &str = "roles_data.yaml";
+
+/// Copy a deployment's images to the undercloud and write the Heat environment for them
+#[derive(Debug, Args)]
+pub struct PrepareArgs {
+    #[command(flatten)]
+    input: InputArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    copy: CopyArgs,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// What is prepared, and from what.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Input")]
+pub struct InputArgs {
+    /// Heat environment file with ContainerImagePrepare; may be repeated, later files win
+    #[arg(short = 'e', long = "environment-file", value_name = "FILE")]
+    environment_files: Vec<PathBuf>,
+    /// Directory whose *.yaml files are read before the environment files; may be repeated
+    /// [default: ~/.tripleo/environments]
+    #[arg(long = "environment-directory", value_name = "DIR")]
+    environment_directories: Vec<PathBuf>,
+    /// Roles file: only images of services that its roles run are prepared. A relative path is
+    /// looked for here, then among the Heat templates [default: roles_data.yaml if there is one,
+    /// else all images are prepared]
+    #[arg(short = 'r', long, value_name = "FILE")]
+    roles_file: Option<PathBuf>,
+    /// Image template to use in place of the built-in one, such as tripleo-common's
+    /// tripleo_containers.yaml.j2
+    #[arg(long, value_name = "FILE")]
+    template_file: Option<PathBuf>,
+    /// TripleO release whose names and rules apply (queens, stein, train, wallaby, zed)
+    #[arg(long, value_name = "RELEASE", env = "TRIPLEO_COMPAT", default_value_t)]
+    release: Release,
+}
+
+/// What is written.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArgs {
+    /// Heat environment file to write [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    output_env_file: Option<PathBuf>,
+    /// Also write the list of images and where they go
+    #[arg(long, value_name = "FILE")]
+    output_images_file: Option<PathBuf>,
+    /// Look everything up and write the files, but copy nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// How images are copied.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Copy")]
+pub struct CopyArgs {
+    /// Leave out images that their registry does not have, and say which
+    #[arg(long)]
+    skip_missing: bool,
+    /// Images that are copied at a time
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
+    jobs: u16,
+    /// Whether an index is built of each image and attached to it, so that nodes can start it
+    /// before it has arrived [default: auto; off in the original's spellings]
+    #[arg(long, value_enum, value_name = "WHEN")]
+    index: Option<Index>,
+    /// Which local copies of modified images are removed in the end: full, partial (the source
+    /// copies) or none
+    #[arg(long, value_name = "WHICH", default_value_t, value_parser = Cleanup::parse)]
+    cleanup: Cleanup,
+}
+
+/// When indexes are built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Index {
+    /// For every image
+    Auto,
+    /// Never
+    Off,
+}
+
+/// Which local copies of modified images are removed in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Cleanup {
+    /// Source and result.
+    #[default]
+    Full,
+    /// The source.
+    Partial,
+    /// None.
+    None,
+}
+
+impl Cleanup {
+    fn parse(word: &str) -> Result<Self, &'static str> {
+        match word {
+            "full" => Ok(Self::Full),
+            "partial" => Ok(Self::Partial),
+            "none" => Ok(Self::None),
+            _ => Err("--cleanup must be one of: full, partial, none"),
+        }
+    }
+}
+
+impl fmt::Display for Cleanup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Full => "full",
+            Self::Partial => "partial",
+            Self::None => "none",
+        })
+    }
+}
+
+/// What differs between our own command and the original's spelling of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Habits {
+    /// Whether a run that matches no image is a success.
+    allows_nothing: bool,
+    /// Whether indexes are built where no flag says.
+    index: Index,
+}
+
+impl Habits {
+    /// Those of `undermount prepare`.
+    pub const OWN: Self = Self { allows_nothing: false, index: Index::Auto };
+    /// Those of `openstack tripleo container image prepare`.
+    pub const ORIGINAL: Self = Self { allows_nothing: true, index: Index::Off };
+}
+
+impl PrepareArgs {
+    /// Prepares as the flags say.
+    pub async fn run(self, habits: Habits) -> CliResult {
+        let now = LocalTime::now();
+        let request = self.input.request(now)?;
+        let draft = Draft::of(&request).await?;
+        if draft.is_empty() {
+            let words = "no image of the template is asked for: see includes, excludes and roles";
+            if !habits.allows_nothing {
+                return Err(words.into());
+            }
+            tracing::warn!("{words}");
+        }
+        let mut config = self.client.config();
+        request.configure(&mut config)?;
+        let insecure = Insecure::among(&draft.registries(), &Client::new(config.clone())).await;
+        insecure.allow(&mut config);
+        let sources = Sources::new(Client::new(config), Platform::host());
+        let mut resolved =
+            prepare::resolve(&request, draft, &sources, self.copy.skip_missing).await?;
+        if !self.output.dry_run {
+            self.copy.run(&mut resolved, &sources, habits).await?;
+        }
+        tell_missing(&resolved.missing);
+        resolved.plan.mark_insecure(&insecure.all());
+        self.output.write(&resolved.plan, now)?;
+        Ok(Exit::Success)
+    }
+}
+
+impl CopyArgs {
+    /// Copies what the plan names. Images that turn out to be missing are taken out of it, if
+    /// that was asked for.
+    async fn run(
+        &self,
+        resolved: &mut Resolved,
+        sources: &Sources,
+        habits: Habits,
+    ) -> CliResult<()> {
+        let jobs = copy::jobs(&resolved.plan)?;
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        let options = CopyOptions {
+            jobs: self.jobs.into(),
+            streams: self.jobs.into(),
+            index: self.index.unwrap_or(habits.index) == Index::Auto,
+            scratch: std::env::temp_dir(),
+        };
+        let report = copy::run(jobs, sources, &options, progress::for_stderr()).await?;
+        let skips = |error: &CopyError| self.skip_missing && error.is_missing();
+        let failures: Vec<_> = report.failures().filter(|(_, error)| !skips(error)).collect();
+        if !failures.is_empty() {
+            return Err(summary(&failures, report.outcomes.len()).into());
+        }
+        let missing: Vec<_> = report.failures().map(|(job, _)| job.source.clone()).collect();
+        resolved.plan.retain(|image| {
+            image.source().parse().map_or(true, |source| !missing.contains(&source))
+        });
+        resolved.missing.extend(missing.into_iter().map(DiscoverError::NotFound));
+        Ok(())
+    }
+}
+
+/// Which images failed and why, one line each.
+fn summary(failures: &[(&CopyJob, &CopyError)], images: usize) -> String {
+    let mut words = format!(
+        "{} of {images} images could not be copied; the others were, and no environment file was written",
+        failures.len()
+    );
+    for (job, error) in failures {
+        words.push_str(&format!("\n  {}: {}", job.target, in_words(*error)));
+    }
+    words
+}
+
+/// The error and its causes in one line.
+fn in_words(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        words.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    words
+}
+
+fn tell_missing(missing: &[DiscoverError]) {
+    for error in missing {
+        // A closed stderr leaves nobody to tell.
+        let _ = writeln!(std::io::stderr(), "left out: {error}");
+    }
+}
+
+impl InputArgs {
+    fn request(&self, now: LocalTime) -> CliResult<Request> {
+        let environment = Environment::read(&self.files()?)?;
+        let template = match &self.template_file {
+            Some(path) => TemplateSource::File(path.clone()),
+            None => TemplateSource::BuiltIn(self.release),
+        };
+        let append_tag = format!("-modified-{}", now.stamp());
+        let roles = self.roles()?;
+        Ok(Request::from_environment(&environment, &roles, self.release, template, append_tag)?)
+    }
+
+    /// The environment files in the order in which they are merged.
+    fn files(&self) -> CliResult<Vec<PathBuf>> {
+        let default = std::env::home_dir().map(|home| home.join(".tripleo/environments"));
+        let directories = match self.environment_directories.as_slice() {
+            [] => default.into_iter().collect(),
+            named => named.to_vec(),
+        };
+        let mut files = Vec::new();
+        for directory in directories {
+            files.extend(environment::files_in(&directory)?);
+        }
+        files.extend(self.environment_files.iter().cloned());
+        Ok(files)
+    }
+
+    fn roles(&self) -> CliResult<Vec<Role>> {
+        let named = self.roles_file.as_deref();
+        let path = named.unwrap_or(Path::new(ROLES_FILE));
+        let installed = Path::new(HEAT_TEMPLATES).join(path);
+        let path = if !path.exists() && installed.exists() { &installed } else { path };
+        match named {
+            None if !path.exists() => Ok(Vec::new()),
+            _ => Ok(role::read(path)?),
+        }
+    }
+}
+
+impl OutputArgs {
+    /// Writes the files that the plan comes to.
+    fn write(&self, plan: &Plan, now: LocalTime) -> CliResult<()> {
+        if let Some(path) = &self.output_images_file {
+            env_file::write(path, &yaml::write(&plan.upload_list()))?;
+        }
+        let arguments: Vec<_> = std::env::args().skip(1).collect();
+        let command = format!("undermount {}", arguments.join(" "));
+        let text = env_file::environment(plan.parameter_defaults(), &now.iso(), &command);
+        match &self.output_env_file {
+            Some(path) => env_file::write(path, &text)?,
+            None => std::io::stdout().write_all(text.as_bytes())?,
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,173 @@
+//! Asks registries what the plan needs to know of images: their tags and their labels.
+
+use futures_util::{StreamExt as _, stream};
+
+use crate::image::{Reference, ReferenceError};
+use crate::registry::client::RegistryError;
+
+use super::draft::DraftEntry;
+use super::label::{TagLabel, TagLabelError};
+use super::plan::ResolvedImage;
+use super::release::Release;
+use super::sources::Sources;
+use super::template::TemplateImage;
+
+/// Images that are asked for at a time, as in the original.
+const PARALLEL: usize = 16;
+
+/// An image about which something could not be found out.
+#[derive(Debug, thiserror::Error)]
+pub enum DiscoverError {
+    /// The name is not one that a registry could know.
+    #[error(transparent)]
+    Name(#[from] ReferenceError),
+    /// `tag_from_label` cannot be understood.
+    #[error(transparent)]
+    Label(#[from] TagLabelError),
+    /// The source does not have it.
+    #[error("Not found image: {0}")]
+    NotFound(Reference),
+    /// The source does not have the tag that the labels tell.
+    #[error("Image {repository} has no tag {tag}.\nAvailable tags: {available}")]
+    NoTag {
+        /// The image without its tag.
+        repository: String,
+        /// The tag.
+        tag: String,
+        /// What there is.
+        available: String,
+    },
+    /// The source failed.
+    #[error("cannot look up {image}")]
+    Registry {
+        /// The image.
+        image: Reference,
+        /// What happened.
+        source: Box<RegistryError>,
+    },
+}
+
+impl DiscoverError {
+    /// Whether the image is simply not there.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::NotFound(_) | Self::NoTag { .. })
+    }
+}
+
+/// Finds out what the plan needs to know of the images of `draft`, in their order.
+pub async fn resolve(
+    draft: &DraftEntry,
+    release: Release,
+    sources: &Sources,
+) -> Vec<Result<ResolvedImage, DiscoverError>> {
+    let lookups =
+        draft.images.iter().cloned().map(|image| resolve_image(image, draft, release, sources));
+    stream::iter(lookups).buffered(PARALLEL).collect().await
+}
+
+async fn resolve_image(
+    mut image: TemplateImage,
+    draft: &DraftEntry,
+    release: Release,
+    sources: &Sources,
+) -> Result<ResolvedImage, DiscoverError> {
+    let source = |name: &str| match &draft.entry.pull_source {
+        Some(prefix) => format!("{prefix}/{name}"),
+        None => name.to_owned(),
+    };
+    if let Some(label) = &draft.tag_from_label {
+        let label = TagLabel::parse(label)?;
+        let start: Reference = source(&image.imagename).parse()?;
+        let last_tag_stands_in = draft.has_default_tag && release.last_tag_stands_in();
+        let tag = discover_tag(&start, &label, last_tag_stands_in, sources).await?;
+        image.imagename = format!("{}:{tag}", without_tag(&image.imagename));
+    }
+    let wanted = draft.entry.modify.as_ref().map(|modify| &modify.only_with_labels);
+    let has_labels = match wanted.filter(|labels| !labels.is_empty()) {
+        None => false,
+        Some(wanted) => {
+            let reference: Reference = source(&image.imagename).parse()?;
+            let config = sources.config(&reference).await;
+            let labels = config.map_err(|error| about(&reference, error))?.labels;
+            wanted.iter().all(|label| labels.contains_key(label))
+        }
+    };
+    Ok(ResolvedImage { image, has_labels })
+}
+
+/// The tag that the labels of `image` tell. Where they tell none it keeps its own.
+///
+/// # Errors
+/// [`DiscoverError`] where the image or the tag does not exist, or the registry fails.
+pub async fn discover_tag(
+    image: &Reference,
+    label: &TagLabel,
+    last_tag_stands_in: bool,
+    sources: &Sources,
+) -> Result<String, DiscoverError> {
+    let own = image.identifier();
+    let inspected = match sources.image(image).await {
+        Ok(_) => image.clone(),
+        Err(error) if error.is_not_found() && last_tag_stands_in => {
+            last_tag(image, sources).await?
+        }
+        Err(error) => return Err(about(image, error)),
+    };
+    let config = sources.config(&inspected).await.map_err(|error| about(&inspected, error))?;
+    let tag = label.tag(&config.labels).unwrap_or_else(|missing| {
+        tracing::info!(%image, missing, "the image lacks the label and keeps its tag");
+        own
+    });
+    let named = tag.parse().map(|tag| image.with_tag(tag));
+    let exists = match &named {
+        Ok(named) => sources.has(named, &inspected).await.map_err(|error| about(named, error))?,
+        // What is no tag cannot be there.
+        Err(_) => false,
+    };
+    if exists { Ok(tag) } else { Err(no_tag(image, tag, sources).await) }
+}
+
+/// `image` under the last tag of its repository.
+async fn last_tag(image: &Reference, sources: &Sources) -> Result<Reference, DiscoverError> {
+    let tags = sources.client().tags(image.repository()).await;
+    let tags = tags.map_err(|error| about(image, error))?;
+    let last = tags.last().and_then(|tag| tag.parse().ok());
+    last.map(|tag| image.with_tag(tag)).ok_or_else(|| DiscoverError::NotFound(image.clone()))
+}
+
+async fn no_tag(image: &Reference, tag: String, sources: &Sources) -> DiscoverError {
+    match sources.client().tags(image.repository()).await {
+        Ok(mut tags) => {
+            tags.sort();
+            let (repository, available) = (image.repository().to_string(), tags.join(", "));
+            DiscoverError::NoTag { repository, tag, available }
+        }
+        Err(error) => about(image, error),
+    }
+}
+
+fn about(image: &Reference, error: RegistryError) -> DiscoverError {
+    if error.is_not_found() {
+        return DiscoverError::NotFound(image.clone());
+    }
+    DiscoverError::Registry { image: image.clone(), source: Box::new(error) }
+}
+
+/// The name up to its tag.
+fn without_tag(imagename: &str) -> &str {
+    match imagename.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => imagename,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_not_a_tag() {
+        assert_eq!(without_tag("r:5000/a/b:t"), "r:5000/a/b");
+        assert_eq!(without_tag("r:5000/a/b"), "r:5000/a/b");
+    }
+}
