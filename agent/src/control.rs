@@ -97,6 +97,14 @@ impl Failure {
         Self { error: error.to_string(), cause }
     }
 
+    /// The failure and its causes, separated by colons.
+    pub fn in_words(&self) -> String {
+        match &self.cause {
+            Some(cause) => format!("{}: {}", self.error, cause.in_words()),
+            None => self.error.clone(),
+        }
+    }
+
     /// The failure as one line of JSON.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("failures are plain data")

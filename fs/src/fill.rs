@@ -40,6 +40,9 @@ use crate::index::{Backing, LayerTree, SpanTable};
 use crate::object::{CHUNK, ObjectKey, Store};
 use crate::source::{Piece, PieceRequest, Priority, Scope, Source, SourceError};
 
+/// Span tables above this size are not fetched into memory: 700,000 spans.
+const TABLE_MAX: u64 = 64 * 1024 * 1024;
+
 /// Why a read cannot be answered.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum FillError {
@@ -213,6 +216,9 @@ impl Filler {
         let stored = self.blobs.get(&header.spans).or_else(|| self.blobs.get(&header.span_table));
         let bytes = match stored {
             Some(stored) => stored,
+            None if header.span_table_size.get() > TABLE_MAX => {
+                return Err(layer.damaged("its span table is above 64 MiB"));
+            }
             None => {
                 let range = 0..header.span_table_size.get();
                 let piece = Piece { blob: header.spans, range, digest: header.span_table };

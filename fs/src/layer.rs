@@ -11,6 +11,7 @@
 mod archive;
 mod builder;
 mod content;
+mod layout;
 mod numeric;
 mod sparse;
 mod stream;

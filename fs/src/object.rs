@@ -7,12 +7,14 @@
 //! ```
 //!
 //! Content enters only as an [`Object`], which is hashed on the way in, so that whatever has a
-//! name has the content of that name. Nothing is synced: after a power cut an object may be
-//! damaged, which its size or a later check tells. To the reader, every fault of the store is a
-//! miss.
+//! name has the content of that name. Nothing is synced; instead, an object is hashed again when
+//! a process first uses it, and when its file was touched since (a large one chunk by chunk), so
+//! that neither a power cut nor a disk can make a wrong byte. To the reader, every fault of the
+//! store is a miss.
 
 mod key;
 mod partial;
+mod stamp;
 mod store;
 
 pub use key::{CHUNK, ObjectKey};

@@ -278,6 +278,53 @@ async fn a_large_file_comes_in_chunk_by_chunk() {
     assert!(matches!(machine.read(node, 0, 10).await, Err(ViewError::Fill(_))));
 }
 
+/// Damages every object and every part of one in the cache of `machine`: a byte in the middle,
+/// the size, or all of it.
+fn damage(machine: &Machine) -> usize {
+    let fans = std::fs::read_dir(machine.directory.path().join("objects")).unwrap();
+    let directories =
+        fans.map(|fan| fan.unwrap().path()).chain([machine.directory.path().join("partial")]);
+    let mut count = 0;
+    for directory in directories {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            let mut bytes = std::fs::read(&path).unwrap();
+            let middle = bytes.len() / 2;
+            match count % 3 {
+                0 => bytes[middle] ^= 1,
+                1 => bytes.truncate(middle),
+                _ => bytes.fill(0),
+            }
+            std::fs::write(&path, bytes).unwrap();
+            count += 1;
+        }
+    }
+    count
+}
+
+#[tokio::test]
+async fn what_is_damaged_on_disk_is_fetched_again_and_never_shown() {
+    let (source, index, expected) = sample(gzip);
+    let machine = Machine::new(source.clone());
+    let root = machine.mount(&[index]);
+    let large = machine.find(root, "large").unwrap();
+    machine.read(large, 3_000_000, 1000).await.unwrap();
+    assert!(damage(&machine) > 0);
+    assert!(machine.files(root).await == expected);
+    assert!(damage(&machine) > 100);
+    source.down.store(true, Ordering::SeqCst);
+    // Pieces that were fetched a moment ago may still serve; nothing else may.
+    for path in ["lib/d3/f3", "large"] {
+        let node = machine.find(root, path).unwrap();
+        match machine.read(node, 0, 50).await {
+            Ok(bytes) => assert!(bytes == expected[&format!("/{path}")][..50], "{path}"),
+            Err(error) => assert!(matches!(error, ViewError::Fill(_)), "{error}"),
+        }
+    }
+    source.down.store(false, Ordering::SeqCst);
+    assert!(machine.files(root).await == expected);
+}
+
 #[tokio::test]
 async fn upper_layers_hide_and_replace_lower_ones() {
     let source = Arc::new(MemorySource::default());

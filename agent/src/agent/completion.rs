@@ -14,6 +14,7 @@ use undermount_fs::fill::{IngestError, Pace, Progress};
 use undermount_fs::source::Priority;
 
 use super::images::{ImageError, ImageFault, Images, Ready};
+use crate::control::Failure;
 
 /// A program that starts in the mount comes first.
 const DELAY: Duration = Duration::from_secs(3);
@@ -69,7 +70,7 @@ impl Completer {
                 }
                 Err(error) => error,
             };
-            let words = in_words(&error);
+            let words = Failure::of(&error).in_words();
             tracing::warn!(error = words, "cannot complete an image");
             set(trouble, Some(words));
             if is_final(&error) {
@@ -110,11 +111,4 @@ fn is_final(error: &ImageError) -> bool {
                 | IngestError::Layer { .. }
         )
     )
-}
-
-fn in_words(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(cause) => format!("{error}: {}", in_words(cause)),
-        None => error.to_string(),
-    }
 }

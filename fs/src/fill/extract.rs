@@ -164,7 +164,7 @@ fn keep_chunk(
     unit: usize,
     chunk: &Verified,
 ) -> Result<(), StoreError> {
-    let partial = store.partial(&content.key, content.size)?;
+    let partial = store.large_or_new(&content.key, content.size)?;
     if partial.has(unit, chunk.digest()) {
         return Ok(());
     }

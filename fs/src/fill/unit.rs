@@ -117,13 +117,11 @@ impl Content {
 
     /// Reads from `offset` on, where the store has all of it; the range must lie in the file.
     pub fn read_stored(&self, store: &Store, offset: u64, bytes: &mut [u8]) -> bool {
-        if let Some(file) = store.get(&self.key, self.size) {
-            return file.read_exact_at(bytes, offset).is_ok();
+        if !self.is_large() {
+            let file = store.get(&self.key, self.size);
+            return file.is_some_and(|file| file.read_exact_at(bytes, offset).is_ok());
         }
-        if !self.is_large() || !store.has_partial(&self.key) {
-            return false;
-        }
-        let Ok(partial) = store.partial(&self.key, self.size) else { return false };
+        let Some(partial) = store.large(&self.key, self.size) else { return false };
         let end = offset.saturating_add(bytes.len() as u64);
         self.units(offset..end)
             .all(|unit| self.chunks.get(unit).is_some_and(|digest| partial.has(unit, digest)))

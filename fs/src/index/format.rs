@@ -26,6 +26,8 @@
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::IndexError;
+use crate::codec::Codec;
 use crate::digest::Digest;
 
 /// First bytes of a tree file.
@@ -38,6 +40,22 @@ pub const VERSION: u32 = 1;
 
 /// Stands for "no xattr set" and "no object".
 pub const NONE: u32 = u32::MAX;
+
+/// Checks how a file of `kind` begins; its codec.
+pub fn check_head(
+    kind: &'static str,
+    magic: ([u8; 8], [u8; 8]),
+    version: u32,
+    codec: u32,
+) -> Result<Codec, IndexError> {
+    if magic.0 != magic.1 {
+        return Err(IndexError::Magic { kind });
+    }
+    if version != VERSION {
+        return Err(IndexError::Version { kind, found: version, expected: VERSION });
+    }
+    Codec::from_number(codec).ok_or(IndexError::Damaged { kind, what: "unknown codec" })
+}
 
 /// Start and length of a section in bytes from the start of the file.
 #[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

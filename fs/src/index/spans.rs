@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::format::{SPANS_MAGIC, SpanRecord, SpansHeader, VERSION};
+use super::format::{SPANS_MAGIC, SpanRecord, SpansHeader, VERSION, check_head};
 use super::{Backing, IndexError};
 use crate::codec::{Codec, Scan, Start};
 use crate::digest::{Digest, Verified};
@@ -97,15 +97,8 @@ impl SpanTable {
         let damaged = |what| IndexError::Damaged { kind: KIND, what };
         let (header, _) =
             SpansHeader::ref_from_prefix(&bytes).map_err(|_| damaged("shorter than its header"))?;
-        if header.magic != SPANS_MAGIC {
-            return Err(IndexError::Magic { kind: KIND });
-        }
-        if header.version != VERSION {
-            let found = header.version.get();
-            return Err(IndexError::Version { kind: KIND, found, expected: VERSION });
-        }
-        let codec =
-            Codec::from_number(header.codec.get()).ok_or_else(|| damaged("unknown codec"))?;
+        let magic = (header.magic, SPANS_MAGIC);
+        let codec = check_head(KIND, magic, header.version.get(), header.codec.get())?;
         let layer = header.layer;
         let room = (bytes.len() - HEADER) / RECORD;
         let count = usize::try_from(header.count.get())

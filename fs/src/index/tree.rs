@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::format::{
     DirectoryEntry, EntryKind, Extent, InodeFlags, InodeRecord, NONE, Section, TREE_MAGIC,
-    TreeHeader, TreeSections, VERSION,
+    TreeHeader, TreeSections, VERSION, check_head,
 };
 use super::{Backing, IndexError};
 use crate::codec::Codec;
@@ -89,15 +89,8 @@ impl LayerTree {
     pub fn new(bytes: Backing) -> Result<Self, IndexError> {
         let (header, _) =
             TreeHeader::read_from_prefix(&bytes).map_err(|_| damaged("shorter than its header"))?;
-        if header.magic != TREE_MAGIC {
-            return Err(IndexError::Magic { kind: KIND });
-        }
-        if header.version != VERSION {
-            let found = header.version.get();
-            return Err(IndexError::Version { kind: KIND, found, expected: VERSION });
-        }
-        let codec =
-            Codec::from_number(header.codec.get()).ok_or_else(|| damaged("unknown codec"))?;
+        let magic = (header.magic, TREE_MAGIC);
+        let codec = check_head(KIND, magic, header.version.get(), header.codec.get())?;
         let place = |section: &Section, record: usize| {
             let start = usize::try_from(section.offset.get()).ok()?;
             let length = usize::try_from(section.length.get()).ok()?;

@@ -11,11 +11,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use super::LayerError;
 use super::archive::{Content, Member, MemberKind};
 use super::content::{ContentHasher, ObjectSink};
+use super::layout::{Layout, count};
 use super::stream::TarStream;
 use crate::digest::Digest;
-use crate::index::{
-    DirectoryEntry, EntryKind, Extent, IndexError, InodeFlags, InodeRecord, NONE, Sections,
-};
+use crate::index::{Extent, NONE, Sections};
 use crate::object::ObjectKey;
 use crate::path::clean;
 
@@ -33,8 +32,8 @@ const LINKS_MAX: usize = 40;
 const XATTR_NAME_MAX: usize = 255;
 const XATTR_VALUE_MAX: usize = 64 * 1024;
 
-type NodeId = usize;
-const ROOT: NodeId = 0;
+pub(super) type NodeId = usize;
+pub(super) const ROOT: NodeId = 0;
 
 /// The arrays of a tree and what was summed up on the way.
 pub struct TreeParts {
@@ -47,30 +46,33 @@ pub struct TreeParts {
 /// The content of a file: where it lies and what it is called.
 #[derive(Clone)]
 pub struct FileContent {
-    size: u64,
-    key: u32,
-    place: Place,
+    pub(super) size: u64,
+    pub(super) key: u32,
+    pub(super) place: Place,
 }
 
+/// Where in the tar a content is.
 #[derive(Clone)]
-enum Place {
+pub(super) enum Place {
     /// In one run at this position of the tar stream.
     Whole(u64),
     /// In these runs.
     Sparse(Vec<Extent>),
 }
 
-struct Node {
-    kind: NodeKind,
-    mode: u32,
-    uid: u32,
-    gid: u32,
-    mtime: (i64, u32),
-    rdev: u32,
-    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+/// A thing in the tree, under one name or several.
+pub(super) struct Node {
+    pub kind: NodeKind,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub mtime: (i64, u32),
+    pub rdev: u32,
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
-enum NodeKind {
+/// What a node is.
+pub(super) enum NodeKind {
     Directory(Directory),
     File(FileContent),
     Symlink(Vec<u8>),
@@ -78,18 +80,19 @@ enum NodeKind {
     Special,
 }
 
+/// What a directory holds and hides.
 #[derive(Default)]
-struct Directory {
-    children: BTreeMap<Vec<u8>, NodeId>,
-    whiteouts: BTreeSet<Vec<u8>>,
-    opaque: bool,
-    implicit: bool,
+pub(super) struct Directory {
+    pub children: BTreeMap<Vec<u8>, NodeId>,
+    pub whiteouts: BTreeSet<Vec<u8>>,
+    pub opaque: bool,
+    pub implicit: bool,
 }
 
 /// Collects members.
 pub struct Builder {
-    nodes: Vec<Node>,
-    digests: Vec<Digest>,
+    pub(super) nodes: Vec<Node>,
+    pub(super) digests: Vec<Digest>,
     keys: HashMap<ObjectKey, u32>,
     content_size: u64,
 }
@@ -433,7 +436,7 @@ impl Node {
         Self { kind: NodeKind::LowerLink(target), mode: 0, ..Self::implicit_directory() }
     }
 
-    fn is_directory(&self) -> bool {
+    pub fn is_directory(&self) -> bool {
         matches!(self.kind, NodeKind::Directory(_))
     }
 
@@ -453,227 +456,4 @@ impl Node {
 /// The device number as the kernel hands it out in 32 bits: 12 bits of major, 20 of minor.
 fn device_number(major: u32, minor: u32) -> u32 {
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
-}
-
-fn count(number: usize, what: &'static str) -> Result<u32, IndexError> {
-    u32::try_from(number).ok().filter(|&n| n != NONE).ok_or(IndexError::TooLarge { what })
-}
-
-/// Lays a tree out breadth first.
-struct Layout {
-    builder: Builder,
-    sections: Sections,
-    names: HashMap<Vec<u8>, u32>,
-    xattrs: HashMap<Vec<u8>, u32>,
-    /// The inode number of each node that has one.
-    numbers: HashMap<NodeId, u32>,
-    /// Position of the content and inode, for `order`.
-    contents: Vec<(u64, u32)>,
-}
-
-impl Layout {
-    fn new(builder: Builder) -> Self {
-        Self {
-            builder,
-            sections: Sections::default(),
-            names: HashMap::new(),
-            xattrs: HashMap::new(),
-            numbers: HashMap::new(),
-            contents: Vec::new(),
-        }
-    }
-
-    fn run(mut self) -> Result<Sections, IndexError> {
-        self.sections.digests = std::mem::take(&mut self.builder.digests);
-        self.inode(ROOT, 0)?;
-        let mut queue = VecDeque::from([(ROOT, 0)]);
-        while let Some((node, number)) = queue.pop_front() {
-            self.directory(node, number, &mut queue)?;
-        }
-        self.contents.sort_unstable();
-        self.sections.order = self.contents.iter().map(|&(_, inode)| inode.into()).collect();
-        Ok(self.sections)
-    }
-
-    fn directory(
-        &mut self,
-        node: NodeId,
-        number: u32,
-        queue: &mut VecDeque<(NodeId, u32)>,
-    ) -> Result<(), IndexError> {
-        let NodeKind::Directory(directory) = &mut self.builder.nodes[node].kind else {
-            return Ok(());
-        };
-        let mut children: BTreeMap<Vec<u8>, Option<NodeId>> =
-            std::mem::take(&mut directory.children)
-                .into_iter()
-                .map(|(name, child)| (name, Some(child)))
-                .collect();
-        for hidden in std::mem::take(&mut directory.whiteouts) {
-            match children.get(&hidden) {
-                Some(Some(child)) => self.hide_below(*child),
-                Some(None) => {}
-                None => drop(children.insert(hidden, None)),
-            }
-        }
-        let first = count(self.sections.entries.len(), "directory entries")?;
-        let length = count(children.len(), "directory entries")?;
-        let mut subdirectories = 0;
-        for (name, child) in children {
-            let entry = self.entry(&name, child, number, queue)?;
-            subdirectories +=
-                u32::from(child.is_some_and(|c| self.builder.nodes[c].is_directory()));
-            self.sections.entries.push(entry);
-        }
-        let inode = &mut self.sections.inodes[number as usize];
-        inode.data = pack(first, length).into();
-        inode.nlink = (2 + subdirectories).into();
-        Ok(())
-    }
-
-    /// A whiteout of something that the same layer adds hides only what lies below it.
-    fn hide_below(&mut self, child: NodeId) {
-        if let NodeKind::Directory(directory) = &mut self.builder.nodes[child].kind {
-            directory.opaque = true;
-        }
-    }
-
-    fn entry(
-        &mut self,
-        name: &[u8],
-        child: Option<NodeId>,
-        parent: u32,
-        queue: &mut VecDeque<(NodeId, u32)>,
-    ) -> Result<DirectoryEntry, IndexError> {
-        let (kind, inode) = match child {
-            None => (EntryKind::Whiteout, 0),
-            Some(node) => {
-                let number = match self.numbers.get(&node) {
-                    Some(&number) => number,
-                    None => {
-                        let number = self.inode(node, parent)?;
-                        if self.builder.nodes[node].is_directory() {
-                            queue.push_back((node, number));
-                        }
-                        number
-                    }
-                };
-                let record = &mut self.sections.inodes[number as usize];
-                record.nlink = (record.nlink.get() + 1).into();
-                match self.builder.nodes[node].kind {
-                    NodeKind::LowerLink(_) => (EntryKind::LowerLink, number),
-                    _ => (EntryKind::Inode, number),
-                }
-            }
-        };
-        Ok(DirectoryEntry {
-            inode: inode.into(),
-            name: self.intern_name(name)?.into(),
-            name_length: (name.len() as u16).into(),
-            kind: kind.number(),
-            reserved: 0,
-        })
-    }
-
-    /// Numbers a node. Its entries, if it is a directory, follow later.
-    fn inode(&mut self, id: NodeId, parent: u32) -> Result<u32, IndexError> {
-        let number = count(self.sections.inodes.len(), "inodes")?;
-        self.numbers.insert(id, number);
-        let xattrs = std::mem::take(&mut self.builder.nodes[id].xattrs);
-        let xattrs = self.intern_xattrs(&xattrs)?;
-        let kind = std::mem::replace(&mut self.builder.nodes[id].kind, NodeKind::Special);
-        let (size, data, key, flags) = self.describe(&kind, number)?;
-        self.builder.nodes[id].kind = kind;
-        let node = &self.builder.nodes[id];
-        self.sections.inodes.push(InodeRecord {
-            mode: node.mode.into(),
-            uid: node.uid.into(),
-            gid: node.gid.into(),
-            nlink: 0.into(),
-            size: size.into(),
-            mtime: node.mtime.0.into(),
-            mtime_nanos: node.mtime.1.into(),
-            rdev: node.rdev.into(),
-            data: data.into(),
-            key: key.into(),
-            xattrs: xattrs.into(),
-            parent: parent.into(),
-            flags: flags.into(),
-        });
-        Ok(number)
-    }
-
-    /// Size, data, key and flags of an inode.
-    fn describe(
-        &mut self,
-        kind: &NodeKind,
-        number: u32,
-    ) -> Result<(u64, u64, u32, u32), IndexError> {
-        Ok(match kind {
-            NodeKind::Directory(directory) => {
-                let opaque = if directory.opaque { InodeFlags::OPAQUE } else { 0 };
-                let implicit = if directory.implicit { InodeFlags::IMPLICIT } else { 0 };
-                (0, 0, NONE, opaque | implicit)
-            }
-            NodeKind::File(content) => match &content.place {
-                Place::Whole(position) => {
-                    if content.size > 0 {
-                        self.contents.push((*position, number));
-                    }
-                    (content.size, *position, content.key, 0)
-                }
-                Place::Sparse(extents) => {
-                    let first = count(self.sections.extents.len(), "extents")?;
-                    let position = extents.first().map_or(0, |extent| extent.data.get());
-                    if content.size > 0 {
-                        self.contents.push((position, number));
-                    }
-                    self.sections.extents.extend_from_slice(extents);
-                    let data = pack(first, count(extents.len(), "extents")?);
-                    (content.size, data, content.key, InodeFlags::SPARSE)
-                }
-            },
-            NodeKind::Symlink(target) | NodeKind::LowerLink(target) => {
-                let start = self.intern_name(target)?;
-                let length = count(target.len(), "bytes in a link target")?;
-                (target.len() as u64, pack(start, length), NONE, 0)
-            }
-            NodeKind::Special => (0, 0, NONE, 0),
-        })
-    }
-
-    fn intern_name(&mut self, name: &[u8]) -> Result<u32, IndexError> {
-        if let Some(&start) = self.names.get(name) {
-            return Ok(start);
-        }
-        let start = count(self.sections.names.len(), "bytes of names")?;
-        self.sections.names.extend_from_slice(name);
-        self.names.insert(name.to_vec(), start);
-        Ok(start)
-    }
-
-    fn intern_xattrs(&mut self, set: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<u32, IndexError> {
-        if set.is_empty() {
-            return Ok(NONE);
-        }
-        let mut bytes = (set.len() as u16).to_le_bytes().to_vec();
-        for (name, value) in set {
-            bytes.extend((name.len() as u16).to_le_bytes());
-            bytes.extend((value.len() as u32).to_le_bytes());
-            bytes.extend(name);
-            bytes.extend(value);
-        }
-        if let Some(&start) = self.xattrs.get(&bytes) {
-            return Ok(start);
-        }
-        let start = count(self.sections.xattrs.len(), "bytes of extended attributes")?;
-        self.sections.xattrs.extend_from_slice(&bytes);
-        self.xattrs.insert(bytes, start);
-        Ok(start)
-    }
-}
-
-/// Two numbers in one field: the first in the low half.
-fn pack(first: u32, count: u32) -> u64 {
-    u64::from(first) | u64::from(count) << 32
 }

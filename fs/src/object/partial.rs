@@ -1,4 +1,4 @@
-//! Large objects that arrive chunk by chunk.
+//! Large objects, which arrive and are verified chunk by chunk.
 //!
 //! There is no map of what has arrived: after a restart each chunk is unknown, and its digest,
 //! which the reader brings along, tells on first use whether it is there. So no order of writes
@@ -9,20 +9,24 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::CHUNK;
+use super::stamp::{Stamp, note_use};
 use crate::digest::{Digest, Verified};
 
 const UNKNOWN: u8 = 0;
 const ABSENT: u8 = 1;
 const PRESENT: u8 = 2;
 
-/// The file of a large object of which some chunks are there.
+/// The file of a large object of which some chunks, or all, are there.
 pub struct Partial {
     file: File,
     size: u64,
     chunks: Box<[AtomicU8]>,
     present: AtomicUsize,
+    /// The file after our own last write.
+    stamp: Mutex<Option<Stamp>>,
 }
 
 impl Partial {
@@ -37,7 +41,15 @@ impl Partial {
         }
         let state = if fresh { ABSENT } else { UNKNOWN };
         let chunks = (0..size.div_ceil(CHUNK)).map(|_| AtomicU8::new(state)).collect();
-        Ok(Self { file, size, chunks, present: AtomicUsize::new(0) })
+        note_use(&file);
+        let stamp = Mutex::new(Stamp::of(&file));
+        Ok(Self { file, size, chunks, present: AtomicUsize::new(0), stamp })
+    }
+
+    /// Whether somebody else has touched the file: then nothing is known of its chunks.
+    pub(super) fn is_touched(&self) -> bool {
+        let stamp = self.stamp.lock().unwrap_or_else(PoisonError::into_inner);
+        *stamp != Stamp::of(&self.file)
     }
 
     /// Size of the whole object in bytes.
@@ -91,7 +103,11 @@ impl Partial {
         if chunk >= self.chunks.len() || bytes.bytes().len() != self.length(chunk) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        self.file.write_all_at(bytes.bytes(), chunk as u64 * CHUNK)?;
+        {
+            let mut stamp = self.stamp.lock().unwrap_or_else(PoisonError::into_inner);
+            self.file.write_all_at(bytes.bytes(), chunk as u64 * CHUNK)?;
+            *stamp = Stamp::of(&self.file);
+        }
         let was_missing = self.chunks[chunk].swap(PRESENT, Ordering::AcqRel) != PRESENT;
         if was_missing {
             self.present.fetch_add(1, Ordering::AcqRel);

@@ -3,18 +3,16 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
 
 use lru::LruCache;
-use nix::sys::stat::{UtimensatFlags, utimensat};
-use nix::sys::time::{TimeSpec, TimeValLike};
 use tempfile::NamedTempFile;
 
-use super::{Object, ObjectKey, Partial};
+use super::stamp::{self, Stamp};
+use super::{CHUNK, Object, ObjectKey, Partial};
 use crate::digest::{Digest, Verified};
 
 /// Descriptors of objects that are kept open.
@@ -23,8 +21,8 @@ const HANDLES: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 /// Descriptors of incomplete objects that are kept open.
 const PARTIALS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
 
-/// An object's time of last use is written down when it is older than this.
-const USE_GRANULARITY: Duration = Duration::from_secs(60);
+/// Objects that are known to be undamaged without another look.
+const PROVEN: NonZeroUsize = NonZeroUsize::new(1 << 16).expect("not zero");
 
 /// Eviction goes on until this share of the quota is used, in per cent.
 const EVICT_TO_PERCENT: u64 = 90;
@@ -63,6 +61,8 @@ pub struct Store {
     used: AtomicU64,
     evicted: AtomicU64,
     handles: Mutex<LruCache<ObjectKey, Arc<File>>>,
+    /// Small objects that were hashed by this process, as their files were then.
+    proven: Mutex<LruCache<ObjectKey, Stamp>>,
     partials: Mutex<LruCache<ObjectKey, Arc<Partial>>>,
     evictor: Mutex<()>,
 }
@@ -99,6 +99,7 @@ impl Store {
             used: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             handles: Mutex::new(LruCache::new(HANDLES)),
+            proven: Mutex::new(LruCache::new(PROVEN)),
             partials: Mutex::new(LruCache::new(PARTIALS)),
             evictor: Mutex::new(()),
         };
@@ -125,21 +126,25 @@ impl Store {
         lock(&self.handles).contains(key) || self.path(key).exists()
     }
 
-    /// The complete object of `size` bytes, `None` where it is not here. One of another size is
-    /// damaged and goes.
+    /// The complete object of at most 1 MiB and of `size` bytes; `None` where it is not here. It is
+    /// hashed on its first use, and again after somebody has touched its file; a damaged one goes.
     pub fn get(&self, key: &ObjectKey, size: u64) -> Option<Arc<File>> {
-        if let Some(file) = lock(&self.handles).get(key) {
-            return Some(file.clone());
+        let proven = lock(&self.proven).get(key).copied();
+        let handle = lock(&self.handles).get(key).cloned();
+        if let Some(file) = handle.filter(|file| Stamp::of(file) == proven) {
+            return Some(file);
         }
         let path = self.path(key);
         let file = File::open(&path).ok()?;
-        let metadata = file.metadata().ok()?;
-        if metadata.len() != size {
-            tracing::warn!(object = %key, found = metadata.len(), expected = size, "damaged object");
-            self.remove(&path, metadata.blocks() * 512);
+        let stamp = Stamp::of(&file)?;
+        let right = proven == Some(stamp) || stamp.size == size && hashes_to(&file, size, key);
+        if !right {
+            tracing::warn!(object = %key, path = %path.display(), "damaged object removed");
+            self.remove(&path, size);
             return None;
         }
-        note_use(&file, &metadata);
+        stamp::note_use(&file);
+        lock(&self.proven).put(*key, Stamp::of(&file)?);
         let file = Arc::new(file);
         lock(&self.handles).put(*key, file.clone());
         Some(file)
@@ -179,24 +184,45 @@ impl Store {
         Ok(())
     }
 
-    /// The large object of `size` bytes while it is incomplete; made where it is missing.
+    /// What is here of the large object of `size` bytes: all of it, some chunks, or nothing.
+    pub fn large(&self, key: &ObjectKey, size: u64) -> Option<Arc<Partial>> {
+        if let Some(partial) = lock(&self.partials).get(key)
+            && !partial.is_touched()
+        {
+            return Some(partial.clone());
+        }
+        let complete = self.path(key);
+        let path = if complete.exists() { complete } else { self.partial.join(key.hex()) };
+        if !path.exists() {
+            return None;
+        }
+        self.open_large(key, path, size).ok()
+    }
+
+    /// As [`Self::large`], for writing: made where nothing is here.
     ///
     /// # Errors
     /// [`StoreError`] where its file cannot be opened.
-    pub fn partial(&self, key: &ObjectKey, size: u64) -> Result<Arc<Partial>, StoreError> {
+    pub fn large_or_new(&self, key: &ObjectKey, size: u64) -> Result<Arc<Partial>, StoreError> {
+        match self.large(key, size) {
+            Some(partial) => Ok(partial),
+            None => self.open_large(key, self.partial.join(key.hex()), size),
+        }
+    }
+
+    fn open_large(
+        &self,
+        key: &ObjectKey,
+        path: PathBuf,
+        size: u64,
+    ) -> Result<Arc<Partial>, StoreError> {
         let mut partials = lock(&self.partials);
-        if let Some(partial) = partials.get(key) {
+        if let Some(partial) = partials.get(key).filter(|partial| !partial.is_touched()) {
             return Ok(partial.clone());
         }
-        let path = self.partial.join(key.hex());
         let partial = Arc::new(Partial::open(&path, size).map_err(failed("open", &path))?);
         partials.put(*key, partial.clone());
         Ok(partial)
-    }
-
-    /// Whether some of a large object may be here.
-    pub fn has_partial(&self, key: &ObjectKey) -> bool {
-        self.partial.join(key.hex()).exists()
     }
 
     /// Writes a chunk of a partial object, and moves the object to its place when it was the last
@@ -222,7 +248,7 @@ impl Store {
         let to = self.path(key);
         lock(&self.partials).pop(key);
         match fs::rename(&from, &to) {
-            // Somebody else completed it, or it was evicted.
+            // It is in its place already and was repaired, or it was evicted.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result.map_err(failed("rename to", &to)),
         }
@@ -297,21 +323,9 @@ struct Surveyed {
     last_use: (i64, i64),
 }
 
-/// The modification time of an object is the time of its last use: its content never changes.
-fn note_use(file: &File, metadata: &fs::Metadata) {
-    let now = SystemTime::now();
-    let recent = metadata
-        .modified()
-        .is_ok_and(|last| now.duration_since(last).is_ok_and(|age| age < USE_GRANULARITY));
-    if !recent {
-        let keep = TimeSpec::new(0, libc::UTIME_OMIT);
-        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let now = TimeSpec::nanoseconds(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX));
-        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file));
-        let follow = UtimensatFlags::FollowSymlink;
-        // Without it, the object is only evicted earlier than it could be.
-        let _ = utimensat(nix::fcntl::AT_FDCWD, path.as_str(), &keep, &now, follow);
-    }
+fn hashes_to(file: &File, size: u64, key: &ObjectKey) -> bool {
+    let mut content = vec![0; usize::try_from(size.min(CHUNK)).unwrap_or_default()];
+    file.read_exact_at(&mut content, 0).is_ok() && ObjectKey::small(&content) == *key
 }
 
 fn allocated(file: &File) -> u64 {
@@ -336,7 +350,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
+    use std::time::{Duration, SystemTime};
 
     use super::*;
     use bytes::Bytes;
@@ -374,6 +388,31 @@ mod tests {
         assert!(!store.path(object.key()).exists());
         store.insert(&object).unwrap();
         assert!(store.get(object.key(), 7).is_some());
+    }
+
+    #[test]
+    fn a_damaged_object_of_the_right_size_is_a_miss_and_goes() {
+        let root = tempfile::tempdir().unwrap();
+        let object = object("content");
+        open(root.path()).insert(&object).unwrap();
+        let store = open(root.path());
+        fs::write(store.path(object.key()), "CONTENT").unwrap();
+        assert!(store.get(object.key(), 7).is_none());
+        assert!(!store.contains(object.key()));
+    }
+
+    #[test]
+    fn an_object_that_was_touched_is_hashed_again() {
+        let root = tempfile::tempdir().unwrap();
+        let (first, second) = (object("content"), object("other"));
+        let store = open(root.path());
+        for object in [&first, &second] {
+            store.insert(object).unwrap();
+            assert!(store.get(object.key(), object.bytes().len() as u64).is_some());
+        }
+        fs::write(store.path(first.key()), "CONTENT").unwrap();
+        assert!(store.get(first.key(), 7).is_none());
+        assert!(store.get(second.key(), 5).is_some());
     }
 
     #[test]
