@@ -11,6 +11,7 @@ mod clock;
 mod exit;
 mod logging;
 mod mount;
+mod overcloud;
 mod owner;
 mod prepare;
 mod progress;
@@ -48,7 +49,11 @@ enum Command {
     Prepare(prepare::PrepareArgs),
     Registry(registry::RegistryArgs),
     #[command(subcommand)]
+    Overcloud(overcloud::Overcloud),
+    #[command(subcommand)]
     Tripleo(tripleo::Tripleo),
+    #[command(subcommand, hide = true)]
+    X(tripleo::Harness),
 }
 
 impl Command {
@@ -73,7 +78,9 @@ impl Command {
             Self::Worker(args) => args.run(),
             Self::Prepare(args) => block_on(args.run(prepare::Habits::OWN)),
             Self::Registry(args) => block_on(args.run()),
+            Self::Overcloud(command) => block_on(command.run()),
             Self::Tripleo(command) => block_on(command.run()),
+            Self::X(verb) => verb.run(),
         }
     }
 }

@@ -9,6 +9,7 @@
 //! Everything before the copy is decided before anything moves; the rules are pure functions,
 //! and only [`discover`] and [`copy`] talk to registries.
 
+pub mod ceph;
 pub mod copy;
 pub mod credentials;
 pub mod discover;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use undermount::image::Platform;
-use undermount::prepare::copy::{self, CopyError, CopyJob, CopyOptions};
+use undermount::prepare::copy::{self, CopyError, CopyJob, CopyOptions, ManifestFormat};
 use undermount::prepare::discover::DiscoverError;
 use undermount::prepare::draft::Draft;
 use undermount::prepare::environment::{self, Environment};
@@ -97,6 +97,10 @@ pub struct CopyArgs {
     /// before it has arrived [default: auto; off in the original's spellings]
     #[arg(long, value_enum, value_name = "WHEN")]
     index: Option<Index>,
+    /// What manifests look like at the destination [default: keep; docker in the original's
+    /// spellings]
+    #[arg(long, value_enum, value_name = "FORM")]
+    manifests: Option<Manifests>,
     /// Which local copies of modified images are removed in the end: full, partial (the source
     /// copies) or none
     #[arg(long, value_name = "WHICH", default_value_t, value_parser = Cleanup::parse)]
@@ -110,6 +114,24 @@ enum Index {
     Auto,
     /// Never
     Off,
+}
+
+/// [`ManifestFormat`] in words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Manifests {
+    /// As at the source: digests and signatures hold
+    Keep,
+    /// OCI manifests become docker's, as the original does
+    Docker,
+}
+
+impl From<Manifests> for ManifestFormat {
+    fn from(manifests: Manifests) -> Self {
+        match manifests {
+            Manifests::Keep => Self::Keep,
+            Manifests::Docker => Self::Docker,
+        }
+    }
 }
 
 /// Which local copies of modified images are removed in the end.
@@ -152,13 +174,17 @@ pub struct Habits {
     allows_nothing: bool,
     /// Whether indexes are built where no flag says.
     index: Index,
+    /// What manifests look like where no flag says.
+    manifests: Manifests,
 }
 
 impl Habits {
     /// Those of `undermount prepare`.
-    pub const OWN: Self = Self { allows_nothing: false, index: Index::Auto };
+    pub const OWN: Self =
+        Self { allows_nothing: false, index: Index::Auto, manifests: Manifests::Keep };
     /// Those of `openstack tripleo container image prepare`.
-    pub const ORIGINAL: Self = Self { allows_nothing: true, index: Index::Off };
+    pub const ORIGINAL: Self =
+        Self { allows_nothing: true, index: Index::Off, manifests: Manifests::Docker };
 }
 
 impl PrepareArgs {
@@ -174,21 +200,41 @@ impl PrepareArgs {
             }
             tracing::warn!("{words}");
         }
-        let mut config = self.client.config();
-        request.configure(&mut config)?;
-        let insecure = Insecure::among(&draft.registries(), &Client::new(config.clone())).await;
-        insecure.allow(&mut config);
-        let sources = Sources::new(Client::new(config), Platform::host());
-        let mut resolved =
-            prepare::resolve(&request, draft, &sources, self.copy.skip_missing).await?;
+        let mut found = look_up(&request, draft, &self.client, self.copy.skip_missing).await?;
         if !self.output.dry_run {
-            self.copy.run(&mut resolved, &sources, habits).await?;
+            self.copy.run(&mut found.resolved, &found.sources, habits).await?;
         }
-        tell_missing(&resolved.missing);
-        resolved.plan.mark_insecure(&insecure.all());
-        self.output.write(&resolved.plan, now)?;
+        tell_missing(&found.resolved.missing);
+        found.resolved.plan.mark_insecure(&found.insecure.all());
+        self.output.write(&found.resolved.plan, now)?;
         Ok(Exit::Success)
     }
+}
+
+/// What registries said about a request.
+pub struct Found {
+    /// The plan.
+    pub resolved: Resolved,
+    /// The sources that were asked.
+    pub sources: Sources,
+    /// The registries without a verified certificate.
+    pub insecure: Insecure,
+}
+
+/// Asks the registries about `request`, whose images are those of `draft`.
+pub async fn look_up(
+    request: &Request,
+    draft: Draft,
+    client: &ClientArgs,
+    skip_missing: bool,
+) -> CliResult<Found> {
+    let mut config = client.config();
+    request.configure(&mut config)?;
+    let insecure = Insecure::among(&draft.registries(), &Client::new(config.clone())).await;
+    insecure.allow(&mut config);
+    let sources = Sources::new(Client::new(config), Platform::host());
+    let resolved = prepare::resolve(request, draft, &sources, skip_missing).await?;
+    Ok(Found { resolved, sources, insecure })
 }
 
 impl CopyArgs {
@@ -208,6 +254,7 @@ impl CopyArgs {
             jobs: self.jobs.into(),
             streams: self.jobs.into(),
             index: self.index.unwrap_or(habits.index) == Index::Auto,
+            manifests: self.manifests.unwrap_or(habits.manifests).into(),
             scratch: std::env::temp_dir(),
         };
         let report = copy::run(jobs, sources, &options, progress::for_stderr()).await?;
@@ -257,40 +304,40 @@ fn tell_missing(missing: &[DiscoverError]) {
 
 impl InputArgs {
     fn request(&self, now: LocalTime) -> CliResult<Request> {
-        let environment = Environment::read(&self.files()?)?;
+        let environment = read_environment(&self.environment_directories, &self.environment_files)?;
         let template = match &self.template_file {
             Some(path) => TemplateSource::File(path.clone()),
             None => TemplateSource::BuiltIn(self.release),
         };
         let append_tag = format!("-modified-{}", now.stamp());
-        let roles = self.roles()?;
+        let roles = read_roles(self.roles_file.as_deref())?;
         Ok(Request::from_environment(&environment, &roles, self.release, template, append_tag)?)
     }
+}
 
-    /// The environment files in the order in which they are merged.
-    fn files(&self) -> CliResult<Vec<PathBuf>> {
-        let default = std::env::home_dir().map(|home| home.join(".tripleo/environments"));
-        let directories = match self.environment_directories.as_slice() {
-            [] => default.into_iter().collect(),
-            named => named.to_vec(),
-        };
-        let mut files = Vec::new();
-        for directory in directories {
-            files.extend(environment::files_in(&directory)?);
-        }
-        files.extend(self.environment_files.iter().cloned());
-        Ok(files)
+/// Merges the *.yaml files of `directories`, or of the default one, with `files`.
+pub fn read_environment(directories: &[PathBuf], files: &[PathBuf]) -> CliResult<Environment> {
+    let default = std::env::home_dir().map(|home| home.join(".tripleo/environments"));
+    let directories = match directories {
+        [] => default.into_iter().collect(),
+        named => named.to_vec(),
+    };
+    let mut all = Vec::new();
+    for directory in directories {
+        all.extend(environment::files_in(&directory)?);
     }
+    all.extend(files.iter().cloned());
+    Ok(Environment::read(&all)?)
+}
 
-    fn roles(&self) -> CliResult<Vec<Role>> {
-        let named = self.roles_file.as_deref();
-        let path = named.unwrap_or(Path::new(ROLES_FILE));
-        let installed = Path::new(HEAT_TEMPLATES).join(path);
-        let path = if !path.exists() && installed.exists() { &installed } else { path };
-        match named {
-            None if !path.exists() => Ok(Vec::new()),
-            _ => Ok(role::read(path)?),
-        }
+/// The roles in the file `named`, or in the default one if it exists.
+pub fn read_roles(named: Option<&Path>) -> CliResult<Vec<Role>> {
+    let path = named.unwrap_or(Path::new(ROLES_FILE));
+    let installed = Path::new(HEAT_TEMPLATES).join(path);
+    let path = if !path.exists() && installed.exists() { &installed } else { path };
+    match named {
+        None if !path.exists() => Ok(Vec::new()),
+        _ => Ok(role::read(path)?),
     }
 }
 
@@ -300,13 +347,20 @@ impl OutputArgs {
         if let Some(path) = &self.output_images_file {
             env_file::write(path, &yaml::write(&plan.upload_list()))?;
         }
-        let arguments: Vec<_> = std::env::args().skip(1).collect();
-        let command = format!("undermount {}", arguments.join(" "));
-        let text = env_file::environment(plan.parameter_defaults(), &now.iso(), &command);
         match &self.output_env_file {
-            Some(path) => env_file::write(path, &text)?,
-            None => std::io::stdout().write_all(text.as_bytes())?,
+            Some(path) => env_file::write(path, &environment_text(plan.parameter_defaults(), now))?,
+            None => {
+                let text = environment_text(plan.parameter_defaults(), now);
+                std::io::stdout().write_all(text.as_bytes())?;
+            }
         }
         Ok(())
     }
+}
+
+/// The environment file with these parameters, made by this command now.
+pub fn environment_text(parameters: yaml::Map, now: LocalTime) -> String {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let command = format!("undermount {}", arguments.join(" "));
+    env_file::environment(parameters, &now.iso(), &command)
 }

@@ -1,12 +1,26 @@
 //! `undermount tripleo container image …`: the spellings of `openstack tripleo container image`.
 //!
-//! Scripts that call the original keep working with one word exchanged. Flags are the original's;
-//! what differs is told in the help of each.
+//! Scripts that call the original keep working with one word exchanged. Flags are the original's.
+
+mod catalog;
+mod push;
+
+use std::io::Write as _;
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use undermount::prepare::ceph;
+use undermount::prepare::env_file;
+use undermount::prepare::environment::Environment;
+use undermount::prepare::insecure::Insecure;
+use undermount::prepare::release::Release;
+use undermount::prepare::{undercloud, yaml};
+use undermount::registry::client::{Client, ClientConfig, Credential, Secret};
 
-use super::exit::CliResult;
-use super::prepare::{Habits, PrepareArgs};
+use super::client::ClientArgs;
+use super::clock::LocalTime;
+use super::exit::{CliResult, Exit};
+use super::prepare::{Habits, PrepareArgs, environment_text};
 
 /// `openstack tripleo …` in the original's words
 #[derive(Debug, Subcommand)]
@@ -27,7 +41,11 @@ pub enum Container {
 /// What follows `tripleo container image`.
 #[derive(Debug, Subcommand)]
 pub enum Image {
-    Prepare(Prepare),
+    Prepare(Box<Prepare>),
+    Push(push::PushArgs),
+    List(catalog::ListArgs),
+    Show(catalog::ShowArgs),
+    Delete(catalog::DeleteArgs),
 }
 
 /// Prepare images, or print the default list of entries
@@ -36,6 +54,30 @@ pub enum Image {
 pub struct Prepare {
     #[command(flatten)]
     prepare: PrepareArgs,
+    #[command(subcommand)]
+    topic: Option<PrepareTopic>,
+}
+
+#[derive(Debug, Subcommand)]
+enum PrepareTopic {
+    Default(DefaultArgs),
+}
+
+/// Print the list of entries that is used where the environment has none
+#[derive(Debug, Args)]
+pub struct DefaultArgs {
+    /// File to write as well; an existing one is moved to FILE.backup
+    #[arg(long, value_name = "FILE")]
+    output_env_file: Option<PathBuf>,
+    /// Push to the undercloud's registry
+    #[arg(long)]
+    local_push_destination: bool,
+    /// Let nodes log in to registries
+    #[arg(long)]
+    enable_registry_login: bool,
+    /// TripleO release whose list it is
+    #[arg(long, value_name = "RELEASE", env = "TRIPLEO_COMPAT", default_value_t)]
+    release: Release,
 }
 
 impl Tripleo {
@@ -43,7 +85,98 @@ impl Tripleo {
     pub async fn run(self) -> CliResult {
         let Self::Container(Container::Image(image)) = self;
         match image {
-            Image::Prepare(args) => args.prepare.run(Habits::ORIGINAL).await,
+            Image::Prepare(args) => match args.topic {
+                Some(PrepareTopic::Default(args)) => args.run(),
+                None => args.prepare.run(Habits::ORIGINAL).await,
+            },
+            Image::Push(args) => args.run().await,
+            Image::List(args) => args.run().await,
+            Image::Show(args) => args.run().await,
+            Image::Delete(args) => args.run().await,
         }
+    }
+}
+
+impl DefaultArgs {
+    fn run(self) -> CliResult {
+        if self.local_push_destination && self.enable_registry_login {
+            tracing::warn!("nodes log in to registries, but pull from the undercloud's");
+        }
+        let parameters = self
+            .release
+            .default_parameters(self.local_push_destination, self.enable_registry_login);
+        let text = environment_text(parameters, LocalTime::now());
+        if let Some(path) = &self.output_env_file {
+            if path.exists() {
+                let mut backup = path.clone().into_os_string();
+                backup.push(".backup");
+                std::fs::rename(path, backup)?;
+            }
+            env_file::write(path, &text)?;
+        }
+        std::io::stdout().write_all(text.as_bytes())?;
+        Ok(Exit::Success)
+    }
+}
+
+/// A registry and who we are there, as the original's commands have it.
+#[derive(Debug, Args)]
+pub struct RegistryArgs {
+    /// Registry to work on, `host:port` [default: the undercloud's]
+    #[arg(long, value_name = "URL")]
+    registry_url: Option<String>,
+    /// User at the registry
+    #[arg(long, value_name = "USER")]
+    username: Option<String>,
+    /// Password at the registry; better kept in the file of `podman login`
+    #[arg(long, value_name = "PASSWORD", hide_env_values = true)]
+    password: Option<String>,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+impl RegistryArgs {
+    /// The registry, `host:port`.
+    async fn host(&self) -> String {
+        let Some(url) = &self.registry_url else { return undercloud::registry().await };
+        let bare = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
+        bare.trim_end_matches('/').to_owned()
+    }
+
+    /// A client that reaches `hosts`, with the flags' login at `host`.
+    async fn client(&self, host: &str, hosts: &[&str]) -> Client {
+        let mut config = self.client.config();
+        if let (Some(user), Some(password)) = (&self.username, &self.password) {
+            let password = Secret::new(password.as_str());
+            config.credentials.give(host, Credential { user: user.clone(), password });
+        }
+        reach(config, hosts).await
+    }
+}
+
+/// A client that speaks to `hosts` in whichever way they understand.
+async fn reach(mut config: ClientConfig, hosts: &[&str]) -> Client {
+    let hosts = hosts.iter().map(|&host| host.to_owned()).collect();
+    Insecure::among(&hosts, &Client::new(config.clone())).await.allow(&mut config);
+    Client::new(config)
+}
+
+/// Verbs for comparing with the original; nobody types them
+#[derive(Debug, Subcommand)]
+pub enum Harness {
+    /// What `overcloud ceph deploy` takes from a prepare file
+    CephRegistry {
+        /// The prepare file
+        file: PathBuf,
+    },
+}
+
+impl Harness {
+    /// Runs the verb.
+    pub fn run(self) -> CliResult {
+        let Self::CephRegistry { file } = self;
+        let found = ceph::image_and_login(&Environment::read(&[file])?)?;
+        std::io::stdout().write_all(yaml::write(&found.into()).as_bytes())?;
+        Ok(Exit::Success)
     }
 }

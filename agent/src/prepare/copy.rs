@@ -10,6 +10,7 @@
 //! is right already costs one request. What fails does not stop the others.
 
 mod blob;
+mod docker;
 mod image;
 mod index;
 mod ledger;
@@ -40,8 +41,20 @@ pub struct CopyOptions {
     pub streams: usize,
     /// Whether indexes are built and attached.
     pub index: bool,
+    /// What manifests look like at the destination.
+    pub manifests: ManifestFormat,
     /// Where indexes lie until they are attached, in a directory of their own.
     pub scratch: PathBuf,
+}
+
+/// What manifests look like at the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ManifestFormat {
+    /// As at the source, byte by byte: digests and signatures hold.
+    #[default]
+    Keep,
+    /// Docker's schema 2, as the original makes of every manifest: digests change.
+    Docker,
 }
 
 /// An image that has to be at a destination.
@@ -55,15 +68,41 @@ pub struct CopyJob {
     pub multi_arch: bool,
 }
 
+/// A plan that cannot be carried out; nothing was copied.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// A name that no registry could know.
+    #[error(transparent)]
+    Name(#[from] ReferenceError),
+    /// A list of images, which no role can change.
+    #[error("Cannot run a modify role on multi-arch image {0}")]
+    ModifyMultiArch(String),
+    /// An image that has to be changed on the way.
+    #[error("image {image} asks for modify_role `{role}`, which this version cannot run")]
+    Modify {
+        /// The image.
+        image: String,
+        /// The role.
+        role: String,
+    },
+}
+
 /// The copies that `plan` needs, each once.
 ///
 /// # Errors
-/// [`ReferenceError`] where a name is not one that a registry could know.
-pub fn jobs(plan: &Plan) -> Result<Vec<CopyJob>, ReferenceError> {
+/// [`JobError`] where the plan cannot be carried out.
+pub fn jobs(plan: &Plan) -> Result<Vec<CopyJob>, JobError> {
     let mut jobs = Vec::new();
     let mut seen = HashSet::new();
     for image in plan.all_images() {
         let Some(target) = image.target() else { continue };
+        if let Some(modification) = &image.modify {
+            let (image_name, role) = (image.source(), modification.role.clone());
+            return Err(match image.multi_arch {
+                true => JobError::ModifyMultiArch(image_name),
+                false => JobError::Modify { image: image_name, role },
+            });
+        }
         let job = CopyJob {
             source: image.source().parse()?,
             target: target.parse()?,

@@ -37,6 +37,22 @@ pub enum DiscoverError {
         /// What there is.
         available: String,
     },
+    /// The image does not have the label, and nothing stands in for it.
+    #[error("Image {image} has no label {label}. Available labels: {available}")]
+    NoLabel {
+        /// The image.
+        image: String,
+        /// The label.
+        label: String,
+        /// What there is.
+        available: String,
+    },
+    /// No label was asked for.
+    #[error("No label specified. Available labels: {available}")]
+    WhichLabel {
+        /// What there is.
+        available: String,
+    },
     /// The source failed.
     #[error("cannot look up {image}")]
     Registry {
@@ -118,9 +134,41 @@ pub async fn discover_tag(
         tracing::info!(%image, missing, "the image lacks the label and keeps its tag");
         own
     });
+    existing_tag(image, tag, &inspected, sources).await
+}
+
+/// The tag that the labels of `image`, typed as `name`, tell: without anything that stands in
+/// for a missing label.
+///
+/// # Errors
+/// [`DiscoverError`] where the image, the label or the tag does not exist.
+pub async fn tag_of_labels(
+    image: &Reference,
+    name: &str,
+    label: Option<&TagLabel>,
+    sources: &Sources,
+) -> Result<String, DiscoverError> {
+    let labels = sources.config(image).await.map_err(|error| about(image, error))?.labels;
+    let available = labels.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let Some(label) = label else { return Err(DiscoverError::WhichLabel { available }) };
+    let tag = label.tag(&labels).map_err(|missing| DiscoverError::NoLabel {
+        image: name.to_owned(),
+        label: missing.to_owned(),
+        available,
+    })?;
+    existing_tag(image, tag, image, sources).await
+}
+
+/// The tag, where the repository of `image` has it; `inspected` may be what it names.
+async fn existing_tag(
+    image: &Reference,
+    tag: String,
+    inspected: &Reference,
+    sources: &Sources,
+) -> Result<String, DiscoverError> {
     let named = tag.parse().map(|tag| image.with_tag(tag));
     let exists = match &named {
-        Ok(named) => sources.has(named, &inspected).await.map_err(|error| about(named, error))?,
+        Ok(named) => sources.has(named, inspected).await.map_err(|error| about(named, error))?,
         // What is no tag cannot be there.
         Err(_) => false,
     };

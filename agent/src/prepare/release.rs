@@ -66,6 +66,25 @@ impl Release {
         yaml::read(self.built_in().entries).expect("a file of this source tree, held by a test")
     }
 
+    /// `parameter_defaults` to start from: the default list, with `push_destination: true` in
+    /// each entry where `local_push` says so, and with login on the nodes where `login` does.
+    pub fn default_parameters(self, local_push: bool, login: bool) -> Map {
+        let mut entries = self.default_entries();
+        if let (true, Value::List(entries)) = (local_push, &mut entries) {
+            for entry in entries {
+                if let Value::Map(entry) = entry {
+                    entry.insert("push_destination", Value::Bool(true));
+                }
+            }
+        }
+        let mut parameters = Map::default();
+        parameters.insert("ContainerImagePrepare", entries);
+        if login {
+            parameters.insert("ContainerImageRegistryLogin", Value::Bool(true));
+        }
+        parameters
+    }
+
     /// The values that a `set` has for the keys it does not name.
     pub fn default_set(self) -> Map {
         let entries = self.default_entries();

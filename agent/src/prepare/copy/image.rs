@@ -11,7 +11,7 @@ use crate::registry::client::{Client, Fault, RawManifest, RegistryError};
 
 use super::blob::{BlobFailure, BlobMover, is_damage};
 use super::index::{IndexFailure, Indexes};
-use super::{CopyError, CopyJob, CopyOptions};
+use super::{CopyError, CopyJob, CopyOptions, ManifestFormat, docker};
 use crate::prepare::progress::{Done, Progress};
 use crate::prepare::sources::Sources;
 
@@ -24,6 +24,7 @@ pub struct ImageCopier<'a> {
     client: Client,
     mover: BlobMover,
     indexes: Option<Indexes>,
+    manifests: ManifestFormat,
 }
 
 /// What was done for an image so far.
@@ -52,6 +53,7 @@ impl<'a> ImageCopier<'a> {
             mover: BlobMover::new(client.clone(), options.streams, progress),
             indexes: options.index.then(|| Indexes::new(&options.scratch)).transpose()?,
             client,
+            manifests: options.manifests,
         })
     }
 
@@ -90,9 +92,13 @@ impl<'a> ImageCopier<'a> {
             true => self.sources.manifest(&job.source).await,
             false => self.sources.image(&job.source).await,
         };
-        found.map_err(|error| match error.is_not_found() {
+        let found = found.map_err(|error| match error.is_not_found() {
             true => CopyError::NotFound(job.source.clone()),
             false => error.into(),
+        })?;
+        Ok(match self.manifests {
+            ManifestFormat::Keep => found,
+            ManifestFormat::Docker => docker::convert(found),
         })
     }
 

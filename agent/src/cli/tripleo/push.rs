@@ -1,0 +1,97 @@
+//! `tripleo container image push`: one image from a registry to another.
+
+use std::sync::Arc;
+
+use clap::Args;
+use undermount::image::{Platform, Reference};
+use undermount::prepare::copy::{self, CopyJob, CopyOptions, ManifestFormat};
+use undermount::prepare::progress::Unseen;
+use undermount::prepare::sources::Sources;
+
+use super::RegistryArgs;
+use crate::cli::exit::{CliResult, Exit};
+
+/// Push an image to the undercloud's registry
+#[derive(Debug, Args)]
+pub struct PushArgs {
+    /// Image to push: host/namespace/name[:tag]
+    image: String,
+    /// What is appended to the tag
+    #[arg(long, value_name = "TAG", default_value = "", allow_hyphen_values = true)]
+    append_tag: String,
+    /// All architectures
+    #[arg(long)]
+    multi_arch: bool,
+    /// Look the image up, but copy nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+impl PushArgs {
+    /// Pushes as the flags say.
+    pub async fn run(self) -> CliResult {
+        let (name, tag) = split(&self.image)?;
+        let host = self.registry.host().await;
+        let source: Reference = format!("{}:{tag}", without_tag(&self.image)).parse()?;
+        let target: Reference = format!("{host}/{name}:{tag}{}", self.append_tag).parse()?;
+        let hosts = [host.as_str(), source.repository().host()];
+        let client = self.registry.client(&host, &hosts).await;
+        let sources = Sources::new(client, Platform::host());
+        if self.dry_run {
+            sources.manifest(&source).await?;
+            return Ok(Exit::Success);
+        }
+        let options = CopyOptions {
+            jobs: 1,
+            streams: 4,
+            index: false,
+            manifests: ManifestFormat::Docker,
+            scratch: std::env::temp_dir(),
+        };
+        let job = CopyJob { source, target, multi_arch: self.multi_arch };
+        let report = copy::run(vec![job], &sources, &options, Arc::new(Unseen)).await?;
+        match report.outcomes.into_iter().find_map(|(_, outcome)| outcome.err()) {
+            Some(error) => Err(error.into()),
+            None => Ok(Exit::Success),
+        }
+    }
+}
+
+/// `namespace/name` and the tag of an image with exactly one namespace component.
+fn split(image: &str) -> Result<(&str, &str), String> {
+    let bare = without_tag(image);
+    let wrong = || {
+        format!(
+            "Invalid container. Provided container image should be <registry>/<namespace>/<name>:<tag>, this is `{image}`"
+        )
+    };
+    let (_, name) = bare.split_once('/').ok_or_else(wrong)?;
+    if name.split('/').count() != 2 || name.split('/').any(str::is_empty) {
+        return Err(wrong());
+    }
+    let tag = image[bare.len()..].trim_start_matches(':');
+    Ok((name, if tag.is_empty() { "latest" } else { tag }))
+}
+
+fn without_tag(image: &str) -> &str {
+    match image.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => image,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_has_one_namespace() {
+        assert_eq!(split("h:5000/ns/name:t"), Ok(("ns/name", "t")));
+        assert_eq!(split("h:5000/ns/name"), Ok(("ns/name", "latest")));
+        for image in ["name", "h/name:t", "h:5000/a/b/name:t", "h//name"] {
+            assert!(split(image).unwrap_err().starts_with("Invalid container"), "{image}");
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The original's spellings: `undermount tripleo container image …` and OSP 13's
+//! `undermount overcloud container image …`, with the flags and the words that scripts know.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+
+use undermount_tests::archive::Member;
+use undermount_tests::image::{Image, Layer};
+use undermount_tests::process::{Outcome, SOON, run, undermount};
+use undermount_tests::registry::Registry;
+use undermount_tests::requirement::{Need, lacking};
+
+/// Runs `undermount` with the words of `line`, in `directory`.
+fn call(directory: &Path, line: &str) -> Outcome {
+    let mut command = undermount();
+    command.current_dir(directory).env("HOME", directory).args(line.split_whitespace());
+    run(&mut command, SOON)
+}
+
+fn read(directory: &Path, name: &str) -> String {
+    std::fs::read_to_string(directory.join(name)).unwrap()
+}
+
+fn keystone() -> Image {
+    let layer = Layer::of(&[Member::file("a", "1")]);
+    Image::with_labels(vec![layer], &[("version", "13.0"), ("release", "38")])
+}
+
+/// A registry with an image under two tags, or nothing where programs are missing.
+fn registry(root: &Path) -> Option<Registry> {
+    if lacking(&[Need::Program("docker-registry"), Need::Program("skopeo")]) {
+        return None;
+    }
+    let registry = Registry::docker(root);
+    for tag in ["13.0", "13.0-38"] {
+        registry.push_image(&keystone(), &format!("rhosp13/openstack-keystone:{tag}"));
+    }
+    Some(registry)
+}
+
+#[test]
+fn the_default_list_is_printed_and_prepares() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let line = "tripleo container image prepare default --release zed --local-push-destination \
+                --enable-registry-login --output-env-file cip.yaml";
+    let printed = call(path, line).success().stdout;
+    assert_eq!(printed, read(path, "cip.yaml"));
+    for part in [
+        "\n  - push_destination: true\n",
+        "\n      namespace: quay.io/tripleomastercentos9\n",
+        "\n      ceph_haproxy_tag: 2.3\n",
+        "\n  ContainerImageRegistryLogin: true\n",
+    ] {
+        assert!(printed.contains(part), "{part} not in {printed}");
+    }
+    let first = read(path, "cip.yaml");
+    let line = "tripleo container image prepare default --release zed --output-env-file cip.yaml";
+    call(path, line).success();
+    assert_eq!(read(path, "cip.yaml.backup"), first);
+    let line = "tripleo container image prepare --release zed -e cip.yaml --dry-run \
+                --output-env-file env.yaml --output-images-file images.yaml";
+    std::fs::write(
+        path.join("cip.yaml"),
+        "parameter_defaults:\n  ContainerImagePrepare:\n  - set: {namespace: h.invalid/n, tag: t}\n",
+    )
+    .unwrap();
+    call(path, line).success();
+    assert_eq!(read(path, "images.yaml").matches("imagename: ").count(), 95);
+    let environment = read(path, "env.yaml");
+    assert!(environment.contains("\n  ContainerNovaApiImage: h.invalid/n/openstack-nova-api:t\n"));
+}
+
+#[test]
+fn nothing_to_prepare_is_no_failure_in_the_original() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = "parameter_defaults:\n  ContainerImagePrepare:\n  - includes: [no-such-image]\n";
+    std::fs::write(directory.path().join("cip.yaml"), text).unwrap();
+    let line = "tripleo container image prepare -e cip.yaml --output-env-file env.yaml";
+    call(directory.path(), line).success();
+    assert!(read(directory.path(), "env.yaml").ends_with("\nparameter_defaults: {}\n"));
+}
+
+#[test]
+fn refusals_have_the_originals_words() {
+    let directory = tempfile::tempdir().unwrap();
+    let entry = |entry: &str| {
+        let text = format!("parameter_defaults:\n  ContainerImagePrepare:\n  - {entry}\n");
+        std::fs::write(directory.path().join("cip.yaml"), text).unwrap();
+    };
+    entry("{push_destination: h.invalid, includes: [keystone], modify_role: r, multi_arch: true}");
+    for (line, words) in [
+        (
+            "tripleo container image prepare -e cip.yaml --cleanup bogus",
+            "--cleanup must be one of: full, partial, none",
+        ),
+        (
+            "tripleo container image prepare -e cip.yaml --release zed",
+            "Cannot run a modify role on multi-arch image",
+        ),
+        (
+            "tripleo container image prepare -e absent.yaml",
+            "cannot read the environment file absent.yaml",
+        ),
+        ("tripleo container image push h.invalid/a/b/c:t", "Invalid container"),
+        (
+            "tripleo container image delete -y --registry-url h.invalid h.invalid/a/b:t",
+            "Deleting not supported via the registry API",
+        ),
+        (
+            "overcloud container image prepare --set foo",
+            "Malformed --set(foo). Use the variable=value format.",
+        ),
+    ] {
+        let outcome = call(directory.path(), line);
+        let said = outcome.refusal();
+        assert!(said.contains(words), "{line}: {said}");
+    }
+}
+
+#[test]
+fn an_image_is_pushed_listed_and_shown() {
+    let root = tempfile::tempdir().unwrap();
+    let Some(source) = registry(&root.path().join("source")) else { return };
+    let target = Registry::docker(&root.path().join("target"));
+    let (from, to) = (source.address(), target.address());
+    let push = format!(
+        "tripleo container image push --registry-url {to} --append-tag=-fix {from}/rhosp13/openstack-keystone:13.0"
+    );
+    call(root.path(), &push).success();
+    let list = format!("tripleo container image list --registry-url {to} -f value");
+    let listed = call(root.path(), &list).success().stdout;
+    assert_eq!(listed, format!("docker://{to}/rhosp13/openstack-keystone:13.0-fix\n"));
+    let show = format!("tripleo container image show {from}/rhosp13/openstack-keystone:13.0");
+    let shown = call(root.path(), &show).success().stdout;
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(shown["Digest"], keystone().digest().to_string());
+    assert_eq!(shown["Labels"]["release"], "38");
+    assert_eq!(shown["Tag"], "13.0");
+}
+
+#[test]
+fn labels_are_discovered_as_in_osp_13() {
+    let root = tempfile::tempdir().unwrap();
+    let Some(registry) = registry(root.path()) else { return };
+    let host = registry.address();
+    let image = format!("{host}/rhosp13/openstack-keystone:13.0");
+    let discover = |label: &str| {
+        let line = "overcloud container image tag discover --image";
+        call(root.path(), &format!("{line} {image} --tag-from-label {label}"))
+    };
+    assert_eq!(discover("{version}-{release}").success().stdout, "13.0-38\n");
+    let outcome = discover("nope");
+    let words = outcome.refusal();
+    let expected = format!("Image {image} has no label nope. Available labels: release, version");
+    assert!(words.contains(&expected), "{words}");
+}
+
+#[test]
+fn flags_stand_for_an_entry_as_in_osp_13() {
+    let root = tempfile::tempdir().unwrap();
+    let Some(registry) = registry(&root.path().join("registry")) else { return };
+    let host = registry.address();
+    let path = root.path();
+    std::fs::write(
+        path.join("roles.yaml"),
+        "- name: Controller\n  CountDefault: 1\n  ServicesDefault:\n  - OS::TripleO::Services::Keystone\n",
+    )
+    .unwrap();
+    std::fs::write(
+        path.join("services.yaml"),
+        "resource_registry:\n  OS::TripleO::Services::Keystone: /t/docker/services/keystone.yaml\n",
+    )
+    .unwrap();
+    let line = format!(
+        "overcloud container image prepare --namespace={host}/rhosp13 --prefix=openstack- \
+         --tag=13.0 --tag-from-label {{version}}-{{release}} --push-destination=h.invalid:8787 \
+         -e services.yaml -r roles.yaml --output-env-file env.yaml"
+    );
+    let printed = call(path, &line).success().stdout;
+    assert_eq!(
+        printed,
+        format!(
+            "container_images:\n- imagename: {host}/rhosp13/openstack-keystone:13.0-38\n  \
+             push_destination: h.invalid:8787\n"
+        )
+    );
+    let environment = read(path, "env.yaml");
+    let (_, body) = environment.split_once("\n\n").unwrap();
+    assert_eq!(
+        body,
+        "parameter_defaults:\n  \
+         DockerKeystoneConfigImage: h.invalid:8787/rhosp13/openstack-keystone:13.0-38\n  \
+         DockerKeystoneImage: h.invalid:8787/rhosp13/openstack-keystone:13.0-38\n"
+    );
+}
