@@ -401,6 +401,32 @@ mod tests {
     }
 
     #[test]
+    fn regression_the_root_belongs_to_root() {
+        let tree = tree_of(&[("./", b'5', "", b"")]);
+        let root = tree.inode(0).unwrap();
+        assert_eq!((root.uid.get(), root.gid.get(), root.mode.get()), (0, 0, 0o40644));
+    }
+
+    #[test]
+    fn regression_an_attribute_without_a_value_is_none() {
+        let mut builder = tar::Builder::new(Vec::new());
+        let records: [(&str, &[u8]); 3] = [
+            ("SCHILY.xattr.user.empty", b""),
+            ("SCHILY.xattr.user.lines", b"a\nb=c\n"),
+            ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
+        ];
+        builder.append_pax_extensions(records).unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.set_size(0);
+        builder.append_data(&mut header, "f", &b""[..]).unwrap();
+        let index = index(&builder.into_inner().unwrap()).unwrap();
+        let tree = LayerTree::new(index.tree.to_vec().into()).unwrap();
+        let entry = tree.find(tree.inode(0).unwrap(), b"f").unwrap().unwrap();
+        let xattrs = tree.xattrs(tree.inode(entry.inode.get()).unwrap()).unwrap();
+        assert_eq!(xattrs, [(&b"user.lines"[..], &b"a\nb=c\n"[..])]);
+    }
+
+    #[test]
     fn contents_have_keys_and_places() {
         let large = vec![3; 2_500_000];
         let members: [Sample<'_>; 4] = [

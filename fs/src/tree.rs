@@ -8,7 +8,7 @@
 //! The order is breadth first and depends only on the layers: numbers are the same after every
 //! restart.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::digest::Digest;
@@ -92,6 +92,8 @@ pub struct ImageTree {
     layers: Vec<Arc<LayerTree>>,
     directories: Vec<MergedDirectory>,
     entries: Vec<MergedEntry>,
+    /// Names that upper layers give to files of lower ones, by layer and inode.
+    extra_links: HashMap<(u16, u32), u32>,
 }
 
 /// A directory of one layer.
@@ -111,7 +113,12 @@ impl ImageTree {
             return Err(TreeError::TooLarge { what: "layers, or none" });
         }
         let visited = layers.iter().map(|layer| vec![false; layer.inodes().len()]).collect();
-        let tree = Self { layers, directories: Vec::new(), entries: Vec::new() };
+        let tree = Self {
+            layers,
+            directories: Vec::new(),
+            entries: Vec::new(),
+            extra_links: HashMap::new(),
+        };
         Merge { tree, visited, queue: VecDeque::new() }.run()
     }
 
@@ -144,6 +151,14 @@ impl ImageTree {
     /// 2 and the subdirectories of a directory.
     pub fn links(&self, directory: u32) -> Option<u32> {
         self.directory(directory).map(|directory| 2 + directory.subdirectories)
+    }
+
+    /// How many names the inodes of `layer` have in upper layers: inode and number.
+    pub fn extra_links(&self, layer: u16) -> impl Iterator<Item = (u32, u32)> + use<'_> {
+        let of_layer = move |(&(of, inode), &links): (&(u16, u32), &u32)| {
+            (of == layer).then_some((inode, links))
+        };
+        self.extra_links.iter().filter_map(of_layer)
     }
 
     /// The directory that holds a directory; the root holds itself.
@@ -340,7 +355,13 @@ impl Merge {
                 break;
             }
             return match kind {
-                EntryKind::LowerLink => self.lower_link(part).map(Some),
+                EntryKind::LowerLink => {
+                    let target = self.lower_link(part)?;
+                    if let Target::Leaf { layer, inode } = target {
+                        *self.tree.extra_links.entry((layer, inode)).or_default() += 1;
+                    }
+                    Ok(Some(target))
+                }
                 _ => Ok(Some(Target::Leaf { layer: part.layer, inode: part.inode })),
             };
         }

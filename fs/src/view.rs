@@ -22,7 +22,7 @@ mod slots;
 
 pub use slots::{SlotName, SlotTable};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -130,14 +130,22 @@ pub enum ViewError {
 /// An image in a view.
 struct Image {
     tree: ImageTree,
-    layers: Vec<(u32, Arc<Layer>)>,
+    layers: Vec<(u32, Shown)>,
 }
 
 enum Slot {
     /// Nothing, or an image that was taken away.
     Empty,
-    Layer(Arc<Layer>),
+    Layer(Shown),
     Image(Arc<Image>),
+}
+
+/// A layer that images show.
+#[derive(Clone)]
+struct Shown {
+    layer: Arc<Layer>,
+    /// Names of its files in upper layers of some image, by inode: they count as links.
+    extra_links: Arc<HashMap<u32, u32>>,
 }
 
 #[derive(Default)]
@@ -167,6 +175,7 @@ pub struct NewImage {
 struct Leaf {
     layer: Arc<Layer>,
     inode: InodeRecord,
+    extra_links: u32,
 }
 
 impl View {
@@ -190,7 +199,11 @@ impl View {
         let shared = layer_slots
             .into_iter()
             .zip(layers)
-            .map(|(slot, layer)| (slot, contents.share_layer(slot, layer)))
+            .zip(0..)
+            .map(|((slot, layer), place)| {
+                let extra_links = Arc::new(tree.extra_links(place).collect());
+                (slot, contents.share_layer(slot, Shown { layer, extra_links }))
+            })
             .collect();
         contents.put(slot, Slot::Image(Arc::new(Image { tree, layers: shared })));
         contents.images.insert(manifest.hex(), slot);
@@ -220,10 +233,10 @@ impl View {
     }
 
     fn leaf(&self, node: NodeId) -> Result<Leaf, ViewError> {
-        let layer = {
+        let Shown { layer, extra_links } = {
             let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
             match contents.slots.get(node.slot() as usize) {
-                Some(Slot::Layer(layer)) => layer.clone(),
+                Some(Slot::Layer(shown)) => shown.clone(),
                 Some(Slot::Image(_)) => return Err(ViewError::IsDirectory(node)),
                 _ if node == NodeId::ROOT || node == NodeId::IMAGES => {
                     return Err(ViewError::IsDirectory(node));
@@ -233,7 +246,8 @@ impl View {
         };
         let number = node.number().ok_or(ViewError::Stale(node))?;
         let inode = *layer.tree.inode(number).map_err(failed(&layer))?;
-        Ok(Leaf { layer, inode })
+        let extra_links = extra_links.get(&number).copied().unwrap_or(0);
+        Ok(Leaf { layer, inode, extra_links })
     }
 
     /// What `parent` holds under `name`.
@@ -283,7 +297,7 @@ impl View {
             Ok(image) => image.directory_attr(node, directory_number(&image, node)?),
             Err(ViewError::NotDirectory(_)) => {
                 let leaf = self.leaf(node)?;
-                Ok(inode_attr(node, &leaf.inode))
+                Ok(inode_attr(node, &leaf.inode, leaf.extra_links))
             }
             Err(error) => Err(error),
         }
@@ -483,12 +497,12 @@ impl Contents {
         self.slots[index] = content;
     }
 
-    fn share_layer(&mut self, slot: u32, layer: Arc<Layer>) -> Arc<Layer> {
+    fn share_layer(&mut self, slot: u32, new: Shown) -> Shown {
         if let Some(Slot::Layer(shown)) = self.slots.get(slot as usize) {
             return shown.clone();
         }
-        self.put(slot, Slot::Layer(layer.clone()));
-        layer
+        self.put(slot, Slot::Layer(new.clone()));
+        new
     }
 
     fn drop_unused_layers(&mut self) {
@@ -517,10 +531,11 @@ impl Image {
                 self.directory_attr(NodeId::new(directory.slot(), number), number)
             }
             Target::Leaf { layer, inode } => {
-                let (slot, layer) =
+                let (slot, shown) =
                     self.layers.get(usize::from(layer)).ok_or(ViewError::Stale(directory))?;
-                let record = layer.tree.inode(inode).map_err(failed(layer))?;
-                Ok(inode_attr(NodeId::new(*slot, inode), record))
+                let record = shown.layer.tree.inode(inode).map_err(failed(&shown.layer))?;
+                let extra_links = shown.extra_links.get(&inode).copied().unwrap_or(0);
+                Ok(inode_attr(NodeId::new(*slot, inode), record, extra_links))
             }
         }
     }
@@ -528,7 +543,7 @@ impl Image {
     fn directory_attr(&self, node: NodeId, number: u32) -> Result<Attr, ViewError> {
         let (_, inode) = self.tree.metadata(number).ok_or(ViewError::Stale(node))?;
         let nlink = self.tree.links(number).ok_or(ViewError::Stale(node))?;
-        Ok(Attr { nlink, size: DIRECTORY_SIZE, ..inode_attr(node, inode) })
+        Ok(Attr { nlink, size: DIRECTORY_SIZE, ..inode_attr(node, inode, 0) })
     }
 }
 
@@ -539,13 +554,13 @@ fn directory_number(image: &Image, node: NodeId) -> Result<u32, ViewError> {
     node.number().filter(|&number| image.tree.has_directory(number)).ok_or(ViewError::Stale(node))
 }
 
-fn inode_attr(node: NodeId, inode: &InodeRecord) -> Attr {
+fn inode_attr(node: NodeId, inode: &InodeRecord, extra_links: u32) -> Attr {
     Attr {
         node,
         mode: inode.mode.get(),
         uid: inode.uid.get(),
         gid: inode.gid.get(),
-        nlink: inode.nlink.get(),
+        nlink: inode.nlink.get().saturating_add(extra_links),
         size: inode.size.get(),
         mtime: (inode.mtime.get(), inode.mtime_nanos.get()),
         rdev: inode.rdev.get(),

@@ -360,6 +360,23 @@ async fn upper_layers_hide_and_replace_lower_ones() {
 }
 
 #[tokio::test]
+async fn regression_links_into_lower_layers_count() {
+    let source = Arc::new(MemorySource::default());
+    let mut upper = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Link);
+    header.set_size(0);
+    upper.append_link(&mut header, "link", "d/file").unwrap();
+    let lower = archive(&[("d/file", b"content".to_vec())]);
+    let indexes = [publish(&source, lower), publish(&source, upper.into_inner().unwrap())];
+    let machine = Machine::new(source);
+    let root = machine.mount(&indexes);
+    let [file, link] = ["d/file", "link"].map(|path| machine.find(root, path).unwrap());
+    assert_eq!(file, link);
+    assert_eq!(machine.view.getattr(file).unwrap().nlink, 2);
+}
+
+#[tokio::test]
 async fn completing_a_layer_makes_it_local_and_checks_its_index() {
     let (source, index, expected) = sample(gzip);
     let machine = Machine::new(source.clone());

@@ -95,7 +95,8 @@ impl Model {
         let path = normal(&member.path);
         let Some((name, parent)) = path.split_last() else {
             if member.kind == Kind::Dir {
-                let id = self.node(member);
+                // Whoever the archive names: the root of an image belongs to root.
+                let id = self.node(&Member { uid: 0, gid: 0, ..member.clone() });
                 overlay.own.insert(path, id);
             }
             return;
@@ -240,7 +241,8 @@ fn fields(member: &Member) -> Fields {
         Kind::Hardlink(_) => unreachable!("a hard link has no node of its own"),
     };
     set("type", kind.to_owned());
-    for (name, value) in &member.xattrs {
+    // A PAX record without a value takes one back.
+    for (name, value) in member.xattrs.iter().filter(|(_, value)| !value.is_empty()) {
         // An image must not be able to steer the overlayfs that it is laid into.
         if !name.starts_with(b"trusted.overlay.") {
             set(&format!("xattr:{}", encode(name)), STANDARD.encode(value));

@@ -271,11 +271,11 @@ fn device(header: &Header, kind: u8) -> Option<MemberKind> {
 }
 
 /// Attributes of overlayfs are its own business: taken from an image they would forge opaque
-/// directories and redirects.
+/// directories and redirects. An empty value takes a record back (POSIX.1-2017, pax).
 fn xattrs(pax: &PaxRecords) -> BTreeMap<Vec<u8>, Vec<u8>> {
     pax.iter()
         .filter_map(|(key, value)| Some((key.strip_prefix(b"SCHILY.xattr.")?, value)))
-        .filter(|(name, _)| !name.starts_with(b"trusted.overlay."))
+        .filter(|(name, value)| !value.is_empty() && !name.starts_with(b"trusted.overlay."))
         .map(|(name, value)| (name.to_vec(), value.clone()))
         .collect()
 }

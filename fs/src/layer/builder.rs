@@ -170,6 +170,8 @@ impl Builder {
         let Some(name) = path.pop() else {
             if member.kind == MemberKind::Directory {
                 self.nodes[ROOT].describe(&member);
+                // As containers/storage does it: what is mounted belongs to root.
+                (self.nodes[ROOT].uid, self.nodes[ROOT].gid) = (0, 0);
             }
             return Ok(());
         };
