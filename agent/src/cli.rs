@@ -61,7 +61,7 @@ impl Command {
     /// they do, tools only what went wrong.
     fn default_log(&self) -> &'static str {
         match self {
-            Self::Registry(_) | Self::Keeper(_) | Self::Worker(_) => "info",
+            Self::Registry(_) => "info",
             _ => "warn",
         }
     }

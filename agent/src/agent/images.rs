@@ -13,6 +13,8 @@
 
 mod indexes;
 
+use std::error::Error;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,14 +43,31 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(30);
 const KNOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// An image cannot be mounted or pulled.
-#[derive(Debug, thiserror::Error)]
-#[error("image {reference}")]
+#[derive(Debug)]
 pub struct ImageError {
     /// The image.
     pub reference: Reference,
     /// Why.
-    #[source]
     pub fault: Box<ImageFault>,
+}
+
+impl fmt::Display for ImageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.fault {
+            // It names the image, and what of it, itself.
+            ImageFault::Registry(error) => error.fmt(f),
+            _ => write!(f, "image {}", self.reference),
+        }
+    }
+}
+
+impl Error for ImageError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &*self.fault {
+            ImageFault::Registry(error) => error.source(),
+            fault => Some(fault),
+        }
+    }
 }
 
 /// What is wrong with an image.
