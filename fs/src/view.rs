@@ -18,20 +18,23 @@
 //! written down before use (see [`SlotTable`]) and never reused while the mount lives: the
 //! kernel may know a nodeid for as long as that.
 
+mod contents;
 mod slots;
 
 pub use slots::{SlotName, SlotTable};
 
-use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 
+use self::contents::{
+    Contents, Image, Shown, Slot, directory_number, failed, inode_attr, synthetic,
+};
 use crate::digest::Digest;
 use crate::fill::{Content, FillError, Filler, Layer};
 use crate::index::{IndexError, InodeRecord};
-use crate::tree::{ImageTree, Target};
+use crate::tree::ImageTree;
 
 /// A node as the kernel knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -125,34 +128,6 @@ pub enum ViewError {
     /// The bytes could not be had.
     #[error(transparent)]
     Fill(#[from] FillError),
-}
-
-/// An image in a view.
-struct Image {
-    tree: ImageTree,
-    layers: Vec<(u32, Shown)>,
-}
-
-enum Slot {
-    /// Nothing, or an image that was taken away.
-    Empty,
-    Layer(Shown),
-    Image(Arc<Image>),
-}
-
-/// A layer that images show.
-#[derive(Clone)]
-struct Shown {
-    layer: Arc<Layer>,
-    /// Names of its files in upper layers of some image, by inode: they count as links.
-    extra_links: Arc<HashMap<u32, u32>>,
-}
-
-#[derive(Default)]
-struct Contents {
-    slots: Vec<Slot>,
-    /// Slot of each image by the digest of its manifest.
-    images: BTreeMap<String, u32>,
 }
 
 /// What a mount shows.
@@ -486,101 +461,4 @@ pub struct Miss {
     layer: Arc<Layer>,
     content: Content,
     range: Range<u64>,
-}
-
-impl Contents {
-    fn put(&mut self, slot: u32, content: Slot) {
-        let index = slot as usize;
-        while self.slots.len() <= index {
-            self.slots.push(Slot::Empty);
-        }
-        self.slots[index] = content;
-    }
-
-    fn share_layer(&mut self, slot: u32, new: Shown) -> Shown {
-        if let Some(Slot::Layer(shown)) = self.slots.get(slot as usize) {
-            return shown.clone();
-        }
-        self.put(slot, Slot::Layer(new.clone()));
-        new
-    }
-
-    fn drop_unused_layers(&mut self) {
-        let used: Vec<u32> = self
-            .slots
-            .iter()
-            .filter_map(|slot| match slot {
-                Slot::Image(image) => Some(image.layers.iter().map(|(slot, _)| *slot)),
-                _ => None,
-            })
-            .flatten()
-            .collect();
-        for (number, slot) in (0..).zip(&mut self.slots) {
-            if matches!(slot, Slot::Layer(_)) && !used.contains(&number) {
-                *slot = Slot::Empty;
-            }
-        }
-    }
-}
-
-impl Image {
-    /// The attributes of what an entry of `directory` stands for.
-    fn attr(&self, directory: NodeId, target: Target) -> Result<Attr, ViewError> {
-        match target {
-            Target::Directory(number) => {
-                self.directory_attr(NodeId::new(directory.slot(), number), number)
-            }
-            Target::Leaf { layer, inode } => {
-                let (slot, shown) =
-                    self.layers.get(usize::from(layer)).ok_or(ViewError::Stale(directory))?;
-                let record = shown.layer.tree.inode(inode).map_err(failed(&shown.layer))?;
-                let extra_links = shown.extra_links.get(&inode).copied().unwrap_or(0);
-                Ok(inode_attr(NodeId::new(*slot, inode), record, extra_links))
-            }
-        }
-    }
-
-    fn directory_attr(&self, node: NodeId, number: u32) -> Result<Attr, ViewError> {
-        let (_, inode) = self.tree.metadata(number).ok_or(ViewError::Stale(node))?;
-        let nlink = self.tree.links(number).ok_or(ViewError::Stale(node))?;
-        Ok(Attr { nlink, size: DIRECTORY_SIZE, ..inode_attr(node, inode, 0) })
-    }
-}
-
-/// Directories have the size that most file systems give them.
-const DIRECTORY_SIZE: u64 = 4096;
-
-fn directory_number(image: &Image, node: NodeId) -> Result<u32, ViewError> {
-    node.number().filter(|&number| image.tree.has_directory(number)).ok_or(ViewError::Stale(node))
-}
-
-fn inode_attr(node: NodeId, inode: &InodeRecord, extra_links: u32) -> Attr {
-    Attr {
-        node,
-        mode: inode.mode.get(),
-        uid: inode.uid.get(),
-        gid: inode.gid.get(),
-        nlink: inode.nlink.get().saturating_add(extra_links),
-        size: inode.size.get(),
-        mtime: (inode.mtime.get(), inode.mtime_nanos.get()),
-        rdev: inode.rdev.get(),
-    }
-}
-
-fn synthetic(node: NodeId, nlink: u32) -> Attr {
-    Attr {
-        node,
-        mode: libc::S_IFDIR | 0o755,
-        uid: 0,
-        gid: 0,
-        nlink,
-        size: DIRECTORY_SIZE,
-        mtime: (0, 0),
-        rdev: 0,
-    }
-}
-
-fn failed(layer: &Arc<Layer>) -> impl Fn(IndexError) -> ViewError + use<> {
-    let layer = layer.digest();
-    move |source| ViewError::Index { layer, source }
 }
