@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -438,7 +438,50 @@ async fn tls_is_checked_against_the_given_certificates() {
         return;
     }
     let root = tempfile::tempdir().unwrap();
-    let (certificate, key) = (root.path().join("cert.pem"), root.path().join("key.pem"));
+    let (certificate, key) = self_signed(root.path());
+    let registry = Registry::docker_with(root.path(), |config| {
+        config["http"]["tls"] = serde_json::json!({ "certificate": certificate, "key": key });
+    });
+    let pem = fs::read(&certificate).unwrap();
+    let trusting = with(|config| {
+        config.certificates = vec![reqwest::Certificate::from_pem(&pem).unwrap()];
+    });
+    trusting.ping(registry.address()).await.unwrap();
+    let directory = root.path().join("certs.d").join(registry.address());
+    fs::create_dir_all(&directory).unwrap();
+    fs::copy(&certificate, directory.join("ca.crt")).unwrap();
+    let configured = with(|config| config.certificate_dirs = vec![root.path().join("certs.d")]);
+    configured.ping(registry.address()).await.unwrap();
+    let error = client().ping(registry.address()).await.unwrap_err();
+    assert!(error.in_words().contains("certificate"), "{}", error.in_words());
+}
+
+#[tokio::test]
+async fn a_registry_that_asks_who_we_are_is_shown_the_certificate_for_it() {
+    if no_docker_registry() || lacking(&[Need::Program("openssl")]) {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let (certificate, key) = self_signed(root.path());
+    let registry = Registry::docker_with(root.path(), |config| {
+        let clients = [certificate.clone()];
+        let tls =
+            serde_json::json!({ "certificate": certificate, "key": key, "clientcas": clients });
+        config["http"]["tls"] = tls;
+    });
+    let directory = root.path().join("certs.d").join(registry.address());
+    fs::create_dir_all(&directory).unwrap();
+    fs::copy(&certificate, directory.join("ca.crt")).unwrap();
+    let client = || with(|config| config.certificate_dirs = vec![root.path().join("certs.d")]);
+    assert!(client().ping(registry.address()).await.is_err());
+    fs::copy(&certificate, directory.join("client.cert")).unwrap();
+    fs::copy(&key, directory.join("client.key")).unwrap();
+    client().ping(registry.address()).await.unwrap();
+}
+
+/// A certificate for 127.0.0.1 and its key.
+fn self_signed(directory: &Path) -> (PathBuf, PathBuf) {
+    let (certificate, key) = (directory.join("cert.pem"), directory.join("key.pem"));
     let mut openssl = program("openssl");
     openssl
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"])
@@ -449,14 +492,5 @@ async fn tls_is_checked_against_the_given_certificates() {
         .arg("-out")
         .arg(&certificate);
     run(&mut openssl, SOON).success();
-    let registry = Registry::docker_with(root.path(), |config| {
-        config["http"]["tls"] = serde_json::json!({ "certificate": certificate, "key": key });
-    });
-    let pem = fs::read(&certificate).unwrap();
-    let trusting = with(|config| {
-        config.certificates = vec![reqwest::Certificate::from_pem(&pem).unwrap()];
-    });
-    trusting.ping(registry.address()).await.unwrap();
-    let error = client().ping(registry.address()).await.unwrap_err();
-    assert!(error.in_words().contains("certificate"), "{}", error.in_words());
+    (certificate, key)
 }

@@ -18,17 +18,39 @@ pub struct ClientArgs {
 impl ClientArgs {
     /// The configuration that the flags come to.
     pub fn config(&self) -> ClientConfig {
-        let files = match &self.authfile {
-            Some(file) => vec![file.clone()],
-            None => credential_files(),
-        };
-        ClientConfig { credentials: Credentials::from_files(files), ..ClientConfig::default() }
+        let mut config = default_config();
+        if let Some(file) = &self.authfile {
+            config.credentials = Credentials::from_files(vec![file.clone()]);
+        }
+        config
     }
+}
+
+/// What the files of podman and docker say, without any flag.
+pub fn default_config() -> ClientConfig {
+    ClientConfig {
+        credentials: Credentials::from_files(credential_files()),
+        certificate_dirs: certificate_dirs(),
+        ..ClientConfig::default()
+    }
+}
+
+/// Where podman, skopeo and docker keep certificates of registries (containers-certs.d(5)).
+fn certificate_dirs() -> Vec<PathBuf> {
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    [
+        home.map(|home| home.join(".config/containers/certs.d")),
+        Some("/etc/containers/certs.d".into()),
+        Some("/etc/docker/certs.d".into()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Where podman, skopeo and docker keep credentials, the first one first
 /// (containers-auth.json(5)).
-pub fn credential_files() -> Vec<PathBuf> {
+fn credential_files() -> Vec<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let named = variable("REGISTRY_AUTH_FILE");
     let runtime = variable("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json"));

@@ -11,10 +11,9 @@ use std::time::Duration;
 use clap::Args;
 use undermount::agent::process::{self, CacheLock, OwnerConfig, ProcessError};
 use undermount::control::{Control, ControlError, Failure, Runtime};
-use undermount::registry::client::{ClientConfig, Credentials};
 use undermount_fs::session::SessionError;
 
-use super::client::credential_files;
+use super::client::default_config;
 use super::exit::{CliResult, Exit};
 
 /// What the first line of a keeper says when all is well.
@@ -58,10 +57,7 @@ impl CacheArgs {
             quota: self.quota,
             read_timeout: Duration::from_secs(self.read_timeout),
             complete_within: Duration::from_secs(self.complete_within),
-            client: ClientConfig {
-                credentials: Credentials::from_files(credential_files()),
-                ..ClientConfig::default()
-            },
+            client: default_config(),
         }
     }
 

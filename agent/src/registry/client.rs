@@ -12,6 +12,7 @@
 mod attach;
 mod auth;
 mod blob;
+mod certificates;
 mod challenge;
 mod copy;
 mod credentials;
@@ -40,6 +41,7 @@ use crate::image::Repository;
 
 pub use attach::FoundArtifact;
 pub use blob::BlobReader;
+pub use certificates::CertificateError;
 pub use copy::Listener;
 pub use credentials::{Credential, CredentialError, Credentials};
 pub use error::{Fault, Message, RegistryError, Subject};
@@ -96,6 +98,9 @@ pub struct ClientConfig {
     pub credentials: Credentials,
     /// CA certificates beside those of the system.
     pub certificates: Vec<reqwest::Certificate>,
+    /// Directories with certificates for single registries, by `host[:port]`
+    /// (containers-certs.d(5)); the first one that knows a registry counts.
+    pub certificate_dirs: Vec<std::path::PathBuf>,
     /// The budget of each operation.
     pub retry: RetryPolicy,
     /// The least pace of a transfer.
@@ -116,6 +121,7 @@ impl Default for ClientConfig {
             docker_mirror: None,
             credentials: Credentials::none(),
             certificates: Vec::new(),
+            certificate_dirs: Vec::new(),
             retry: RetryPolicy::default(),
             pace: Pace::default(),
             connect_timeout: Duration::from_secs(10),

@@ -84,8 +84,12 @@ impl Endpoint {
     }
 
     async fn speaks_tls(&self, url: Url) -> Result<bool, Fault> {
-        // Without any CA certificate on the system there is no TLS to be spoken.
-        let Ok(client) = self.transports.client_for(&url) else { return Ok(false) };
+        let client = match self.transports.client_for(&url) {
+            Ok(client) => client,
+            // Without any CA certificate on the system there is no TLS to be spoken.
+            Err(Fault::Setup(_)) => return Ok(false),
+            Err(fault) => return Err(fault),
+        };
         match timeout(TLS_PROBE, client.get(url).send()).await {
             Ok(Ok(_)) => Ok(true),
             Ok(Err(error)) => match Fault::of_request(error) {

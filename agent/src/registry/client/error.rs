@@ -10,6 +10,7 @@ use undermount_fs::digest::{Digest, WrongDigest};
 
 use crate::image::{ManifestError, Reference, Repository};
 
+use super::certificates::CertificateError;
 use super::credentials::CredentialError;
 
 /// A failed operation: the thing it was about, and what happened.
@@ -61,6 +62,9 @@ pub enum Fault {
     /// The HTTP client could not be set up, for lack of CA certificates for instance.
     #[error("the HTTP client cannot be set up")]
     Setup(#[source] reqwest::Error),
+    /// Certificates for this registry that cannot be used.
+    #[error(transparent)]
+    Certificates(#[from] CertificateError),
     /// Credentials are wanted, and none are configured for this repository.
     #[error("the registry wants credentials and none are configured for it (basic auth)")]
     NoCredentials,

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::{Mutex, Once};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use reqwest::Url;
 use reqwest::redirect::{Attempt, Policy};
 
 use super::ClientConfig;
+use super::certificates::{self, HostCertificates};
 use super::error::Fault;
 
 /// Most redirects that one request follows.
@@ -21,13 +23,17 @@ pub(super) struct Transports {
     certificates: Vec<reqwest::Certificate>,
     /// Registries, `host[:port]`, whose certificates are not checked.
     unverified: HashSet<String>,
-    clients: Mutex<HashMap<Kind, reqwest::Client>>,
+    /// Directories with certificates for single registries.
+    directories: Vec<PathBuf>,
+    clients: Mutex<Clients>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Kind {
-    tls: Tls,
-    loopback: bool,
+#[derive(Default)]
+struct Clients {
+    /// By `host[:port]`.
+    of_host: HashMap<(Tls, String), reqwest::Client>,
+    /// For all hosts without certificates of their own, by whether they are this machine.
+    shared: HashMap<(Tls, bool), reqwest::Client>,
 }
 
 /// How a connection is protected.
@@ -46,6 +52,7 @@ impl Transports {
             connect_timeout: config.connect_timeout,
             certificates: config.certificates.clone(),
             unverified: config.unverified_tls.iter().cloned().collect(),
+            directories: config.certificate_dirs.clone(),
             clients: Mutex::default(),
         }
     }
@@ -71,17 +78,35 @@ impl Transports {
     }
 
     fn client(&self, url: &Url, tls: Tls) -> Result<reqwest::Client, Fault> {
-        let kind = Kind { tls, loopback: url.host_str().is_some_and(is_loopback) };
         let mut clients = self.clients.lock().expect("no panic while it is held");
-        if let Some(client) = clients.get(&kind) {
+        let host = (tls, url.authority().to_owned());
+        if let Some(client) = clients.of_host.get(&host) {
             return Ok(client.clone());
         }
-        let client = self.build(kind).map_err(Fault::Setup)?;
-        clients.insert(kind, client.clone());
+        let loopback = url.host_str().is_some_and(is_loopback);
+        let certificates = match tls {
+            Tls::None => None,
+            _ => certificates::find(&self.directories, url.authority())?,
+        };
+        let client = match (certificates, clients.shared.get(&(tls, loopback))) {
+            (None, Some(shared)) => shared.clone(),
+            (None, None) => {
+                let client = self.build(tls, loopback, HostCertificates::default())?;
+                clients.shared.insert((tls, loopback), client.clone());
+                client
+            }
+            (Some(own), _) => self.build(tls, loopback, own)?,
+        };
+        clients.of_host.insert(host, client.clone());
         Ok(client)
     }
 
-    fn build(&self, kind: Kind) -> reqwest::Result<reqwest::Client> {
+    fn build(
+        &self,
+        tls: Tls,
+        loopback: bool,
+        host: HostCertificates,
+    ) -> Result<reqwest::Client, Fault> {
         install_crypto_provider();
         let mut builder = reqwest::Client::builder()
             .user_agent(&self.user_agent)
@@ -92,16 +117,21 @@ impl Transports {
             .tcp_keepalive(Duration::from_secs(30))
             .redirect(Policy::custom(follow));
         // No proxy reaches our loopback addresses.
-        if kind.loopback {
+        if loopback {
             builder = builder.no_proxy();
         }
-        builder = match kind.tls {
-            Tls::Verified => builder.tls_certs_merge(self.certificates.iter().cloned()),
+        builder = match tls {
+            Tls::Verified => {
+                builder.tls_certs_merge(self.certificates.iter().cloned().chain(host.roots))
+            }
             Tls::Unverified => builder.tls_certs_only([]).tls_danger_accept_invalid_certs(true),
             // The CA store is read for nothing, and may be missing, where there is no TLS.
             Tls::None => builder.tls_certs_only([]),
         };
-        builder.build()
+        if let Some(identity) = host.identity {
+            builder = builder.identity(identity);
+        }
+        builder.build().map_err(Fault::Setup)
     }
 }
 
