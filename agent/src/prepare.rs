@@ -18,6 +18,7 @@ pub mod entry;
 pub mod env_file;
 pub mod environment;
 pub mod filter;
+pub mod image_serve;
 pub mod insecure;
 pub mod label;
 pub mod plan;

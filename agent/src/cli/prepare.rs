@@ -97,6 +97,10 @@ pub struct CopyArgs {
     /// before it has arrived [default: auto; off in the original's spellings]
     #[arg(long, value_enum, value_name = "WHEN")]
     index: Option<Index>,
+    /// Tree of the Apache that serves the undercloud's images; destinations that take no uploads
+    /// are written there [default: none; /var/lib/image-serve in the original's spellings]
+    #[arg(long, value_name = "DIR", env = "IMAGE_SERVE_DIR")]
+    image_serve_dir: Option<PathBuf>,
     /// What manifests look like at the destination [default: keep; docker in the original's
     /// spellings]
     #[arg(long, value_enum, value_name = "FORM")]
@@ -176,15 +180,28 @@ pub struct Habits {
     index: Index,
     /// What manifests look like where no flag says.
     manifests: Manifests,
+    /// The tree of the undercloud's Apache where no flag says.
+    image_serve: Option<&'static str>,
 }
+
+/// Where the undercloud's Apache has its images.
+pub const IMAGE_SERVE: &str = "/var/lib/image-serve";
 
 impl Habits {
     /// Those of `undermount prepare`.
-    pub const OWN: Self =
-        Self { allows_nothing: false, index: Index::Auto, manifests: Manifests::Keep };
+    pub const OWN: Self = Self {
+        allows_nothing: false,
+        index: Index::Auto,
+        manifests: Manifests::Keep,
+        image_serve: None,
+    };
     /// Those of `openstack tripleo container image prepare`.
-    pub const ORIGINAL: Self =
-        Self { allows_nothing: true, index: Index::Off, manifests: Manifests::Docker };
+    pub const ORIGINAL: Self = Self {
+        allows_nothing: true,
+        index: Index::Off,
+        manifests: Manifests::Docker,
+        image_serve: Some(IMAGE_SERVE),
+    };
 }
 
 impl PrepareArgs {
@@ -255,6 +272,10 @@ impl CopyArgs {
             streams: self.jobs.into(),
             index: self.index.unwrap_or(habits.index) == Index::Auto,
             manifests: self.manifests.unwrap_or(habits.manifests).into(),
+            image_serve: self
+                .image_serve_dir
+                .clone()
+                .or_else(|| habits.image_serve.map(PathBuf::from)),
             scratch: std::env::temp_dir(),
         };
         let report = copy::run(jobs, sources, &options, progress::for_stderr()).await?;

@@ -20,7 +20,7 @@ use undermount::registry::client::{Client, ClientConfig, Credential, Secret};
 use super::client::ClientArgs;
 use super::clock::LocalTime;
 use super::exit::{CliResult, Exit};
-use super::prepare::{Habits, PrepareArgs, environment_text};
+use super::prepare::{Habits, IMAGE_SERVE, PrepareArgs, environment_text};
 
 /// `openstack tripleo …` in the original's words
 #[derive(Debug, Subcommand)]
@@ -131,6 +131,9 @@ pub struct RegistryArgs {
     /// Password at the registry; better kept in the file of `podman login`
     #[arg(long, value_name = "PASSWORD", hide_env_values = true)]
     password: Option<String>,
+    /// Tree of the Apache that serves the undercloud's images
+    #[arg(long, value_name = "DIR", env = "IMAGE_SERVE_DIR", default_value = IMAGE_SERVE)]
+    image_serve_dir: PathBuf,
     #[command(flatten)]
     client: ClientArgs,
 }

@@ -11,6 +11,7 @@
 
 mod blob;
 mod docker;
+mod export;
 mod image;
 mod index;
 mod ledger;
@@ -28,6 +29,7 @@ use crate::image::{ManifestError, Reference, ReferenceError};
 use crate::registry::client::RegistryError;
 
 use self::image::ImageCopier;
+use super::image_serve::ImageServeError;
 use super::plan::Plan;
 use super::progress::{Done, Progress};
 use super::sources::Sources;
@@ -43,6 +45,9 @@ pub struct CopyOptions {
     pub index: bool,
     /// What manifests look like at the destination.
     pub manifests: ManifestFormat,
+    /// Where the tree of the Apache that serves this undercloud's images is. A destination that
+    /// takes no uploads is then taken for that Apache.
+    pub image_serve: Option<PathBuf>,
     /// Where indexes lie until they are attached, in a directory of their own.
     pub scratch: PathBuf,
 }
@@ -150,6 +155,9 @@ pub enum CopyError {
         /// Why.
         source: Box<ArtifactError>,
     },
+    /// The tree of files failed.
+    #[error(transparent)]
+    ImageServe(#[from] ImageServeError),
     /// The disk of this host failed.
     #[error("cannot keep the index of layer {layer} in the scratch directory")]
     Scratch {

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use undermount::image::{Document, Platform, Reference, Repository};
+use undermount::prepare::image_serve::ImageServe;
 use undermount::prepare::sources::Sources;
 use undermount::registry::client::Client;
 
@@ -149,13 +150,26 @@ async fn describe(sources: &Sources, image: &Reference) -> CliResult<Value> {
 }
 
 impl DeleteArgs {
-    /// Refuses: a registry's images are deleted by its own means.
+    /// Deletes the image from the tree of the Apache that serves it.
     pub async fn run(self) -> CliResult {
         if !self.yes {
             return Err("Action not confirmed, exiting.".into());
         }
         let image: Reference = self.image.parse()?;
         let host = self.registry.host().await;
-        Err(format!("Deleting not supported via the registry API: {image} on {host}").into())
+        let client = self.registry.client(&host, &[&host]).await;
+        let repository = Repository::new(&host, image.repository().path())?;
+        // A registry that opens an upload keeps its images in its own way.
+        if let Ok(upload) = client.start_upload(&repository).await {
+            let _ = upload.cancel().await;
+            let words = "Deleting not supported via the registry API";
+            return Err(format!("{words}: {image} on {host}").into());
+        }
+        let tree = ImageServe::new(&self.registry.image_serve_dir);
+        let tag = image.tag().ok_or("name the image by its tag")?;
+        match tree.delete(&repository, tag)? {
+            true => Ok(Exit::Success),
+            false => Err(format!("there is no {image} in the tree").into()),
+        }
     }
 }

@@ -48,6 +48,7 @@ impl PushArgs {
             streams: 4,
             index: false,
             manifests: ManifestFormat::Docker,
+            image_serve: Some(self.registry.image_serve_dir.clone()),
             scratch: std::env::temp_dir(),
         };
         let job = CopyJob { source, target, multi_arch: self.multi_arch };

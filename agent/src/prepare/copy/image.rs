@@ -10,13 +10,14 @@ use crate::image::{Descriptor, Document, Manifest, ManifestError, Reference};
 use crate::registry::client::{Client, Fault, RawManifest, RegistryError};
 
 use super::blob::{BlobFailure, BlobMover, is_damage};
+use super::export::Export;
 use super::index::{IndexFailure, Indexes};
 use super::{CopyError, CopyJob, CopyOptions, ManifestFormat, docker};
 use crate::prepare::progress::{Done, Progress};
 use crate::prepare::sources::Sources;
 
 /// Blobs of one image that are looked after at a time.
-const BLOBS_AT_A_TIME: usize = 4;
+pub(super) const BLOBS_AT_A_TIME: usize = 4;
 
 /// Copies images one by one; shared by all of them.
 pub struct ImageCopier<'a> {
@@ -25,6 +26,7 @@ pub struct ImageCopier<'a> {
     mover: BlobMover,
     indexes: Option<Indexes>,
     manifests: ManifestFormat,
+    export: Option<Export>,
 }
 
 /// What was done for an image so far.
@@ -54,6 +56,7 @@ impl<'a> ImageCopier<'a> {
             indexes: options.index.then(|| Indexes::new(&options.scratch)).transpose()?,
             client,
             manifests: options.manifests,
+            export: options.image_serve.as_deref().map(Export::new),
         })
     }
 
@@ -63,6 +66,11 @@ impl<'a> ImageCopier<'a> {
     /// [`CopyError`] with whatever did not go well; the tag is then as it was.
     pub async fn copy(&self, job: &CopyJob) -> Result<Done, CopyError> {
         let named = self.look_up(job).await?;
+        if let Some(export) = &self.export
+            && export.serves(&job.target, &self.client).await?
+        {
+            return export.copy(job, named, self.sources).await;
+        }
         let present = self.client.resolve(&job.target).await?;
         if present.is_some_and(|present| present.digest == named.digest)
             && self.is_indexed(job, &named).await?
@@ -224,7 +232,7 @@ fn indexable_layers(manifest: &Manifest) -> Vec<&Descriptor> {
 }
 
 /// Whether the blob lies elsewhere, by the will of its owner, and is never in a registry.
-fn is_foreign(blob: &Descriptor) -> bool {
+pub(super) fn is_foreign(blob: &Descriptor) -> bool {
     !blob.urls.is_empty()
         && (blob.media_type.contains("nondistributable") || blob.media_type.contains("foreign"))
 }
@@ -268,6 +276,6 @@ fn damaged(job: &CopyJob, layer: &Descriptor, source: LayerError) -> CopyError {
     CopyError::Layer { image, layer: layer.digest, source }
 }
 
-fn manifest_error(image: &Reference, source: ManifestError) -> CopyError {
+pub(super) fn manifest_error(image: &Reference, source: ManifestError) -> CopyError {
     CopyError::Manifest { image: image.clone(), source: Box::new(source) }
 }
