@@ -29,6 +29,7 @@ const TARGET_MAX: usize = 4095;
 const LINKS_MAX: usize = 40;
 
 /// Limits of xattr(7).
+const NOT_A_DIRECTORY: &str = "a parent of it is not a directory";
 const XATTR_NAME_MAX: usize = 255;
 const XATTR_VALUE_MAX: usize = 64 * 1024;
 
@@ -175,7 +176,11 @@ impl Builder {
             }
             return Ok(());
         };
-        let parent = self.parent(&path).map_err(refuse)?;
+        let parent = match self.parent(&path) {
+            // umoci also deletes, one by one, what a directory held that it turns into a file.
+            Err(NOT_A_DIRECTORY) if name.starts_with(WHITEOUT) => return Ok(()),
+            parent => parent.map_err(refuse)?,
+        };
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
             self.add_whiteout(parent, &name, hidden);
             return Ok(());
@@ -324,7 +329,7 @@ impl Builder {
                         left.push_front(part.to_vec());
                     }
                 }
-                _ => return Err("a parent of it is not a directory"),
+                _ => return Err(NOT_A_DIRECTORY),
             }
         }
         Ok(trail.pop())
