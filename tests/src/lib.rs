@@ -14,6 +14,7 @@ pub mod grove;
 pub mod http;
 pub mod image;
 pub mod model;
+pub mod node;
 pub mod origin;
 pub mod process;
 pub mod proxy;

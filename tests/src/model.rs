@@ -101,6 +101,15 @@ impl Model {
             }
             return;
         };
+        let below_a_file = || {
+            let mut steps =
+                (1..=parent.len()).filter_map(|depth| overlay.own.get(&parent[..depth]));
+            steps.any(|id| !self.nodes[*id].is_dir)
+        };
+        if name.starts_with(b".wh.") && below_a_file() {
+            // What a directory held goes with the directory that became a file.
+            return;
+        }
         self.imply(&mut overlay.own, parent);
         if name == b".wh..wh..opq" {
             overlay.opaque.push(parent.to_vec());

@@ -1,24 +1,25 @@
-//! Processes killed in the middle of their work: nothing half-written is served afterwards, and
-//! the same command finishes the job.
+//! `prepare` killed in the middle of its work: nothing half-written is served afterwards, and the
+//! same command finishes the job. (The same of the registry is in `registry_server.rs`.)
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use undermount_fs::digest::Digest;
 use undermount_tests::archive::{Archive, Member, noise};
 use undermount_tests::compression::Compression;
 use undermount_tests::image::{Image, Layer};
-use undermount_tests::process::{Running, program};
+use undermount_tests::node::PATIENCE;
+use undermount_tests::origin::Origin;
+use undermount_tests::process::{Running, run, undermount};
 use undermount_tests::registry::{Registry, get};
-use undermount_tests::requirement::{Need, lacking};
 
 /// How often a process is killed, each time at another moment of its work.
 const ROUNDS: u64 = 10;
 
-/// An image of three layers of 6 MiB that do not compress, another one for every seed.
+/// An image of three layers of 4 MiB that do not compress, another one for every seed.
 fn large_image(seed: u64) -> Image {
-    let layer = |n| Archive::of(&[Member::file(format!("f{n}"), noise(seed * 3 + n, 6 << 20))]);
+    let layer = |n| Archive::of(&[Member::file(format!("f{n}"), noise(seed * 3 + n, 4 << 20))]);
     let layers = (0..3).map(|n| Layer::compressed(&layer(n), Compression::GzipStored));
     Image::from_layers(layers.collect())
 }
@@ -52,43 +53,55 @@ fn assert_nothing_half_written(registry: &Registry, repository: &str, image: &Im
 }
 
 #[test]
-fn a_registry_killed_during_a_push_serves_nothing_half_written_and_takes_the_push_again() {
-    if lacking(&[Need::Program("skopeo")]) {
-        return;
-    }
+fn a_killed_prepare_leaves_nothing_half_written_and_the_same_command_finishes() {
     let scratch = tempfile::tempdir().unwrap();
-    let (root, layout) = (scratch.path().join("root"), scratch.path().join("layout"));
-    let image = large_image(0);
-    image.write_layout(&layout, "image");
-    let mut registry = Registry::undermount(&root);
-    let address = registry.address().to_owned();
-    let undisturbed = Instant::now();
-    registry.push(&layout, "image", "undisturbed:latest");
-    let usual = undisturbed.elapsed();
-
-    let mut interrupted = 0;
-    for round in 0..ROUNDS {
-        let repository = format!("round{round}");
-        // Every round of its own content, since blobs are shared between repositories.
-        let image = large_image(round + 1);
-        let layout = scratch.path().join(&repository);
-        image.write_layout(&layout, "image");
-        let mut push = Running::start(
-            program("skopeo")
-                .args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"])
-                .arg(format!("oci:{}:image", layout.display()))
-                .arg(format!("docker://{address}/{repository}:latest")),
+    let origin = Origin::new();
+    let registry = Registry::undermount(&scratch.path().join("root"));
+    // Every round of its own content, since the registry keeps what it once got.
+    let images = |round: u64| {
+        let images = [large_image(50 + 2 * round), large_image(51 + 2 * round)];
+        for (image, name) in images.iter().zip(["cron", "memcached"]) {
+            origin.add(&format!("round{round}/x-{name}"), image.clone());
+        }
+        images
+    };
+    let command = |round: u64| {
+        let file = scratch.path().join(format!("round{round}.yaml"));
+        let text = format!(
+            "parameter_defaults:\n  ContainerImagePrepare:\n  - push_destination: {}\n    \
+             set: {{namespace: {}/round{round}, name_prefix: x, tag: latest}}\n    \
+             includes: ['x-cron:', 'x-memcached:']\n",
+            registry.address(),
+            origin.address(),
         );
-        thread::sleep(usual.mul_f64((round + 1) as f64 / (ROUNDS + 1) as f64));
-        registry.process().kill();
-        let ended = push.wait(Duration::from_secs(60)).expect("skopeo gives up");
-        interrupted += usize::from(!ended.success());
-
-        registry = Registry::undermount_at(&root, &address);
-        assert_nothing_half_written(&registry, &repository, &image);
-        let reference = registry.push(&layout, "image", &format!("{repository}:latest"));
-        let pulled = registry.pull(&reference, &scratch.path().join(format!("{repository}-back")));
-        assert_eq!((pulled.digest(), pulled.blobs), (image.digest(), image.blobs));
+        fs::write(&file, text).unwrap();
+        let mut command = undermount();
+        command.arg("prepare").arg("-e").arg(&file).arg("--output-env-file");
+        command.arg(file.with_extension("env.yaml"));
+        command
+    };
+    images(0);
+    let usual = run(&mut command(0), PATIENCE).success().elapsed;
+    let mut interrupted = 0;
+    for round in 1..=ROUNDS {
+        let images = images(round);
+        let mut prepare = Running::start(&mut command(round));
+        thread::sleep(usual.mul_f64(round as f64 / (ROUNDS + 1) as f64));
+        prepare.kill();
+        let env_file = scratch.path().join(format!("round{round}.env.yaml"));
+        interrupted += usize::from(!env_file.exists());
+        let names = ["cron", "memcached"].map(|name| format!("round{round}/x-{name}"));
+        for (image, name) in images.iter().zip(&names) {
+            assert_nothing_half_written(&registry, name, image);
+        }
+        run(&mut command(round), PATIENCE).success();
+        let env = fs::read_to_string(&env_file).unwrap();
+        for (image, name) in images.iter().zip(&names) {
+            assert!(env.contains(&format!("{}/{name}:latest", registry.address())), "{env}");
+            let reference = format!("{}/{name}:latest", registry.address());
+            let pulled = registry.pull(&reference, &scratch.path().join(name.replace('/', "-")));
+            assert_eq!((pulled.digest(), &pulled.blobs), (image.digest(), &image.blobs));
+        }
     }
-    assert!(interrupted >= 3, "only {interrupted} of {ROUNDS} pushes were interrupted");
+    assert!(interrupted >= 3, "only {interrupted} of {ROUNDS} runs were interrupted");
 }

@@ -150,6 +150,13 @@ fn replacements() -> Vec<Case> {
         [Member::dir("f"), Member::file("f/kid", "content"), Member::file("d", "now a file")];
     let as_link =
         [Member::symlink("f", "d"), Member::dir("d").mode(0o700), Member::file("d/other", "x")];
+    // umoci spells it so, in either order.
+    let piecemeal = [
+        Member::file("d", "now a file"),
+        Member::whiteout("d", "in"),
+        Member::whiteout("d/deeper", "still"),
+    ];
+    let piecemeal_first = [Member::whiteout("d", "in"), Member::file("d", "now a file")];
     let metadata = [Member::dir("d").mode(0o700).owner(5, 0).mtime(1_600_000_000, 0)];
     let usr = [
         Member::dir("usr"),
@@ -161,6 +168,8 @@ fn replacements() -> Vec<Case> {
         Case::layers("recreated as another type", &[&lower, &gone, &swapped]),
         Case::layers("recreated as a link", &[&lower, &gone, &as_link]),
         Case::layers("type changed without whiteout", &[&lower, &swapped]),
+        Case::layers("directory becomes a file and its content deleted", &[&lower, &piecemeal]),
+        Case::layers("content deleted and directory becomes a file", &[&lower, &piecemeal_first]),
         Case::layers("directory becomes a link", &[&lower, &[Member::symlink("d", "s")]]),
         Case::layers("file becomes a file through a link", &[&lower, &[Member::file("s", "own")]]),
         Case::layers("metadata of a directory changed", &[&lower, &metadata]),
