@@ -494,3 +494,28 @@ fn a_killed_run_leaves_nothing_half_done_and_the_next_one_finishes() {
     assert_eq!(digest_of(&name("nova-api")), Some(nova.digest()));
     assert_eq!(digest_of(&name("keystone")), Some(keystone.digest()));
 }
+
+#[test]
+fn an_interrupted_run_says_so_and_leaves_nothing() {
+    if no_docker_registry() {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let (source, mut destination) = (source(), destination(root.path()));
+    let blob = format!("/blobs/{}", base_layer());
+    source.misbehave(move |request| {
+        let slowly = Fault::Trickle(1000, Duration::from_millis(100));
+        request.path.contains(&blob).then_some(slowly)
+    });
+    let undercloud = Undercloud::new(&entry(&source, &destination));
+    let mut command = undercloud.command(&[]);
+    let mut running = Running::start(command.env("TMPDIR", scratch.path()));
+    destination.process().wait_for(SOON, |text| text.contains("POST").then_some(()));
+    running.signal(nix::sys::signal::Signal::SIGINT);
+    let status = running.wait(SOON).unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert!(running.stderr().contains("interrupted"), "{}", running.stderr());
+    undercloud.has_only_inputs();
+    assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+}

@@ -23,7 +23,7 @@ use undermount::registry::client::Client;
 use super::client::ClientArgs;
 use super::clock::LocalTime;
 use super::exit::{CliResult, Exit};
-use super::progress;
+use super::{progress, signals};
 
 /// Where TripleO's Heat templates are installed.
 const HEAT_TEMPLATES: &str = "/usr/share/openstack-tripleo-heat-templates";
@@ -205,8 +205,19 @@ impl Habits {
 }
 
 impl PrepareArgs {
-    /// Prepares as the flags say.
+    /// Prepares as the flags say, until a signal comes.
     pub async fn run(self, habits: Habits) -> CliResult {
+        let stopped = signals::cancelled_by_signals()?;
+        tokio::select! {
+            outcome = self.prepare(habits) => outcome,
+            // Dropped in the middle, a copy leaves blobs that the next run finds.
+            () = stopped.cancelled() => {
+                Err("interrupted; the same command goes on where this one stopped".into())
+            }
+        }
+    }
+
+    async fn prepare(&self, habits: Habits) -> CliResult {
         let now = LocalTime::now();
         let request = self.input.request(now)?;
         let draft = Draft::of(&request).await?;
