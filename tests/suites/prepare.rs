@@ -345,6 +345,18 @@ fn malformed_yaml_is_refused_with_file_line_and_column() {
 }
 
 #[test]
+fn a_file_that_cannot_be_written_is_refused_before_anything_is_copied() {
+    let source = source();
+    let host = source.address();
+    let undercloud = Undercloud::new(&format!(
+        "{{push_destination: {host}, set: {{namespace: {host}/ns, name_prefix: '', tag: latest}}}}"
+    ));
+    let words = undercloud.refusal(&["--output-images-file", "absent/images.yaml"]);
+    assert!(words.contains("cannot write absent/images.yaml"), "{words}");
+    assert!(source.requests().is_empty());
+}
+
+#[test]
 fn an_entry_that_matches_no_image_is_refused() {
     let undercloud = Undercloud::new("{includes: [no-such-image]}");
     let words = undercloud.refusal(&[]);

@@ -219,6 +219,9 @@ impl PrepareArgs {
 
     async fn prepare(&self, habits: Habits) -> CliResult {
         let now = LocalTime::now();
+        for path in [&self.output.output_env_file, &self.output.output_images_file] {
+            path.as_deref().map_or(Ok(()), env_file::check)?;
+        }
         let request = self.input.request(now)?;
         let draft = Draft::of(&request).await?;
         if draft.is_empty() {
@@ -259,6 +262,9 @@ pub async fn look_up(
     let mut config = client.config();
     request.configure(&mut config)?;
     let insecure = Insecure::among(&draft.registries(), &Client::new(config.clone())).await;
+    for registry in request.logins.keys().filter(|host| insecure.all().contains(*host)) {
+        tracing::warn!(%registry, "the password goes to a registry that nobody vouches for");
+    }
     insecure.allow(&mut config);
     let sources = Sources::new(Client::new(config), Platform::host());
     let resolved = prepare::resolve(request, draft, &sources, skip_missing).await?;
@@ -306,8 +312,9 @@ impl CopyArgs {
 
 /// Which images failed and why, one line each.
 fn summary(failures: &[(&CopyJob, &CopyError)], images: usize) -> String {
+    let others = if failures.len() < images { "the others were, and " } else { "" };
     let mut words = format!(
-        "{} of {images} images could not be copied; the others were, and no environment file was written",
+        "{} of {images} images could not be copied; {others}no environment file was written",
         failures.len()
     );
     for (job, error) in failures {

@@ -40,12 +40,27 @@ pub fn write(path: &Path, text: &str) -> Result<(), WriteError> {
     write().map_err(|source| WriteError { path: path.to_owned(), source })
 }
 
-fn replace(path: &Path, text: &str) -> std::io::Result<()> {
+/// Makes sure that [`write`] will find a directory it can write to, before hours of work.
+///
+/// # Errors
+/// [`WriteError`] where it would not.
+pub fn check(path: &Path) -> Result<(), WriteError> {
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        return Ok(());
+    }
+    temporary(path).map(drop).map_err(|source| WriteError { path: path.to_owned(), source })
+}
+
+fn temporary(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let mut file = tempfile::Builder::new()
+    tempfile::Builder::new()
         .prefix(".undermount-")
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-        .tempfile_in(directory.unwrap_or(Path::new(".")))?;
+        .tempfile_in(directory.unwrap_or(Path::new(".")))
+}
+
+fn replace(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut file = temporary(path)?;
     file.write_all(text.as_bytes())?;
     file.as_file().sync_all()?;
     file.persist(path)?;
@@ -80,7 +95,10 @@ mod tests {
         std::os::unix::fs::symlink(&path, &link).unwrap();
         write(&link, "three").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "three");
+        check(&path).unwrap();
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 2);
         let absent = directory.path().join("absent/env.yaml");
+        assert!(check(&absent).is_err());
         let error = write(&absent, "x").unwrap_err().to_string();
         assert!(error.contains("absent/env.yaml"), "{error}");
     }

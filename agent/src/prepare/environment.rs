@@ -30,12 +30,12 @@ pub enum EnvironmentError {
         source: std::io::Error,
     },
     /// The file is not YAML.
-    #[error("{}:{}:{}: malformed YAML: {}", path.display(), source.line, source.column, source.problem)]
+    #[error("{}:{}:{}: malformed YAML: {}", path.display(), error.line, error.column, error.problem)]
     Malformed {
         /// The file.
         path: PathBuf,
         /// Where and why.
-        source: YamlError,
+        error: YamlError,
     },
     /// The file is YAML, but not a map of sections.
     #[error("{}: an environment is a map of sections, this is {kind}", path.display())]
@@ -93,7 +93,7 @@ impl Environment {
             Ok(Value::Map(sections)) => sections,
             Ok(Value::Null) => Map::default(),
             Ok(other) => return Err(EnvironmentError::NotAMap { path, kind: other.kind() }),
-            Err(source) => return Err(EnvironmentError::Malformed { path, source }),
+            Err(error) => return Err(EnvironmentError::Malformed { path, error }),
         };
         if let Some(section) = wrong_section(&sections) {
             return Err(EnvironmentError::WrongSection { path, section });

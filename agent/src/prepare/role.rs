@@ -28,12 +28,12 @@ pub enum RoleError {
         source: std::io::Error,
     },
     /// The file is not YAML.
-    #[error("{}:{}:{}: malformed YAML: {}", path.display(), source.line, source.column, source.problem)]
+    #[error("{}:{}:{}: malformed YAML: {}", path.display(), error.line, error.column, error.problem)]
     Malformed {
         /// The file.
         path: PathBuf,
         /// Where and why.
-        source: YamlError,
+        error: YamlError,
     },
     /// The file is not a list of roles.
     #[error("{}: a roles file is a list of maps that each have a `name`", path.display())]
@@ -65,7 +65,7 @@ pub fn read(path: &Path) -> Result<Vec<Role>, RoleError> {
     let own = || path.to_owned();
     let text =
         std::fs::read_to_string(path).map_err(|source| RoleError::Read { path: own(), source })?;
-    match yaml::read(&text).map_err(|source| RoleError::Malformed { path: own(), source })? {
+    match yaml::read(&text).map_err(|error| RoleError::Malformed { path: own(), error })? {
         Value::Null => Ok(Vec::new()),
         Value::List(items) => {
             let roles: Option<_> = items.iter().map(Role::parse).collect();

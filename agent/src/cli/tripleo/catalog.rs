@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use undermount::image::{Document, Platform, Reference, Repository};
 use undermount::prepare::image_serve::ImageServe;
 use undermount::prepare::sources::Sources;
-use undermount::registry::client::Client;
+use undermount::registry::client::{Client, Fault, RegistryError};
 
 use super::RegistryArgs;
 use crate::cli::exit::{CliResult, Exit};
@@ -159,11 +159,15 @@ impl DeleteArgs {
         let host = self.registry.host().await;
         let client = self.registry.client(&host, &[&host]).await;
         let repository = Repository::new(&host, image.repository().path())?;
-        // A registry that opens an upload keeps its images in its own way.
-        if let Ok(upload) = client.start_upload(&repository).await {
-            let _ = upload.cancel().await;
-            let words = "Deleting not supported via the registry API";
-            return Err(format!("{words}: {image} on {host}").into());
+        match client.start_upload(&repository).await {
+            // A registry that opens an upload keeps its images in its own way.
+            Ok(upload) => {
+                let _ = upload.cancel().await;
+                let words = "Deleting not supported via the registry API";
+                return Err(format!("{words}: {image} on {host}").into());
+            }
+            Err(RegistryError { fault: Fault::Status { .. } | Fault::NotFound(_), .. }) => {}
+            Err(error) => return Err(error.into()),
         }
         let tree = ImageServe::new(&self.registry.image_serve_dir);
         let tag = image.tag().ok_or("name the image by its tag")?;
