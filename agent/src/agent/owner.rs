@@ -115,7 +115,7 @@ impl Owner {
         Ok(Self { images, completer, view, client, ledger, runtime, state })
     }
 
-    /// Forgets what an owner before left behind whose mounts died with it.
+    /// Detaches and forgets what an owner that is gone, or about to go, has mounted.
     pub fn clear(runtime: &Runtime) {
         for record in read_records(&runtime.mounts()) {
             tracing::warn!(dir = %record.dir.display(), "detaching a mount that lost its server");

@@ -17,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 use undermount_fs::fuse::{Adapter, Xattrs};
 use undermount_fs::object::StoreLimits;
 use undermount_fs::session::keeper::{Keeper, KeeperConfig, MountSpec, RestartPolicy};
-use undermount_fs::session::worker::{Farewell, Inheritance, InheritedMount, Worker};
+use undermount_fs::session::worker::{
+    Farewell, Inheritance, InheritedMount, Worker, end_process_on_panic,
+};
 use undermount_fs::session::{SessionError, detach};
 use undermount_fs::view::View;
 
@@ -157,8 +159,15 @@ pub fn keep(
         init_mask: u64::MAX,
     })?;
     let kept = keeper.run(on_ready);
-    tidy(&runtime);
+    dismantle(&runtime);
     Ok(kept?)
+}
+
+/// Takes away what an owner that ends has mounted for its users, which nobody serves any more,
+/// and its runtime directory.
+fn dismantle(runtime: &Runtime) {
+    Owner::clear(runtime);
+    tidy(runtime);
 }
 
 /// Removes what the runtime directory holds, but for a log with words in it. What is still in
@@ -181,6 +190,7 @@ fn tidy(runtime: &Runtime) {
 /// # Errors
 /// [`ProcessError`] where this process cannot serve; the keeper is told.
 pub fn work(config: OwnerConfig) -> Result<(), ProcessError> {
+    end_process_on_panic();
     let (worker, inheritance) = Worker::from_stdin()?;
     let worker = Arc::new(worker);
     let served = serve(config, &worker, inheritance);
@@ -212,7 +222,8 @@ fn serve(
     let images = Arc::new(images);
     let completer = Completer::new(images.clone(), config.complete_within);
     let view = Arc::new(View::new(images.filler().clone()));
-    let owner = Arc::new(Owner::new(images, completer, view.clone(), client, ledger, runtime)?);
+    let owner = Owner::new(images, completer, view.clone(), client, ledger, runtime.clone())?;
+    let owner = Arc::new(owner);
     let missing = |what| move || ProcessError::Inheritance { what };
     let socket = inheritance.keepsakes.remove(SOCKET).ok_or_else(missing("control socket"))?;
     let mounts: Vec<(InheritedMount, Xattrs)> =
@@ -240,9 +251,10 @@ fn serve(
     let listener = UnixListener::from(socket);
     threads.block_on(answer(owner, status, listener, worker, farewell.clone()));
     if let Some(Farewell::Orphaned) = farewell.reason() {
-        for dir in dirs {
-            detach(&dir)?;
-        }
+        // The keeper would have done this. Its lock is still ours.
+        let detached: Result<Vec<()>, _> = dirs.iter().map(|dir| detach(dir)).collect();
+        dismantle(&runtime);
+        detached?;
     }
     // Reads that still wait for the network need not be waited for.
     threads.shutdown_background();

@@ -1,0 +1,142 @@
+//! The owner of a cache, as `undermount mount` starts it: how it ends, and what it survives.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+use undermount_tests::archive::{Member, noise};
+use undermount_tests::image::Image;
+use undermount_tests::process::{SOON, eventually, run, undermount};
+use undermount_tests::registry::Registry;
+use undermount_tests::requirement::{Need, lacking};
+use undermount_tests::session::is_alive;
+
+const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::Program("skopeo")];
+
+/// A node with one image of 300 files mounted on `mnt`, and the registry it comes from. When
+/// dropped, nothing is left, also of a test that has failed.
+struct Node {
+    scratch: TempDir,
+    _registry: Registry,
+    keeper: Pid,
+}
+
+impl Node {
+    fn start() -> Self {
+        let scratch = tempfile::tempdir().unwrap();
+        let registry = Registry::undermount(&scratch.path().join("registry"));
+        let members: Vec<Member> =
+            (0..300).map(|n| Member::file(format!("d{}/f{n}", n % 5), content(n))).collect();
+        let reference = registry.push_image(&Image::of(&[&members]), "test/files:1");
+        fs::create_dir(scratch.path().join("mnt")).unwrap();
+        let mut node = Self { scratch, _registry: registry, keeper: Pid::from_raw(0) };
+        let mount = node.mount();
+        let mut command = node.command("mount");
+        run(command.arg("--plain-http").arg(reference).arg(mount), SOON).success();
+        node.keeper = parent(node.worker());
+        node
+    }
+
+    fn command(&self, name: &str) -> std::process::Command {
+        let mut command = undermount();
+        command.arg(name).arg("--cache").arg(self.scratch.path().join("cache"));
+        command
+    }
+
+    fn mount(&self) -> PathBuf {
+        self.scratch.path().join("mnt")
+    }
+
+    fn status(&self) -> Value {
+        let text = run(self.command("status").arg("--json"), SOON).success().stdout;
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn worker(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.status()["worker"].as_u64().unwrap()).unwrap())
+    }
+
+    fn assert_all_files_read(&self) {
+        for n in 0..300 {
+            let path = self.mount().join(format!("d{}/f{n}", n % 5));
+            assert!(fs::read(&path).unwrap() == content(n), "{}", path.display());
+        }
+    }
+
+    /// The mount point is an empty directory again, and nothing of ours is mounted or running.
+    fn assert_gone(&self, worker: Pid) {
+        eventually("keeper and worker end", SOON, || !is_alive(self.keeper) && !is_alive(worker));
+        assert_eq!(fs::read_dir(self.mount()).unwrap().count(), 0);
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let own = self.scratch.path().to_str().unwrap();
+        assert!(!table.contains(own), "{table}");
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.keeper.as_raw() > 0 {
+            // It may have ended by itself.
+            let _ = kill(self.keeper, Signal::SIGTERM);
+            eventually("the keeper ends", SOON, || !is_alive(self.keeper));
+        }
+        let _ = umount2(&self.mount(), MntFlags::MNT_DETACH);
+    }
+}
+
+fn content(n: u64) -> Vec<u8> {
+    noise(n + 1, (n * 131 % 20_000) as usize)
+}
+
+fn parent(process: Pid) -> Pid {
+    let status = fs::read_to_string(Path::new("/proc").join(process.to_string()).join("status"));
+    let status = status.unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
+    Pid::from_raw(line.trim().parse().unwrap())
+}
+
+#[test]
+fn an_owner_that_is_told_to_stop_leaves_no_mount_and_no_process() {
+    if lacking(&NEEDS) {
+        return;
+    }
+    let node = Node::start();
+    node.assert_all_files_read();
+    let worker = node.worker();
+    kill(node.keeper, Signal::SIGTERM).unwrap();
+    node.assert_gone(worker);
+}
+
+#[test]
+fn a_worker_that_loses_its_keeper_leaves_no_dead_mount() {
+    if lacking(&NEEDS) {
+        return;
+    }
+    let node = Node::start();
+    let worker = node.worker();
+    kill(node.keeper, Signal::SIGKILL).unwrap();
+    node.assert_gone(worker);
+}
+
+#[test]
+fn twenty_killed_workers_are_replaced_and_counted() {
+    if lacking(&NEEDS) {
+        return;
+    }
+    let node = Node::start();
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| (0..3).for_each(|_| node.assert_all_files_read()));
+        for n in 0..20 {
+            kill(node.worker(), Signal::SIGKILL).unwrap();
+            std::thread::sleep(Duration::from_millis(n * 7 % 50));
+        }
+        eventually("the reader comes back", SOON, || reader.is_finished());
+    });
+    assert_eq!(node.status()["restarts"], 20);
+}
