@@ -5,3 +5,7 @@
 
 pub mod client;
 pub mod server;
+
+mod secret;
+
+pub use secret::Secret;

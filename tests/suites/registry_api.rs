@@ -601,3 +601,23 @@ fn a_read_only_registry_refuses_every_change() {
     }
     f.api.get("/v2/").expect(200);
 }
+
+#[test]
+fn what_was_done_is_told_in_numbers() {
+    let f = fixture();
+    let digest = f.api.push_blob("a", &bytes(1000));
+    f.api.get(&format!("/v2/a/blobs/{digest}")).expect(200);
+    f.api.get("/v2/a/manifests/x").expect(404);
+    f.api.begin("a");
+    let answer = f.api.get("/metrics");
+    let text = String::from_utf8(answer.expect(200).body.clone()).unwrap();
+    for line in [
+        "undermount_registry_requests_total{method=\"GET\",status=\"200\"} 1",
+        "undermount_registry_requests_total{method=\"GET\",status=\"404\"} 1",
+        "undermount_registry_requests_total{method=\"PUT\",status=\"201\"} 1",
+        "undermount_registry_received_bytes_total 1000",
+        "undermount_registry_uploads 1",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+}

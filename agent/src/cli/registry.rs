@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use undermount::registry::server::{IndexPolicy, PushPolicy, Server, ServerConfig};
+use undermount::registry::server::{
+    IndexPolicy, PullPolicy, PushPolicy, Server, ServerConfig, TlsFiles,
+};
 
 use super::exit::{CliResult, Exit};
 use super::signals;
@@ -19,15 +21,31 @@ pub struct RegistryArgs {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8787")]
     listen: String,
-    /// Who may push and delete; everyone may pull
-    #[arg(long, value_enum, default_value_t = Push::Loopback)]
-    push: Push,
+    /// Certificate for TLS, with those that sign it (PEM); read again when it changes
+    #[arg(long, value_name = "FILE", help_heading = "TLS", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Private key of the certificate (PEM)
+    #[arg(long, value_name = "FILE", help_heading = "TLS", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// File with those who can log in: names and passwords as `htpasswd -B` writes them
+    #[arg(long, value_name = "FILE", help_heading = "Access")]
+    htpasswd: Option<PathBuf>,
+    /// Who may push and delete; who has logged in may as well [default: users with --htpasswd,
+    /// loopback without]
+    #[arg(long, value_enum, value_name = "WHO", help_heading = "Access")]
+    push: Option<Push>,
+    /// Who may pull
+    #[arg(long, value_enum, value_name = "WHO", help_heading = "Access", default_value_t = Pull::Any)]
+    pull: Pull,
     /// Whether the layers of pushed images are indexed, so that nodes can mount them lazily
     #[arg(long, value_enum, default_value_t = Index::Auto)]
     index: Index,
     /// How long a push waits for its index; after that it is made in the background
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     index_wait: u64,
+    /// Log each request
+    #[arg(long)]
+    access_log: bool,
 }
 
 /// [`PushPolicy`] in words.
@@ -37,8 +55,19 @@ enum Push {
     Loopback,
     /// Every client that can connect
     Any,
+    /// Only who has logged in
+    Users,
     /// Nobody: read-only
     None,
+}
+
+/// [`PullPolicy`] in words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Pull {
+    /// Every client that can connect
+    Any,
+    /// Only who has logged in
+    Users,
 }
 
 /// [`IndexPolicy`] in words.
@@ -55,6 +84,7 @@ impl From<Push> for PushPolicy {
         match push {
             Push::Loopback => Self::Loopback,
             Push::Any => Self::Any,
+            Push::Users => Self::Users,
             Push::None => Self::None,
         }
     }
@@ -68,13 +98,28 @@ impl RegistryArgs {
             Index::Auto => IndexPolicy::Wait(Duration::from_secs(self.index_wait)),
             Index::Off => IndexPolicy::Off,
         };
+        let push = match (self.push, &self.htpasswd) {
+            (Some(push), _) => push,
+            (None, Some(_)) => Push::Users,
+            (None, None) => Push::Loopback,
+        };
         let config = ServerConfig {
-            push: self.push.into(),
+            push: push.into(),
+            pull: match self.pull {
+                Pull::Any => PullPolicy::Any,
+                Pull::Users => PullPolicy::Users,
+            },
+            users: self.htpasswd,
+            tls: self
+                .tls_cert
+                .zip(self.tls_key)
+                .map(|(certificate, key)| TlsFiles { certificate, key }),
             index,
+            access_log: self.access_log,
             ..ServerConfig::new(self.root, self.listen)
         };
         let server = Server::bind(config).await?;
-        writeln!(std::io::stdout(), "listening on http://{}", server.local_addr())?;
+        writeln!(std::io::stdout(), "listening on {}", server.url())?;
         server.run(shutdown).await;
         Ok(Exit::Success)
     }

@@ -24,7 +24,7 @@ mod manifests;
 mod progress;
 mod response;
 mod retry;
-mod secret;
+
 mod security;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -39,6 +39,7 @@ use std::time::{Duration, Instant};
 
 use crate::image::Repository;
 
+pub use super::Secret;
 pub use attach::FoundArtifact;
 pub use blob::BlobReader;
 pub use certificates::CertificateError;
@@ -49,7 +50,6 @@ pub use manifests::{Image, RawManifest};
 pub use progress::Pace;
 pub use response::Meter;
 pub use retry::RetryPolicy;
-pub use secret::Secret;
 pub use security::Security;
 pub use transport::install_crypto_provider;
 pub use upload::{Listed, Mount, Upload, UploadWriter};

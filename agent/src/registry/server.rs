@@ -1,11 +1,12 @@
 //! The registry: the OCI distribution-spec 1.1 over a directory.
 //!
 //! ```text
-//! listen -> api (target, page, range) -> { upload, body, indexing } -> storage -> digest, name
+//! listen -> api (auth, target, page, range) -> { upload, body, indexing } -> storage -> digest, name
 //!            error: what each refusal looks like on the wire
 //! ```
 
 mod api;
+mod auth;
 mod blocking;
 mod body;
 mod digest;
@@ -13,11 +14,15 @@ mod error;
 mod indexing;
 mod listen;
 mod manifest;
+mod metrics;
 mod name;
+mod observe;
 mod page;
+mod random;
 mod range;
 mod storage;
 mod target;
+mod tls;
 mod upload;
 
 use std::io;
@@ -27,18 +32,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::routing::get;
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use api::Registry;
+use auth::{Gate, Users};
 use blocking::blocking;
-use error::ApiError;
 use indexing::Indexing;
+use metrics::Metrics;
 use storage::Storage;
 use upload::Sessions;
 
+pub use auth::UsersError;
 pub use storage::StorageError;
+pub use tls::{TlsError, TlsFiles};
 
 /// An upload that nobody continues is forgotten after this time.
 const UPLOAD_IDLE: Duration = Duration::from_secs(60 * 60);
@@ -54,21 +64,40 @@ pub struct ServerConfig {
     pub listen: String,
     /// Who may push and delete.
     pub push: PushPolicy,
+    /// Who may pull.
+    pub pull: PullPolicy,
+    /// An htpasswd file (bcrypt) with those who can log in.
+    pub users: Option<PathBuf>,
+    /// Certificate and key; without, connections are not encrypted.
+    pub tls: Option<TlsFiles>,
     /// Whether and how the layers of pushed images are indexed.
     pub index: IndexPolicy,
+    /// Whether each request is logged, as an event of `undermount::access`.
+    pub access_log: bool,
     /// How long requests in progress may take to end at shutdown.
     pub grace: Duration,
 }
 
-/// Who may change what the registry holds. Everyone may read.
+/// Who may change what the registry holds. Who has logged in always may, unless nobody can.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PushPolicy {
     /// Clients on the registry's own host.
     Loopback,
     /// Every client.
     Any,
+    /// Only who has logged in.
+    Users,
     /// Nobody.
     None,
+}
+
+/// Who may read what the registry holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PullPolicy {
+    /// Every client.
+    Any,
+    /// Only who has logged in.
+    Users,
 }
 
 /// What happens to the layers of pushed images.
@@ -87,6 +116,15 @@ pub enum ServerError {
     /// The directory cannot be used.
     #[error("cannot open the registry")]
     Storage(#[from] StorageError),
+    /// The list of users cannot be used.
+    #[error("cannot use the list of users")]
+    Users(#[from] UsersError),
+    /// Connections cannot be encrypted.
+    #[error("cannot use the certificate")]
+    Tls(#[from] TlsError),
+    /// Nobody could do what only users may.
+    #[error("only users may {0}, and there is no list of users")]
+    NoUsers(&'static str),
     /// The address cannot be listened on.
     #[error("cannot listen on `{address}`")]
     Listen {
@@ -98,13 +136,14 @@ pub enum ServerError {
 }
 
 /// A registry that listens and does not answer yet.
-#[derive(Debug)]
 pub struct Server {
     storage: Arc<Storage>,
     listener: TcpListener,
     address: SocketAddr,
-    push: PushPolicy,
+    tls: Option<TlsAcceptor>,
+    gate: Gate,
     index: IndexPolicy,
+    access_log: bool,
     grace: Duration,
 }
 
@@ -115,20 +154,23 @@ impl ServerConfig {
             root: root.into(),
             listen: listen.into(),
             push: PushPolicy::Loopback,
+            pull: PullPolicy::Any,
+            users: None,
+            tls: None,
             index: IndexPolicy::Wait(Duration::from_secs(30)),
+            access_log: false,
             grace: Duration::from_secs(10),
         }
     }
 }
 
 impl PushPolicy {
-    /// Lets the client at `peer` change something, or says why not.
-    fn admit(self, peer: SocketAddr) -> Result<(), ApiError> {
+    /// Whether a client at `peer` that has not logged in may change something.
+    fn admits(self, peer: SocketAddr) -> bool {
         match self {
-            Self::Any => Ok(()),
-            Self::Loopback if peer.ip().to_canonical().is_loopback() => Ok(()),
-            Self::Loopback => Err(ApiError::PushDenied),
-            Self::None => Err(ApiError::ReadOnly),
+            Self::Any => true,
+            Self::Loopback => peer.ip().to_canonical().is_loopback(),
+            Self::Users | Self::None => false,
         }
     }
 }
@@ -139,12 +181,27 @@ impl Server {
     /// # Errors
     /// [`ServerError`].
     pub async fn bind(config: ServerConfig) -> Result<Self, ServerError> {
-        let ServerConfig { root, listen, push, index, grace } = config;
+        let ServerConfig { root, listen, push, pull, users, tls, index, access_log, grace } =
+            config;
+        let users = users.map(|path| Users::read(&path)).transpose()?;
+        match (&users, pull, push) {
+            (None, PullPolicy::Users, _) => return Err(ServerError::NoUsers("pull")),
+            (None, _, PushPolicy::Users) => return Err(ServerError::NoUsers("push")),
+            _ => {}
+        }
+        let tls = tls.map(tls::acceptor).transpose()?;
+        let gate = Gate::new(pull, push, users, tls.is_some());
         let storage = Arc::new(blocking(move || Storage::open(&root)).await?);
         let failed = |source| ServerError::Listen { address: listen.clone(), source };
         let listener = TcpListener::bind(&listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { storage, listener, address, push, index, grace })
+        Ok(Self { storage, listener, address, tls, gate, index, access_log, grace })
+    }
+
+    /// Where clients find the registry.
+    pub fn url(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
     }
 
     /// The address that the registry listens on.
@@ -160,19 +217,28 @@ impl Server {
             IndexPolicy::Wait(wait) => Some(wait),
             IndexPolicy::Off => None,
         };
-        let indexing = Arc::new(Indexing::new(storage, wait, tasks.clone(), shutdown.clone()));
+        let metrics = Arc::new(Metrics::default());
+        let indexing =
+            Indexing::new(storage, wait, Arc::clone(&metrics), tasks.clone(), shutdown.clone());
+        let indexing = Arc::new(indexing);
         tasks.spawn(Arc::clone(&indexing).catch_up());
         let registry = Arc::new(Registry {
             sessions: Sessions::new(Arc::clone(&self.storage)),
             storage: self.storage,
-            push: self.push,
+            gate: self.gate,
             indexing,
+            metrics,
+            access_log: self.access_log,
             tasks: tasks.clone(),
             buffers: Arc::default(),
         });
-        let app = Router::new().fallback(api::handle).with_state(Arc::clone(&registry));
+        let app = Router::new()
+            .route("/token", get(api::token))
+            .route("/metrics", get(api::metrics))
+            .fallback(api::handle)
+            .with_state(Arc::clone(&registry));
         tokio::select! {
-            () = listen::serve(self.listener, app, &shutdown, self.grace) => {}
+            () = listen::serve(self.listener, self.tls, app, &shutdown, self.grace) => {}
             () = expire_uploads(&registry.sessions) => {}
         }
         // The connections have ended, and with them the bodies that tasks wait for.
@@ -203,10 +269,9 @@ mod tests {
             ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.9]:1"].map(|peer| peer.parse().unwrap());
         let remote: SocketAddr = "192.0.2.1:1".parse().unwrap();
         for peer in local {
-            assert!(PushPolicy::Loopback.admit(peer).is_ok());
-            assert!(matches!(PushPolicy::None.admit(peer), Err(ApiError::ReadOnly)));
+            assert!(PushPolicy::Loopback.admits(peer) && PushPolicy::Any.admits(peer));
+            assert!(!PushPolicy::None.admits(peer) && !PushPolicy::Users.admits(peer));
         }
-        assert!(matches!(PushPolicy::Loopback.admit(remote), Err(ApiError::PushDenied)));
-        assert!(PushPolicy::Any.admit(remote).is_ok());
+        assert!(PushPolicy::Any.admits(remote) && !PushPolicy::Loopback.admits(remote));
     }
 }

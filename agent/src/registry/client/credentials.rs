@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
-use super::secret::Secret;
+use super::Secret;
 
 /// How to show who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]

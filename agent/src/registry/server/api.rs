@@ -8,18 +8,22 @@ mod upload;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use axum::Json;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Query, State};
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header, request};
+use serde_json::json;
 use tokio_util::task::TaskTracker;
 
-use super::PushPolicy;
+use super::auth::{Access, Gate, LIFETIME};
 use super::blocking::{blocking, outcome};
 use super::body::Buffers;
 use super::digest::ContentDigest;
 use super::error::ApiError;
 use super::indexing::Indexing;
+use super::metrics::Metrics;
+use super::observe::Observed;
 use super::storage::{Storage, StorageError};
 use super::target::Target;
 use super::upload::Sessions;
@@ -37,15 +41,22 @@ pub struct Registry {
     pub storage: Arc<Storage>,
     /// The uploads in progress.
     pub sessions: Sessions,
-    /// Who may change anything.
-    pub push: PushPolicy,
+    /// Who may do what.
+    pub gate: Gate,
     /// Makes the indexes of pushed images.
     pub indexing: Arc<Indexing>,
+    /// What the registry has done.
+    pub metrics: Arc<Metrics>,
+    /// Whether each request is logged.
+    pub access_log: bool,
     /// Work that goes on when its client has gone.
     pub tasks: TaskTracker,
     /// For the bodies of answers.
     pub buffers: Arc<Buffers>,
 }
+
+/// Prometheus' text format.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4";
 
 type Answer = Result<Response, ApiError>;
 
@@ -55,22 +66,47 @@ pub async fn handle(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     request: Request<Body>,
 ) -> Response {
+    let method = request.method().clone();
+    let head = (request.method(), request.uri(), request.headers());
+    let observed = Observed::begin(&registry.metrics, registry.access_log, peer, head);
     let mut response = match answer(registry, peer, request).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
     };
     response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
-    response
+    observed.answer(&method, response)
+}
+
+/// Gives a token to who shows a password ("Docker Registry v2 authentication").
+pub async fn token(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> Answer {
+    let token = registry.gate.token(&headers).await?;
+    let answer = json!({ "token": token, "access_token": token, "expires_in": LIFETIME.as_secs() });
+    Ok(Json(answer).into_response())
+}
+
+/// Tells what the registry has done, to who may pull.
+pub async fn metrics(
+    State(registry): State<Arc<Registry>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+) -> Answer {
+    registry.gate.admit(peer, &headers, Access::Pull, None).await?;
+    let text = registry.metrics.render(registry.sessions.len(), registry.indexing.len());
+    Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response())
 }
 
 async fn answer(registry: Arc<Registry>, peer: SocketAddr, request: Request<Body>) -> Answer {
     let (head, body) = request.into_parts();
     let reads = matches!(head.method, Method::GET | Method::HEAD);
-    if !reads {
-        registry.push.admit(peer)?;
-    }
-    match Target::parse(head.uri.path())? {
-        Target::Base if reads => Ok(axum::Json(serde_json::json!({})).into_response()),
+    let target = Target::parse(head.uri.path())?;
+    let access = match target {
+        Target::Base => Access::Ping,
+        _ if reads => Access::Pull,
+        _ => Access::Push,
+    };
+    registry.gate.admit(peer, &head.headers, access, target.repository()).await?;
+    match target {
+        Target::Base if reads => Ok(Json(json!({})).into_response()),
         Target::Catalog if reads => registry.catalog(&head).await,
         Target::Tags(repository) if reads => registry.tags(repository, &head).await,
         Target::Referrers(repository, subject) if reads => {

@@ -114,6 +114,12 @@ pub enum ApiError {
         /// Its size.
         actual: u64,
     },
+    /// The client has to show who it is.
+    #[error("log in for this")]
+    Unauthorized {
+        /// How.
+        challenge: String,
+    },
     /// Who pushes has to be authorised, and this client is not.
     #[error("this registry takes pushes from its own host only")]
     PushDenied,
@@ -152,10 +158,11 @@ impl ApiError {
             Self::Manifest(_) => (S::BAD_REQUEST, "MANIFEST_INVALID"),
             Self::ManifestSize(_) => (S::PAYLOAD_TOO_LARGE, "MANIFEST_INVALID"),
             Self::ManifestBlobsUnknown { .. } => (S::BAD_REQUEST, "MANIFEST_BLOB_UNKNOWN"),
+            Self::Unauthorized { .. } => (S::UNAUTHORIZED, "UNAUTHORIZED"),
             Self::PushDenied => (S::FORBIDDEN, "DENIED"),
-            Self::Begin(BeginError::Random(_))
-            | Self::Commit(CommitError::Storage(_))
-            | Self::Storage(_) => (S::INTERNAL_SERVER_ERROR, "UNKNOWN"),
+            Self::Commit(CommitError::Storage(_)) | Self::Storage(_) => {
+                (S::INTERNAL_SERVER_ERROR, "UNKNOWN")
+            }
         }
     }
 
@@ -188,6 +195,9 @@ impl ApiError {
     /// Headers that tell the client how to go on.
     fn headers(&self) -> Vec<(HeaderName, String)> {
         match self {
+            Self::Unauthorized { challenge } => {
+                vec![(header::WWW_AUTHENTICATE, challenge.clone())]
+            }
             Self::Range(size) => vec![(header::CONTENT_RANGE, format!("bytes */{size}"))],
             Self::ChunkOutOfOrder { location, len, .. } => vec![
                 (header::LOCATION, location.clone()),

@@ -22,6 +22,7 @@ use undermount_fs::layer::{Indexer, LayerError};
 use super::blocking::blocking;
 use super::digest::ContentDigest;
 use super::manifest::{Content, Submitted};
+use super::metrics::Metrics;
 use super::name::Repository;
 use super::storage::{Referrer, Storage, StorageError, StoredManifest};
 use super::target::Reference;
@@ -40,6 +41,7 @@ pub struct Indexing {
     pending: Mutex<HashMap<Image, CancellationToken>>,
     layers: Mutex<HashMap<Digest, Arc<Layer>>>,
     builders: Semaphore,
+    metrics: Arc<Metrics>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -113,6 +115,7 @@ impl Indexing {
     pub fn new(
         storage: Arc<Storage>,
         wait: Option<Duration>,
+        metrics: Arc<Metrics>,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
@@ -123,6 +126,7 @@ impl Indexing {
             pending: Mutex::default(),
             layers: Mutex::default(),
             builders: Semaphore::new((processors / 2).max(1)),
+            metrics,
             tasks,
             stop,
         }
@@ -156,6 +160,11 @@ impl Indexing {
             // Whether it is there in time or not, the client goes on with what there is.
             let _ = tokio::time::timeout(wait, done.cancelled()).await;
         }
+    }
+
+    /// How many images are being indexed.
+    pub fn len(&self) -> usize {
+        self.pending().len()
     }
 
     fn pending(&self) -> MutexGuard<'_, HashMap<Image, CancellationToken>> {
@@ -225,15 +234,17 @@ impl Promise {
     async fn index(self) {
         let Image { repository, digest } = &self.image;
         match self.attach().await {
-            Ok(true) => tracing::info!(%repository, %digest, "image indexed"),
+            Ok(true) => {
+                self.indexing.metrics.indexed.add(1);
+                tracing::info!(%repository, %digest, "image indexed");
+            }
             Ok(false) => {}
             Err(error) if matches!(*error, IndexingError::Stopped) => {}
-            Err(error) => tracing::warn!(
-                %repository,
-                %digest,
-                error = &*error as &dyn std::error::Error,
-                "image has no index"
-            ),
+            Err(error) => {
+                self.indexing.metrics.not_indexed.add(1);
+                let error = &*error as &dyn std::error::Error;
+                tracing::warn!(%repository, %digest, error, "image has no index");
+            }
         }
     }
 

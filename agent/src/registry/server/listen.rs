@@ -14,21 +14,26 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use nix::sys::socket::{setsockopt, sockopt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// The head of a request must arrive within this time; an idle connection ends after it.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// A client must have agreed on a key within this time.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A client that takes nothing of what is sent to it for so long is cut off.
 const SEND_TIMEOUT: Duration = Duration::from_secs(120);
 /// Pause after a failed accept: mostly the process is out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves `app` on `listener` until `shutdown` is cancelled, then gives the requests in
+/// Serves `app` on `listener`, encrypted if `tls` is given, until `shutdown` is cancelled, then gives the requests in
 /// progress `grace` to end. Returns when all connections have ended or were cut.
 pub async fn serve(
     listener: TcpListener,
+    tls: Option<TlsAcceptor>,
     app: Router,
     shutdown: &CancellationToken,
     grace: Duration,
@@ -36,10 +41,11 @@ pub async fn serve(
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
     while let Some((stream, peer)) = accept(&listener, shutdown).await {
-        let (app, shutdown, cut) = (app.clone(), shutdown.clone(), cut.clone());
+        let (tls, app) = (tls.clone(), app.clone());
+        let (shutdown, cut) = (shutdown.clone(), cut.clone());
         connections.spawn(async move {
             tokio::select! {
-                () = connection(stream, peer, app, shutdown) => {}
+                () = connection(stream, peer, tls, app, shutdown) => {}
                 () = cut.cancelled() => tracing::warn!(%peer, "connection cut at shutdown"),
             }
         });
@@ -80,9 +86,30 @@ fn prepare(stream: &TcpStream) {
     let _ = setsockopt(stream, sockopt::TcpUserTimeout, &timeout);
 }
 
-/// Answers the requests of one connection; at shutdown, only the one in progress.
-async fn connection(stream: TcpStream, peer: SocketAddr, app: Router, shutdown: CancellationToken) {
+/// Serves one connection, encrypted or not.
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    app: Router,
+    shutdown: CancellationToken,
+) {
     prepare(&stream);
+    let Some(tls) = tls else { return answer(stream, peer, app, shutdown).await };
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+        Ok(Ok(stream)) => answer(stream, peer, app, shutdown).await,
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS handshake"),
+        Err(_) => tracing::debug!(%peer, "TLS handshake timed out"),
+    }
+}
+
+/// Answers the requests of a connection; at shutdown, only the one in progress.
+async fn answer(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: SocketAddr,
+    app: Router,
+    shutdown: CancellationToken,
+) {
     let app = TowerToHyperService::new(app);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));

@@ -97,6 +97,19 @@ impl Target {
         }
     }
 
+    /// The repository that it is in.
+    pub fn repository(&self) -> Option<&Repository> {
+        match self {
+            Self::Base | Self::Catalog => None,
+            Self::Tags(name)
+            | Self::Manifest(name, _)
+            | Self::Referrers(name, _)
+            | Self::Blob(name, _)
+            | Self::Uploads(name)
+            | Self::Upload(name, _) => Some(name),
+        }
+    }
+
     fn upload(name: &str, session: &str) -> Result<Self, ParseTargetError> {
         let name = repository(name)?;
         if session.is_empty() {

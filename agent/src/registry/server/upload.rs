@@ -4,9 +4,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::File;
 use std::future::Future;
-use std::io::{self, Read as _};
 use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,6 +14,7 @@ use futures_util::{Stream, StreamExt as _};
 
 use super::blocking::blocking;
 use super::name::Repository;
+use super::random::hex;
 use super::storage::{Storage, StorageError, Upload};
 
 /// A client that sends nothing for so long has gone.
@@ -52,9 +51,6 @@ pub enum BeginError {
     /// Too many are open.
     #[error("{MAX_SESSIONS} uploads are in progress already")]
     TooMany,
-    /// The system has no random bytes for its name.
-    #[error("cannot name an upload session")]
-    Random(#[source] io::Error),
 }
 
 /// Why a body was not taken in.
@@ -81,10 +77,8 @@ impl SessionId {
         (hex && text.len() == 32).then(|| Self(text.into()))
     }
 
-    fn random() -> io::Result<Self> {
-        let mut bytes = [0; 16];
-        File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-        Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+    fn random() -> Self {
+        Self(hex::<16>().into())
     }
 
     /// The name.
@@ -116,7 +110,7 @@ impl Sessions {
     /// # Errors
     /// [`BeginError`].
     pub fn begin(&self, repository: Repository) -> Result<Arc<Session>, BeginError> {
-        let id = SessionId::random().map_err(BeginError::Random)?;
+        let id = SessionId::random();
         let upload = tokio::sync::Mutex::new(Some(self.storage.begin(id.as_str())));
         let used = Mutex::new(Instant::now());
         let session = Arc::new(Session { id, repository, used, upload });
@@ -134,6 +128,11 @@ impl Sessions {
         let session = open.get(id).filter(|session| session.repository == *repository)?;
         *session.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         Some(Arc::clone(session))
+    }
+
+    /// How many sessions are open.
+    pub fn len(&self) -> usize {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// Forgets the session.
@@ -225,6 +224,8 @@ fn append(
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use futures_util::stream;
 
     use super::*;

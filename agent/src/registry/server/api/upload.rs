@@ -12,6 +12,7 @@ use http::{HeaderName, StatusCode, header, request};
 use super::super::blocking::blocking;
 use super::super::digest::ContentDigest;
 use super::super::error::ApiError;
+use super::super::metrics::Metrics;
 use super::super::name::Repository;
 use super::super::range::parse_chunk;
 use super::super::storage::{Mark, StorageError, Upload};
@@ -124,7 +125,7 @@ impl Registry {
     ) -> Answer {
         let (registry, session) = (Arc::clone(self), Arc::clone(session));
         self.to_its_end(async move {
-            let len = append(&session, &chunk, body).await?;
+            let len = append(&session, &chunk, body, &registry.metrics).await?;
             match digest {
                 None => Ok(progress(StatusCode::ACCEPTED, &session, len)),
                 Some(digest) => registry.finish(&session, digest).await,
@@ -180,7 +181,12 @@ impl Chunk {
 /// Appends `body` to the upload; says how long it is then. A chunk of another length than it
 /// said leaves the upload as it was; one that breaks off leaves what came, to go on from there;
 /// a failure of the storage ends the upload.
-async fn append(session: &Session, chunk: &Chunk, body: Body) -> Result<u64, ApiError> {
+async fn append(
+    session: &Session,
+    chunk: &Chunk,
+    body: Body,
+    metrics: &Metrics,
+) -> Result<u64, ApiError> {
     let mut slot = session.upload.lock().await;
     let unknown = || ApiError::UploadUnknown(session.id.clone());
     let before = slot.as_ref().ok_or_else(unknown)?.len();
@@ -190,6 +196,7 @@ async fn append(session: &Session, chunk: &Chunk, body: Body) -> Result<u64, Api
     let most = expected.map_or(u64::MAX, |expected| before.saturating_add(expected));
     let (mut upload, received) = receive(upload, body.into_data_stream(), most).await;
     let actual = upload.len() - before;
+    metrics.received.add(actual);
     let other_size = match (&received, expected) {
         (Err(ReceiveError::Storage(_)), _) => return received.map(|()| 0).map_err(Into::into),
         (Err(ReceiveError::TooLong(_)), Some(expected)) => Some(expected),
