@@ -8,6 +8,7 @@
 
 mod client;
 mod clock;
+mod demo;
 mod exit;
 mod logging;
 mod mount;
@@ -48,6 +49,7 @@ enum Command {
     Worker(owner::WorkerArgs),
     Prepare(prepare::PrepareArgs),
     Registry(registry::RegistryArgs),
+    Demo(demo::DemoArgs),
     #[command(subcommand)]
     Overcloud(overcloud::Overcloud),
     #[command(subcommand)]
@@ -78,6 +80,7 @@ impl Command {
             Self::Worker(args) => args.run(),
             Self::Prepare(args) => block_on(args.run(prepare::Habits::OWN)),
             Self::Registry(args) => block_on(args.run()),
+            Self::Demo(args) => block_on(args.run()),
             Self::Overcloud(command) => block_on(command.run()),
             Self::Tripleo(command) => block_on(command.run()),
             Self::X(verb) => verb.run(),

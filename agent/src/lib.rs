@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod control;
+pub mod demo;
 pub mod image;
 pub mod prepare;
 pub mod registry;
