@@ -68,7 +68,10 @@ impl Node {
     #[track_caller]
     pub fn try_mount(&mut self, reference: &str, directory: &Path) -> Outcome {
         self.mounts.push(directory.to_owned());
-        run(self.command("mount").arg(reference).arg(directory), PATIENCE)
+        // Only what is read is to be fetched, so that it can be counted.
+        let mut command = self.command("mount");
+        command.args(["--complete-within", "0"]).arg(reference).arg(directory);
+        run(&mut command, PATIENCE)
     }
 
     /// Unmounts.
