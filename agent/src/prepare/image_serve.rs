@@ -16,7 +16,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 use tempfile::NamedTempFile;
@@ -53,6 +53,8 @@ pub struct ImageServe {
     v2: PathBuf,
     /// Blobs that this run has seen whole, and where.
     whole: Mutex<HashMap<Digest, PathBuf>>,
+    /// Held while a blob comes in, so that whoever wants it too links it then.
+    arriving: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
     /// Held while lists are rebuilt.
     lists: Mutex<()>,
 }
@@ -60,7 +62,12 @@ pub struct ImageServe {
 impl ImageServe {
     /// The tree below `root`, made when the first file is written.
     pub fn new(root: &Path) -> Self {
-        Self { v2: root.join("v2"), whole: Mutex::default(), lists: Mutex::default() }
+        Self {
+            v2: root.join("v2"),
+            whole: Mutex::default(),
+            arriving: Mutex::default(),
+            lists: Mutex::default(),
+        }
     }
 
     fn directory(&self, repository: &Repository, kind: &str) -> PathBuf {
@@ -89,6 +96,8 @@ impl ImageServe {
             self.note(blob, path);
             return Ok(0);
         }
+        let turn = self.turn(&blob.digest);
+        let _turn = turn.lock().await;
         if is_layer && self.link(blob, &path).map_err(|source| write_error(&path, source))? {
             return Ok(0);
         }
@@ -107,6 +116,11 @@ impl ImageServe {
         file.persist(&path).map_err(|error| write_error(&path, error.error))?;
         self.note(blob, path);
         Ok(blob.size)
+    }
+
+    fn turn(&self, blob: &Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut arriving = self.arriving.lock().expect("no panic while it is held");
+        arriving.entry(*blob).or_default().clone()
     }
 
     fn note(&self, blob: &Descriptor, path: PathBuf) {
