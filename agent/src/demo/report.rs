@@ -28,7 +28,7 @@ pub struct Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let row = |f: &mut fmt::Formatter<'_>, name: &str, lazy: String, eager: String| {
-            writeln!(f, "{name:38} {lazy:>20} {eager:>20}")
+            writeln!(f, "{name:38} {lazy:>21} {eager:>21}")
         };
         row(f, "", "undermount".to_owned(), "pull and unpack".to_owned())?;
         for (which, name) in ["first", "second"].into_iter().enumerate() {
@@ -68,15 +68,15 @@ mod tests {
             lazy: [start(5 << 20, 210), start(1 << 19, 40)],
             eager: [start(100 << 20, 2100), start(20 << 20, 900)],
         };
-        let expected = "\
-                                                 undermount      pull and unpack
+        let expected = "
+                                                  undermount       pull and unpack
 first image, 100.00 MiB compressed
   fetched before the first output           5.00 MiB (5.0 %)  100.00 MiB (100.0 %)
-  time to the first output                           0.210 s              2.100 s
+  time to the first output                           0.210 s               2.100 s
 second image, 80.00 MiB compressed
   still to be fetched before it           512.00 KiB (0.6 %)    20.00 MiB (25.0 %)
-  time to the first output                           0.040 s              0.900 s
+  time to the first output                           0.040 s               0.900 s
 ";
-        assert_eq!(report.to_string(), expected);
+        assert_eq!(format!("\n{report}"), expected);
     }
 }
