@@ -69,7 +69,9 @@ impl Blobs {
         file.write_all(blob.bytes())?;
         file.as_file().sync_data()?;
         file.persist(&path).map_err(|error| error.error)?;
-        Ok(())
+        // Names are on stable storage with their directories only.
+        fs::File::open(directory)?.sync_all()?;
+        fs::File::open(&self.root)?.sync_all()
     }
 
     /// Keeps bytes under the digest that they have.

@@ -127,11 +127,6 @@ impl ImageTree {
         &self.layers
     }
 
-    /// Number of directories.
-    pub fn directory_count(&self) -> usize {
-        self.directories.len()
-    }
-
     /// Whether there is a directory with this number.
     pub fn has_directory(&self, number: u32) -> bool {
         (number as usize) < self.directories.len()

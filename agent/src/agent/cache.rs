@@ -63,8 +63,6 @@ pub struct LayerRecord {
     pub tree: Digest,
     /// Why that index is believed.
     pub trust: Trust,
-    /// Whether all of its contents were here once.
-    pub complete: bool,
 }
 
 /// What a name meant.
@@ -175,7 +173,8 @@ pub(super) fn write_atomically(directory: &Path, name: &str, bytes: &[u8]) -> io
     file.write_all(bytes)?;
     file.as_file().sync_data()?;
     file.persist(directory.join(name)).map_err(|error| error.error)?;
-    Ok(())
+    // The name is on stable storage with its directory only.
+    fs::File::open(directory)?.sync_all()
 }
 
 fn unusable(path: &Path) -> impl FnOnce(io::Error) -> CacheError + use<> {
@@ -196,7 +195,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let reference: Reference = "localhost:5000/image:tag".parse().unwrap();
         let (layer, manifest) = (Digest::of(b"layer"), Digest::of(b"manifest"));
-        let record = LayerRecord { tree: Digest::of(b"tree"), trust: Trust::Own, complete: true };
+        let record = LayerRecord { tree: Digest::of(b"tree"), trust: Trust::Own };
         let cache = open(root.path()).unwrap();
         cache.put_layer(&layer, &record).unwrap();
         cache.put_reference(&reference, &manifest).unwrap();

@@ -312,7 +312,7 @@ impl Images {
         }
         outcome?;
         let tree = Digest::of(layer.tree.bytes());
-        let record = LayerRecord { tree, trust: Trust::Own, complete: true };
+        let record = LayerRecord { tree, trust: Trust::Own };
         Ok(self.cache.put_layer(&digest, &record)?)
     }
 

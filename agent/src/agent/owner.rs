@@ -185,12 +185,14 @@ impl Owner {
     ) -> Result<Digest, OwnerError> {
         let PullRequest { reference, plain_http } = &request.image;
         let dir = &request.dir;
-        self.check_free(dir).await?;
+        check_free(&*self.state.lock().await, dir)?;
         let parsed: Reference = reference.parse()?;
         let ready = self.prepare(&parsed, *plain_http, progress).await?;
         let manifest = ready.image.digest;
 
         let mut state = self.state.lock().await;
+        // Preparing takes time: somebody else may have mounted there meanwhile.
+        check_free(&state, dir)?;
         self.show(&mut state, &ready)?;
         let record = Record {
             dir: dir.clone(),
@@ -210,16 +212,6 @@ impl Owner {
             return Err(error);
         }
         Ok(manifest)
-    }
-
-    async fn check_free(&self, dir: &Path) -> Result<(), OwnerError> {
-        if let Some(mounted) = self.state.lock().await.mounts.get(dir)
-            && binding::is_mounted(dir)
-        {
-            let reference = mounted.record.reference.clone();
-            return Err(OwnerError::Mounted { dir: dir.to_owned(), reference });
-        }
-        Ok(binding::check_mount_point(dir)?)
     }
 
     /// Unmounts an image.
@@ -324,6 +316,17 @@ impl Owner {
     pub fn cache_bytes(&self) -> u64 {
         self.images.filler().store().usage().bytes
     }
+}
+
+/// Checks that nothing is, and something can be, mounted at `dir`.
+fn check_free(state: &State, dir: &Path) -> Result<(), OwnerError> {
+    if let Some(mounted) = state.mounts.get(dir)
+        && binding::is_mounted(dir)
+    {
+        let reference = mounted.record.reference.clone();
+        return Err(OwnerError::Mounted { dir: dir.to_owned(), reference });
+    }
+    Ok(binding::check_mount_point(dir)?)
 }
 
 /// How long a mount(2) may take that only waits for ourselves.

@@ -96,7 +96,7 @@ impl Images {
             tracing::warn!(layer = %layer.digest, "an attached index names other spans");
             return None;
         }
-        let record = LayerRecord { tree: entry.tree, trust: Trust::Registry, complete: false };
+        let record = LayerRecord { tree: entry.tree, trust: Trust::Registry };
         let kept = self.blobs().put(&bytes).map_err(|error| error.to_string()).and_then(|()| {
             self.cache.put_layer(&layer.digest, &record).map_err(|error| error.to_string())
         });
@@ -131,7 +131,7 @@ impl Images {
     fn keep_index(&self, index: &LayerIndex) -> Result<(), ImageFault> {
         self.keep("spans", index.spans.clone())?;
         let tree = self.keep("an index", index.tree.clone())?;
-        let record = LayerRecord { tree, trust: Trust::Own, complete: true };
+        let record = LayerRecord { tree, trust: Trust::Own };
         Ok(self.cache.put_layer(&index.layer, &record)?)
     }
 }

@@ -9,7 +9,6 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::stream::{BoxStream, StreamExt as _, try_unfold};
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::{Request, Response};
@@ -218,14 +217,6 @@ impl BlobReader {
             return None;
         }
         self.budget.pause(fault, self.client.deadline)
-    }
-
-    /// The bytes as a stream that ends after the first error.
-    pub fn into_stream(self) -> BoxStream<'static, Result<Bytes, RegistryError>> {
-        try_unfold(self, |mut reader| async move {
-            Ok(reader.next().await?.map(|chunk| (chunk, reader)))
-        })
-        .boxed()
     }
 
     /// One chunk of the current answer, or of a new one. Empty where all of it was skipped.
