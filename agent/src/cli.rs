@@ -8,6 +8,7 @@
 
 mod client;
 mod clock;
+mod config;
 mod demo;
 mod exit;
 mod logging;
@@ -51,6 +52,8 @@ enum Command {
     Registry(registry::RegistryArgs),
     Demo(demo::DemoArgs),
     #[command(subcommand)]
+    Config(config::Config),
+    #[command(subcommand)]
     Overcloud(overcloud::Overcloud),
     #[command(subcommand)]
     Tripleo(tripleo::Tripleo),
@@ -81,6 +84,7 @@ impl Command {
             Self::Prepare(args) => block_on(args.run(prepare::Habits::OWN)),
             Self::Registry(args) => block_on(args.run()),
             Self::Demo(args) => block_on(args.run()),
+            Self::Config(command) => command.run(),
             Self::Overcloud(command) => block_on(command.run()),
             Self::Tripleo(command) => block_on(command.run()),
             Self::X(verb) => verb.run(),

@@ -1,10 +1,11 @@
 //! Undermount: container images that start before they have arrived.
 //!
 //! ```text
-//! cli -> { prepare, agent, demo } -> { supply, registry } -> image -> undermount-fs
+//! cli -> config -> { prepare, agent, demo } -> { supply, registry } -> image -> undermount-fs
 //! ```
 
 pub mod agent;
+pub mod config;
 pub mod control;
 pub mod demo;
 pub mod image;

@@ -9,11 +9,14 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use clap::Args;
-use undermount::agent::process::{self, CacheLock, OwnerConfig, ProcessError};
+use undermount::agent::process::{self, CacheLock, ProcessError};
+use undermount::config::Settings;
+use undermount::config::value::{ByteCount, Seconds, from_word};
 use undermount::control::{Control, ControlError, Failure, Runtime};
 use undermount_fs::session::SessionError;
 
 use super::client::default_config;
+use super::config::ConfigArgs;
 use super::exit::{CliResult, Exit};
 
 /// What the first line of a keeper says when all is well.
@@ -30,54 +33,68 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Cache")]
 pub struct CacheArgs {
-    /// Directory for everything that was fetched
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "UNDERMOUNT_CACHE",
-        default_value = "/var/lib/undermount"
-    )]
-    cache: PathBuf,
-    /// Bytes of file contents to keep; what was not used for longest goes first [default: no limit]
-    #[arg(long, value_name = "BYTES")]
-    quota: Option<u64>,
-    /// How long a read may wait for bytes that must be fetched, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-    read_timeout: u64,
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Directory for everything that was fetched [default: /var/lib/undermount]
+    #[arg(long, value_name = "DIR", env = "UNDERMOUNT_CACHE")]
+    cache: Option<PathBuf>,
+    /// Bytes of file contents to keep, also with KiB, MiB, GiB or TiB; what was not used for
+    /// longest goes first [default: no limit]
+    #[arg(long, value_name = "BYTES", value_parser = from_word::<ByteCount>)]
+    quota: Option<ByteCount>,
+    /// How long a read may wait for bytes that must be fetched, in seconds [default: 60]
+    #[arg(long, value_name = "SECONDS", value_parser = from_word::<Seconds<1, 3600>>)]
+    read_timeout: Option<Seconds<1, 3600>>,
     /// Time within which a mounted image becomes fully local, in seconds; 0 fetches only what is
-    /// read
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
-    complete_within: u64,
+    /// read [default: 600]
+    #[arg(long, value_name = "SECONDS", value_parser = from_word::<Seconds<0, 604_800>>)]
+    complete_within: Option<Seconds<0, 604_800>>,
 }
 
 impl CacheArgs {
-    fn config(&self) -> OwnerConfig {
-        OwnerConfig {
-            cache: self.cache.clone(),
-            quota: self.quota,
-            read_timeout: Duration::from_secs(self.read_timeout),
-            complete_within: Duration::from_secs(self.complete_within),
-            client: default_config(),
+    /// What the configuration file says, under the flags.
+    fn settings(&self) -> CliResult<Settings> {
+        let mut settings = self.config.settings()?;
+        if let Some(cache) = &self.cache {
+            settings.cache.directory = cache.clone().into();
         }
-    }
-
-    /// The arguments that give a child process the same settings.
-    fn to_arguments(&self, cache: &Path) -> Vec<OsString> {
-        let mut arguments: Vec<OsString> = vec!["--cache".into(), cache.into()];
         if let Some(quota) = self.quota {
-            arguments.extend(["--quota".into(), quota.to_string().into()]);
+            settings.cache.quota = Some(quota);
         }
-        arguments.extend(["--read-timeout".into(), self.read_timeout.to_string().into()]);
-        arguments.extend(["--complete-within".into(), self.complete_within.to_string().into()]);
-        arguments
+        if let Some(timeout) = self.read_timeout {
+            settings.reads.timeout = timeout;
+        }
+        if let Some(within) = self.complete_within {
+            settings.completion.within = within;
+        }
+        Ok(settings)
     }
+}
+
+/// What a process of the owner is given by the one that starts it: settings that are resolved,
+/// so that a file that changes meanwhile does no harm.
+#[derive(Debug, Args)]
+struct Handed {
+    /// Settings as JSON
+    #[arg(long, value_name = "JSON", value_parser = from_json)]
+    settings: Settings,
+}
+
+fn from_json(text: &str) -> Result<Settings, String> {
+    serde_json::from_str(text).map_err(|error| error.to_string())
+}
+
+/// The arguments that hand `settings` to a child process.
+fn handing(settings: &Settings) -> [OsString; 2] {
+    let json = serde_json::to_string(settings).expect("settings are plain data");
+    ["--settings".into(), json.into()]
 }
 
 /// Hold the mounts of a cache (started by `mount` and `pull`)
 #[derive(Debug, Args)]
 pub struct KeeperArgs {
     #[command(flatten)]
-    cache: CacheArgs,
+    handed: Handed,
 }
 
 impl KeeperArgs {
@@ -100,10 +117,12 @@ impl KeeperArgs {
             }
             error => Failure::of(&error),
         };
-        let lock = CacheLock::take(&self.cache.cache).map_err(failed)?;
+        let mut settings = self.handed.settings.clone();
+        let lock = CacheLock::take(&settings.cache.directory).map_err(failed)?;
+        settings.cache.directory = lock.cache.clone().into();
         let program = std::env::current_exe().map_err(|error| Failure::of(&error))?;
         let mut arguments = vec!["worker".into()];
-        arguments.extend(self.cache.to_arguments(&lock.cache));
+        arguments.extend(handing(&settings));
         let on_ready = || {
             // A starter that is gone has no use for it.
             let _ = writeln!(std::io::stdout(), "{READY}");
@@ -116,13 +135,13 @@ impl KeeperArgs {
 #[derive(Debug, Args)]
 pub struct WorkerArgs {
     #[command(flatten)]
-    cache: CacheArgs,
+    handed: Handed,
 }
 
 impl WorkerArgs {
     /// Serves until the keeper says farewell.
     pub fn run(self) -> CliResult {
-        process::work(self.cache.config())?;
+        process::work(self.handed.settings.owner(default_config())?)?;
         Ok(Exit::Success)
     }
 }
@@ -138,7 +157,11 @@ pub enum Log {
 
 /// The owner of the cache; `None` where none runs.
 pub async fn running(args: &CacheArgs) -> CliResult<Option<Control>> {
-    let Ok(cache) = args.cache.canonicalize() else { return Ok(None) };
+    running_for(&args.settings()?).await
+}
+
+async fn running_for(settings: &Settings) -> CliResult<Option<Control>> {
+    let Ok(cache) = settings.cache.directory.canonicalize() else { return Ok(None) };
     let control = Control::new(Runtime::of(&cache))?;
     match control.status().await {
         Ok(_) => Ok(Some(control)),
@@ -149,12 +172,13 @@ pub async fn running(args: &CacheArgs) -> CliResult<Option<Control>> {
 
 /// The owner of the cache, started where none runs.
 pub async fn running_or_started(args: &CacheArgs, log: Log) -> CliResult<Control> {
+    let settings = args.settings()?;
     let mut last = None;
     for _ in 0..ATTEMPTS {
-        if let Some(control) = running(args).await? {
+        if let Some(control) = running_for(&settings).await? {
             return Ok(control);
         }
-        match start(args, log)? {
+        match start(&settings, log)? {
             Started::Ready => {}
             // Somebody else is faster, or not gone yet.
             Started::Owned(failure) => last = Some(failure),
@@ -170,14 +194,15 @@ enum Started {
     Owned(Failure),
 }
 
-fn start(args: &CacheArgs, log: Log) -> CliResult<Started> {
-    let mut arguments: Vec<OsString> = vec!["keeper".into()];
-    arguments.extend(args.to_arguments(&args.cache));
+fn start(settings: &Settings, log: Log) -> CliResult<Started> {
+    // What is wrong with files that the settings name is told here, not by a child.
+    settings.client(default_config())?;
     let mut keeper = Command::new(std::env::current_exe()?)
-        .args(arguments)
+        .arg("keeper")
+        .args(handing(settings))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(log_of(args, log)?)
+        .stderr(log_of(&settings.cache.directory, log)?)
         .spawn()?;
     let stdout = keeper.stdout.take().expect("stdout was asked to be a pipe");
     let (sender, line) = std::sync::mpsc::channel();
@@ -206,12 +231,12 @@ fn start(args: &CacheArgs, log: Log) -> CliResult<Started> {
     }
 }
 
-fn log_of(args: &CacheArgs, log: Log) -> CliResult<Stdio> {
+fn log_of(cache: &Path, log: Log) -> CliResult<Stdio> {
     if log == Log::Inherited {
         return Ok(Stdio::inherit());
     }
     // A cache that cannot be used is the keeper's to complain about.
-    let made = std::fs::create_dir_all(&args.cache).and_then(|()| args.cache.canonicalize());
+    let made = std::fs::create_dir_all(cache).and_then(|()| cache.canonicalize());
     let Ok(cache) = made else { return Ok(Stdio::null()) };
     let runtime = Runtime::of(&cache);
     let file: std::io::Result<File> = runtime

@@ -1,0 +1,277 @@
+//! What the operator wants of the agent: `/etc/undermount/agent.toml`, laid under the flags.
+//!
+//! Two steps. [`Settings`] is the file as it is typed: each key has a type that cannot hold a
+//! wrong value ([`value`]), so that a mistake is refused where it stands, by file and line, with
+//! what is allowed there. Then [`Settings::owner`] and its like make the configuration of one
+//! subsystem each, which knows nothing of files. `packaging/etc/agent.toml` documents every key.
+
+mod file;
+pub mod value;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::agent::process::OwnerConfig;
+use crate::registry::client::{ClientConfig, Credentials, PlainHttp};
+use value::{ByteCount, Directory, Loopback, RegistryName, Seconds, StorePath};
+
+pub use file::ConfigError;
+
+/// Where the file is, unless somebody says otherwise.
+pub const DEFAULT_FILE: &str = "/etc/undermount/agent.toml";
+
+/// The file as it is typed, with the defaults for what it leaves out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Where fetched bytes are kept.
+    pub cache: CacheSettings,
+    /// What a read may cost.
+    pub reads: ReadSettings,
+    /// How mounted images become local.
+    pub completion: CompletionSettings,
+    /// How registries are reached.
+    pub registries: RegistrySettings,
+    /// The layer store that podman looks into.
+    pub store: StoreSettings,
+    /// The pull-through mirror for clients that pull whole images.
+    pub mirror: MirrorSettings,
+}
+
+/// `[cache]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CacheSettings {
+    /// The directory.
+    pub directory: Directory,
+    /// Bytes of file contents to keep; `None` for no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quota: Option<ByteCount>,
+}
+
+/// `[reads]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReadSettings {
+    /// How long a read may wait for bytes that must be fetched.
+    pub timeout: Seconds<1, 3600>,
+}
+
+impl Default for ReadSettings {
+    fn default() -> Self {
+        Self { timeout: Seconds::new(60).expect("a minute is in range") }
+    }
+}
+
+/// `[completion]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CompletionSettings {
+    /// Time within which a mounted image becomes fully local; zero for never.
+    pub within: Seconds<0, 604_800>,
+}
+
+impl Default for CompletionSettings {
+    fn default() -> Self {
+        Self { within: Seconds::new(600).expect("ten minutes are in range") }
+    }
+}
+
+/// `[registries]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RegistrySettings {
+    /// Registries that are spoken to without TLS.
+    pub plain_http: Vec<RegistryName>,
+    /// Registries whose certificates are not checked.
+    pub unverified_tls: Vec<RegistryName>,
+    /// Files with CA certificates (PEM) beside those of the system.
+    pub ca_files: Vec<PathBuf>,
+    /// The file with credentials; `None` for those that podman and docker keep.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth_file: Option<PathBuf>,
+}
+
+/// `[store]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreSettings {
+    /// Where the layer store is mounted.
+    pub mount: StorePath,
+}
+
+/// `[mirror]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MirrorSettings {
+    /// Where the mirror listens; `None` for no mirror.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<Loopback>,
+}
+
+impl Settings {
+    /// What the file at `path` says.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where it cannot be read, or says something that is not allowed.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        file::parse(path, &text)
+    }
+
+    /// What [`DEFAULT_FILE`] says; the defaults where there is none.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where it is there and cannot be used.
+    pub fn load_default() -> Result<Self, ConfigError> {
+        let path = Path::new(DEFAULT_FILE);
+        if path.exists() { Self::load(path) } else { Ok(Self::default()) }
+    }
+
+    /// The settings as a file that says the same.
+    pub fn to_toml(&self) -> String {
+        toml_edit::ser::to_string_pretty(self).expect("settings are plain tables")
+    }
+
+    /// The configuration of a cache's owner. `client` holds what the host's files say about
+    /// registries.
+    ///
+    /// # Errors
+    /// [`ConfigError::Certificate`] where a CA file cannot be used.
+    pub fn owner(&self, client: ClientConfig) -> Result<OwnerConfig, ConfigError> {
+        Ok(OwnerConfig {
+            cache: self.cache.directory.to_path_buf(),
+            quota: self.cache.quota.map(ByteCount::get),
+            read_timeout: self.reads.timeout.into(),
+            complete_within: self.completion.within.into(),
+            client: self.client(client)?,
+        })
+    }
+
+    /// How registries are spoken to: `base`, with what the file says about them.
+    ///
+    /// # Errors
+    /// [`ConfigError::Certificate`] where a CA file cannot be used.
+    pub fn client(&self, base: ClientConfig) -> Result<ClientConfig, ConfigError> {
+        let RegistrySettings { plain_http, unverified_tls, ca_files, auth_file } = &self.registries;
+        let names = |names: &[RegistryName]| names.iter().map(ToString::to_string).collect();
+        let mut config = base;
+        if !plain_http.is_empty() {
+            config.plain_http = PlainHttp::Hosts(names(plain_http));
+        }
+        config.unverified_tls = names(unverified_tls);
+        for path in ca_files {
+            config.certificates.extend(file::certificates(path)?);
+        }
+        if let Some(file) = auth_file {
+            config.credentials = Credentials::from_files(vec![file.clone()]);
+        }
+        Ok(config)
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> From<Seconds<MIN, MAX>> for Duration {
+    fn from(seconds: Seconds<MIN, MAX>) -> Self {
+        Self::from_secs(seconds.get())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Settings, String> {
+        file::parse(Path::new("agent.toml"), text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults() {
+        let settings = parse("").unwrap();
+        assert_eq!(settings, Settings::default());
+        let owner = settings.owner(ClientConfig::default()).unwrap();
+        assert_eq!(owner.cache, Path::new("/var/lib/undermount"));
+        assert_eq!((owner.read_timeout, owner.quota), (Duration::from_secs(60), None));
+    }
+
+    #[test]
+    fn every_key_reaches_its_subsystem() {
+        let text = "[cache]\ndirectory = '/srv/c'\nquota = '2 GiB'\n[reads]\ntimeout = 5\n\
+                    [completion]\nwithin = 0\n[registries]\nplain_http = ['A.example:5000']\n\
+                    unverified_tls = ['b.example']\nauth_file = '/x.json'\n";
+        let owner = parse(text).unwrap().owner(ClientConfig::default()).unwrap();
+        assert_eq!((owner.cache, owner.quota), ("/srv/c".into(), Some(2 << 30)));
+        assert_eq!(owner.read_timeout, Duration::from_secs(5));
+        assert_eq!(owner.complete_within, Duration::ZERO);
+        assert_eq!(owner.client.plain_http, PlainHttp::Hosts(vec!["a.example:5000".into()]));
+        assert_eq!(owner.client.unverified_tls, ["b.example"]);
+    }
+
+    #[test]
+    fn what_is_shown_says_the_same_as_what_was_read() {
+        let text = "[cache]\nquota = 1048576\n[mirror]\nlisten = '[::1]:5055'\n";
+        let settings = parse(text).unwrap();
+        assert_eq!(parse(&settings.to_toml()).unwrap(), settings);
+        let json = serde_json::to_string(&settings).unwrap();
+        assert_eq!(serde_json::from_str::<Settings>(&json).unwrap(), settings);
+    }
+
+    #[test]
+    fn the_packaged_file_is_valid_and_says_the_defaults_also_without_its_comments() {
+        let text = include_str!("../../packaging/etc/agent.toml");
+        assert_eq!(parse(text).unwrap(), Settings::default());
+        // Keys are commented out by "#key", words by "# word".
+        let keys = text.lines().map(|line| match line.strip_prefix('#') {
+            Some(key) if !key.starts_with(' ') => key,
+            _ => line,
+        });
+        let mut settings = parse(&keys.collect::<Vec<_>>().join("\n")).unwrap();
+        assert!(settings.cache.quota.take().is_some(), "the example has a quota");
+        assert!(settings.mirror.listen.take().is_some(), "the example has a mirror");
+        settings.registries = RegistrySettings::default();
+        assert_eq!(settings, Settings::default());
+    }
+
+    #[test]
+    fn mistakes_are_refused_by_line_with_what_is_allowed() {
+        for (text, line, words) in [
+            ("[cache]\nqouta = 1\n", 2, "unknown key `qouta`, expected `directory` or `quota`"),
+            ("\n[cahce]\n", 2, "unknown key `cahce`, expected one of `cache`, `reads`"),
+            ("[cache]\nquota = 'lots'\n", 2, "a number of bytes, or a number with KiB, MiB, GiB"),
+            ("[cache]\nquota = 1\n", 2, "at least 1 MiB"),
+            ("[cache]\ndirectory = 'here'\n", 2, "an absolute path"),
+            (
+                "[cache]\ndirectory = 5\n",
+                2,
+                "invalid value: integer `5`, expected an absolute path",
+            ),
+            ("[reads]\n\ntimeout = 0\n", 3, "a whole number of seconds from 1 to 3600"),
+            ("[reads]\ntimeout = '60'\n", 2, "a whole number of seconds from 1 to 3600"),
+            ("[completion]\nwithin = -1\n", 2, "a whole number of seconds from 0 to 604800"),
+            ("[registries]\nplain_http = ['a', 'b/c']\n", 2, "HOST or HOST:PORT"),
+            ("[registries]\nca_files = 'x'\n", 2, "expected a sequence"),
+            ("[store]\nmount = '/a:b'\n", 2, "an absolute path without `:` and `,`"),
+            ("[mirror]\nlisten = '0.0.0.0:5055'\n", 2, "a loopback address with a port"),
+            ("[cache]\nquota = '1 GiB\n", 2, ""),
+        ] {
+            let said = parse(text).unwrap_err();
+            let place = format!("agent.toml:{line}: ");
+            assert!(said.starts_with(&place) && said.contains(words), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_ca_file_that_cannot_be_used_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.pem");
+        let mut settings = Settings::default();
+        settings.registries.ca_files = vec![path.clone()];
+        let message =
+            |settings: &Settings| settings.client(ClientConfig::default()).unwrap_err().to_string();
+        assert!(message(&settings).contains("ca.pem"));
+        std::fs::write(&path, "no certificate").unwrap();
+        assert!(message(&settings).contains("holds no certificate"), "{}", message(&settings));
+    }
+}
