@@ -12,14 +12,19 @@
 //! A miss brings in everything that its spans hold whole, since neighbours in a tar are read
 //! together. Two readers that miss the same spans share one fetch.
 
+mod awaited;
 mod extract;
 mod ingest;
+mod pack;
 mod plan;
 mod recent;
 mod unit;
+mod unpack;
 
 pub use ingest::{Blob, IngestError, Pace, Progress};
+pub use pack::PackingError;
 pub use unit::Content;
+pub use unpack::{PackBlob, UnpackError, Unpacked};
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -29,6 +34,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 
+use self::awaited::Awaited;
 use self::extract::{ExtractError, extract};
 use self::plan::{Run, plan};
 use self::recent::Recent;
@@ -108,6 +114,7 @@ pub struct Filler {
     blobs: Arc<Blobs>,
     source: Arc<dyn Source>,
     recent: Recent,
+    awaited: Awaited,
     timeout: Duration,
 }
 
@@ -119,7 +126,7 @@ impl Filler {
         source: Arc<dyn Source>,
         timeout: Duration,
     ) -> Self {
-        Self { store, blobs, source, recent: Recent::new(), timeout }
+        Self { store, blobs, source, recent: Recent::new(), awaited: Awaited::default(), timeout }
     }
 
     /// The store.
@@ -168,24 +175,40 @@ impl Filler {
         content: &Arc<Content>,
         units: Range<usize>,
     ) -> Result<Vec<Bytes>, FillError> {
-        let table = self.table(layer).await?;
+        let awaited: Vec<_> = units.clone().map(|unit| (content.key, unit)).collect();
+        self.awaited.wait(&awaited).await;
         let mut found = self.stored(content, units.clone().collect()).await?;
-        let missing = units.clone().filter(|unit| !found.contains_key(unit));
-        let ranges = missing.filter_map(|unit| content.unit(unit).tar_range());
-        for run in plan(&table, ranges) {
-            let _turn = layer.turn(run.spans.start).await;
-            // Whoever had the turn before may have brought what is missing.
-            let missing = units.clone().filter(|unit| !found.contains_key(unit)).collect();
-            found.extend(self.stored(content, missing).await?);
-            let missing: Vec<usize> =
-                units.clone().filter(|unit| !found.contains_key(unit)).collect();
-            if !missing.is_empty() {
-                found.extend(self.fetch(layer, &table, run, content, missing).await?);
-            }
+        if found.len() < units.len() {
+            self.fetch_missing(layer, content, units.clone(), &mut found).await?;
         }
         units
             .map(|unit| found.remove(&unit).map_or_else(|| zeros(layer, content, unit), Ok))
             .collect()
+    }
+
+    /// Fetches the spans that hold those of `units` that are not among the `found`.
+    async fn fetch_missing(
+        &self,
+        layer: &Arc<Layer>,
+        content: &Arc<Content>,
+        units: Range<usize>,
+        found: &mut HashMap<usize, Bytes>,
+    ) -> Result<(), FillError> {
+        let table = self.table(layer).await?;
+        let missing = |found: &HashMap<usize, Bytes>| -> Vec<usize> {
+            units.clone().filter(|unit| !found.contains_key(unit)).collect()
+        };
+        let ranges = missing(found).into_iter().filter_map(|unit| content.unit(unit).tar_range());
+        for run in plan(&table, ranges) {
+            let _turn = layer.turn(run.spans.start).await;
+            // Whoever had the turn before may have brought what is missing.
+            found.extend(self.stored(content, missing(found)).await?);
+            let missing = missing(found);
+            if !missing.is_empty() {
+                found.extend(self.fetch(layer, &table, run, content, missing).await?);
+            }
+        }
+        Ok(())
     }
 
     /// Those of `units` that the store holds.

@@ -4,7 +4,7 @@
 //! in through one trait, [`source::Source`].
 //!
 //! ```text
-//! fuse -> view -> fill -> { layer, tree } -> index -> { codec, object, source } -> digest
+//! fuse -> view -> fill -> { layer, tree } -> { index, pack } -> { codec, object, source } -> digest
 //! ```
 
 pub mod blob;
@@ -15,6 +15,7 @@ pub mod fuse;
 pub mod index;
 pub mod layer;
 pub mod object;
+pub mod pack;
 mod path;
 pub mod session;
 pub mod source;

@@ -19,8 +19,10 @@
 //! kernel may know a nodeid for as long as that.
 
 mod contents;
+mod recorder;
 mod slots;
 
+pub use recorder::{Recorder, Recording};
 pub use slots::{SlotName, SlotTable};
 
 use std::ops::Range;
@@ -134,6 +136,7 @@ pub enum ViewError {
 pub struct View {
     filler: Arc<Filler>,
     contents: RwLock<Contents>,
+    recorder: Recorder,
 }
 
 /// An image to be shown.
@@ -156,7 +159,7 @@ struct Leaf {
 impl View {
     /// An empty view, whose files are read through `filler`.
     pub fn new(filler: Arc<Filler>) -> Self {
-        Self { filler, contents: RwLock::default() }
+        Self { filler, contents: RwLock::default(), recorder: Recorder::default() }
     }
 
     /// Shows an image. Layers that are shown already are shared.
@@ -191,6 +194,11 @@ impl View {
         let Some(slot) = contents.images.remove(&manifest.hex()) else { return };
         contents.put(slot, Slot::Empty);
         contents.drop_unused_layers();
+    }
+
+    /// Records which files are read first.
+    pub fn recorder(&self) -> &Recorder {
+        &self.recorder
     }
 
     /// The filler that reads missing bytes.
@@ -430,6 +438,9 @@ impl View {
             let source = IndexError::Damaged { kind: "tree", what: "a file has no object" };
             return Err(ViewError::Index { layer: leaf.layer.digest(), source });
         };
+        if let Some(inode) = node.number() {
+            self.recorder.note(leaf.layer.digest(), inode, content.units(offset..end));
+        }
         buffer.resize((end - offset) as usize, 0);
         if content.read_stored(self.filler.store(), offset, buffer) {
             return Ok(Read::Done);

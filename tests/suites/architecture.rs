@@ -8,13 +8,13 @@ use undermount_tests::architecture::{
     Layers, Source, dependencies_outside_workspace, dependencies_without_reason, violations,
 };
 
-/// `fuse -> view -> fill -> { layer, tree } -> index -> { codec, object, source } -> digest`
+/// `fuse -> view -> fill -> { layer, tree } -> { index, pack } -> { codec, object, source } -> digest`
 const FS: Layers = Layers(&[
     &["digest", "path", "session"],
     &["blob", "codec", "object", "source"],
-    &["index"],
+    &["index", "pack"],
     &["layer", "tree"],
-    &["fill", "pack"],
+    &["fill"],
     &["view"],
     &["fuse"],
 ]);

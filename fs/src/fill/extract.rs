@@ -134,7 +134,7 @@ impl Stretch<'_> {
 }
 
 /// Verifies a unit and puts it into the store.
-fn keep(
+pub(super) fn keep(
     store: &Store,
     content: &Content,
     unit: usize,

@@ -128,6 +128,17 @@ impl Content {
             && partial.file().read_exact_at(bytes, offset).is_ok()
     }
 
+    /// Whether the store has a unit, without reading one that it has whole.
+    pub fn is_unit_stored(&self, store: &Store, unit: usize) -> bool {
+        if self.is_stored(store) {
+            return true;
+        }
+        self.is_large()
+            && store.large(&self.key, self.size).is_some_and(|partial| {
+                self.chunks.get(unit).is_some_and(|digest| partial.has(unit, digest))
+            })
+    }
+
     /// Whether the store has the whole content.
     pub fn is_stored(&self, store: &Store) -> bool {
         store.contains(&self.key)
