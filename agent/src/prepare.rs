@@ -147,7 +147,7 @@ struct Resolver<'a> {
 impl Resolver<'_> {
     async fn plan(&mut self, entries: &[DraftEntry]) -> Plan {
         let mut plan = Plan::default();
-        for draft in entries {
+        for (position, draft) in entries.iter().enumerate() {
             let mut images = Vec::new();
             for found in discover::resolve(draft, self.request.release, self.sources).await {
                 match found {
@@ -159,6 +159,7 @@ impl Resolver<'_> {
                 }
             }
             let context = EntryContext {
+                position,
                 push_destination: draft.push_destination.clone(),
                 default_append_tag: self.request.append_tag.clone(),
                 multi_arch: self.request.multi_arch,

@@ -195,16 +195,17 @@ fn serve(stream: TcpStream, handler: &Arc<Handler>, stop: &AtomicBool) -> io::Re
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     let mut reader = BufReader::new(stream.try_clone()?);
-    if reader.fill_buf()?.first() == Some(&TLS_HANDSHAKE) {
-        // What servers without TLS say to a client that tries it.
-        (&stream).write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")?;
-        return stream.shutdown(Shutdown::Both);
-    }
-    while let Some(request) = read_request(&mut reader)? {
+    // A client may try TLS at once, or through a proxy after its CONNECT.
+    while reader.fill_buf()?.first() != Some(&TLS_HANDSHAKE) {
+        let Some(request) = read_request(&mut reader)? else { break };
         let response = handler(&request);
         if !send(&stream, &request, response, stop)? {
-            break;
+            return stream.shutdown(Shutdown::Both);
         }
+    }
+    if reader.buffer().first() == Some(&TLS_HANDSHAKE) {
+        // What servers without TLS say to it.
+        (&stream).write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")?;
     }
     stream.shutdown(Shutdown::Both)
 }

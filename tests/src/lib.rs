@@ -10,6 +10,7 @@ pub mod debian;
 pub mod distribution;
 pub mod edge;
 pub mod gallery;
+pub mod golden;
 pub mod grove;
 pub mod http;
 pub mod image;

@@ -13,6 +13,7 @@ use undermount::prepare::entry::{Entry, PushDestination};
 use undermount::prepare::env_file;
 use undermount::prepare::insecure::Insecure;
 use undermount::prepare::label::TagLabel;
+use undermount::prepare::plan::InsecureList;
 use undermount::prepare::release::Release;
 use undermount::prepare::request::{EntryList, Request};
 use undermount::prepare::role;
@@ -24,7 +25,7 @@ use undermount::registry::client::Client;
 use super::client::ClientArgs;
 use super::clock::LocalTime;
 use super::exit::{CliResult, Exit};
-use super::prepare::{environment_text, look_up, read_environment, read_roles};
+use super::prepare::{environment_text, look_up, read_environment, read_roles, tell_of_insecure};
 
 /// `openstack overcloud …` in the original's words
 #[derive(Debug, Subcommand)]
@@ -144,7 +145,7 @@ impl PrepareArgs {
         let request = self.request()?;
         let draft = Draft::of(&request).await?;
         let mut found = look_up(&request, draft, &self.client, false).await?;
-        found.resolved.plan.mark_insecure(&found.insecure.all());
+        tell_of_insecure(&mut found, InsecureList::All);
         let plan = &found.resolved.plan;
         let list = yaml::write(&plan.upload_list());
         if let Some(path) = &self.output_images_file {

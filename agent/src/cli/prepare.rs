@@ -11,7 +11,7 @@ use undermount::prepare::discover::DiscoverError;
 use undermount::prepare::draft::Draft;
 use undermount::prepare::environment::{self, Environment};
 use undermount::prepare::insecure::Insecure;
-use undermount::prepare::plan::Plan;
+use undermount::prepare::plan::{InsecureList, Plan};
 use undermount::prepare::release::Release;
 use undermount::prepare::request::Request;
 use undermount::prepare::role::{self, Role};
@@ -78,9 +78,32 @@ pub struct OutputArgs {
     /// Also write the list of images and where they go
     #[arg(long, value_name = "FILE")]
     output_images_file: Option<PathBuf>,
+    /// Registries without a verified certificate that deployment is told of: all that are named,
+    /// or those of the last entry that has any [default: all; last-entry in the original's
+    /// spellings]
+    #[arg(long, value_enum, value_name = "WHICH")]
+    insecure_registries: Option<Told>,
     /// Look everything up and write the files, but copy nothing
     #[arg(long)]
     dry_run: bool,
+}
+
+/// [`InsecureList`] in words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Told {
+    /// All that the parameters name
+    All,
+    /// Those of the last entry that has any
+    LastEntry,
+}
+
+impl From<Told> for InsecureList {
+    fn from(told: Told) -> Self {
+        match told {
+            Told::All => Self::All,
+            Told::LastEntry => Self::LastEntry,
+        }
+    }
 }
 
 /// How images are copied.
@@ -180,6 +203,8 @@ pub struct Habits {
     index: Index,
     /// What manifests look like where no flag says.
     manifests: Manifests,
+    /// Which insecure registries deployment is told of where no flag says.
+    insecure: Told,
     /// The tree of the undercloud's Apache where no flag says.
     image_serve: Option<&'static str>,
 }
@@ -193,6 +218,7 @@ impl Habits {
         allows_nothing: false,
         index: Index::Auto,
         manifests: Manifests::Keep,
+        insecure: Told::All,
         image_serve: None,
     };
     /// Those of `openstack tripleo container image prepare`.
@@ -200,6 +226,7 @@ impl Habits {
         allows_nothing: true,
         index: Index::Off,
         manifests: Manifests::Docker,
+        insecure: Told::LastEntry,
         image_serve: Some(IMAGE_SERVE),
     };
 }
@@ -236,7 +263,8 @@ impl PrepareArgs {
             self.copy.run(&mut found.resolved, &found.sources, habits).await?;
         }
         tell_missing(&found.resolved.missing);
-        found.resolved.plan.mark_insecure(&found.insecure.all());
+        let told = self.output.insecure_registries.unwrap_or(habits.insecure);
+        tell_of_insecure(&mut found, told.into());
         self.output.write(&found.resolved.plan, now)?;
         Ok(Exit::Success)
     }
@@ -332,6 +360,20 @@ fn in_words(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     words
+}
+
+/// Notes which insecure registries deployment is told of, and warns of the others.
+pub fn tell_of_insecure(found: &mut Found, list: InsecureList) {
+    let insecure = found.insecure.all();
+    found.resolved.plan.mark_insecure(&insecure, list);
+    for registry in found.resolved.plan.untold(&insecure) {
+        tracing::warn!(
+            %registry,
+            "nodes will refuse to pull from it: it has no certificate that can be verified, and \
+             DockerInsecureRegistryAddress has those of the last entry only, as in the original; \
+             --insecure-registries all lists it"
+        );
+    }
 }
 
 fn tell_missing(missing: &[DiscoverError]) {

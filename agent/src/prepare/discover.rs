@@ -105,7 +105,7 @@ async fn resolve_image(
             let reference: Reference = source(&image.imagename).parse()?;
             let config = sources.config(&reference).await;
             let labels = config.map_err(|error| about(&reference, error))?.labels;
-            wanted.iter().all(|label| labels.contains_key(label))
+            wanted.iter().any(|label| labels.contains_key(label))
         }
     };
     Ok(ResolvedImage { image, has_labels })

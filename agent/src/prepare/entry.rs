@@ -49,7 +49,7 @@ pub struct Modify {
     pub append_tag: Option<String>,
     /// Variables for the role.
     pub vars: Option<Value>,
-    /// Only images that have all these labels.
+    /// Only images that have one of these labels.
     pub only_with_labels: Vec<String>,
     /// Only images of these sources of the template.
     pub only_with_source: Vec<String>,

@@ -15,13 +15,15 @@ use super::yaml::{Map, Value};
 pub struct ResolvedImage {
     /// The image; its name has the tag that was discovered.
     pub image: TemplateImage,
-    /// Whether it has the labels of `modify_only_with_labels`.
+    /// Whether it has a label of `modify_only_with_labels`.
     pub has_labels: bool,
 }
 
 /// One image and what happens to it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlannedImage {
+    /// Which entry of its list asks for it, from 0.
+    pub entry: usize,
     /// Its name as the template gave it, with the tag that was discovered.
     pub imagename: String,
     /// Which project makes it.
@@ -52,12 +54,24 @@ pub struct Modification {
 /// What holds for all images of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EntryContext {
+    /// The place of the entry in its list, from 0.
+    pub position: usize,
     /// Where the images go, the undercloud's registry by name.
     pub push_destination: Option<String>,
     /// What is appended to the tag of modified images where the entry does not say.
     pub default_append_tag: String,
     /// Whether all architectures are copied where the entry does not say.
     pub multi_arch: bool,
+}
+
+/// Which registries without a verified certificate deployment is told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InsecureList {
+    /// All that the parameters name.
+    All,
+    /// Those of the last entry that has any, as in the original; nodes then refuse to pull from
+    /// those of earlier entries.
+    LastEntry,
 }
 
 /// What all entries come to.
@@ -80,6 +94,7 @@ pub fn plan_entry(
     let plan = |ResolvedImage { image, has_labels }| {
         let modify = entry.modify.as_ref().filter(|modify| is_modified(modify, &image, has_labels));
         PlannedImage {
+            entry: context.position,
             imagename: image.imagename,
             image_source: image.source,
             params: image.params,
@@ -191,13 +206,41 @@ impl Plan {
         }
     }
 
-    /// Notes which of `insecure` the parameters name. The original forgets those of an entry
-    /// when a later one has any; here they add up.
-    pub fn mark_insecure(&mut self, insecure: &BTreeSet<String>) {
-        self.insecure = self.registries().intersection(insecure).cloned().collect();
+    /// Notes which of `insecure` deployment is told of.
+    pub fn mark_insecure(&mut self, insecure: &BTreeSet<String>, list: InsecureList) {
+        self.insecure = match list {
+            InsecureList::All => self.registries().intersection(insecure).cloned().collect(),
+            InsecureList::LastEntry => self.last_insecure(insecure),
+        };
         for plan in self.roles.values_mut() {
-            plan.mark_insecure(insecure);
+            plan.mark_insecure(insecure, list);
         }
+    }
+
+    /// Those of `insecure` that the last entry with any names.
+    fn last_insecure(&self, insecure: &BTreeSet<String>) -> BTreeSet<String> {
+        let mut by_entry: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
+        for image in self.images.iter().filter(|image| !image.params.is_empty()) {
+            let name = image.deployed_name();
+            if let Some((host, _)) =
+                name.split_once('/').filter(|(host, _)| insecure.contains(*host))
+            {
+                by_entry.entry(image.entry).or_default().insert(host.to_owned());
+            }
+        }
+        by_entry.pop_last().map(|(_, hosts)| hosts).unwrap_or_default()
+    }
+
+    /// Those of `insecure` that the parameters name and deployment is not told of.
+    pub fn untold(&self, insecure: &BTreeSet<String>) -> BTreeSet<String> {
+        let named = self.registries();
+        let mut untold: BTreeSet<_> = named
+            .intersection(insecure)
+            .filter(|host| !self.insecure.contains(*host))
+            .cloned()
+            .collect();
+        untold.extend(self.roles.values().flat_map(|plan| plan.untold(insecure)));
+        untold
     }
 
     /// The content of `parameter_defaults`.
@@ -239,6 +282,7 @@ mod tests {
 
     fn context(push_destination: Option<&str>) -> EntryContext {
         EntryContext {
+            position: 0,
             push_destination: push_destination.map(str::to_owned),
             default_append_tag: "-modified-1".to_owned(),
             multi_arch: false,
@@ -304,10 +348,25 @@ mod tests {
         plan.images.extend(planned("{}", &[image("r:2/a:2", &["B"], "")], None).images);
         assert_eq!(plan.parameters()["A"], "r:1/a:1");
         assert_eq!(plan.parameters()["B"], "r:2/a:2");
-        plan.mark_insecure(&["r:1", "r:2", "r:3"].map(str::to_owned).into());
-        assert_eq!(plan.insecure, ["r:1", "r:2"].map(str::to_owned).into());
         plan.retain(|image| image.imagename != "r:2/a:2");
         assert_eq!(plan.parameters()["B"], "r:1/a:1");
+    }
+
+    #[test]
+    fn insecure_registries_add_up_or_are_those_of_the_last_entry() {
+        let hosts = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        let insecure: BTreeSet<String> = hosts(&["r:1", "r:2", "r:4"]);
+        let mut plan = Plan::default();
+        for (position, host) in ["r:1", "r:2", "r:3"].into_iter().enumerate() {
+            let name = format!("{host}/a:{position}");
+            let mut images = planned("{}", &[image(&name, &[host], "")], None).images;
+            images[0].entry = position;
+            plan.images.extend(images);
+        }
+        plan.mark_insecure(&insecure, InsecureList::All);
+        assert_eq!((&plan.insecure, plan.untold(&insecure)), (&hosts(&["r:1", "r:2"]), hosts(&[])));
+        plan.mark_insecure(&insecure, InsecureList::LastEntry);
+        assert_eq!((&plan.insecure, plan.untold(&insecure)), (&hosts(&["r:2"]), hosts(&["r:1"])));
     }
 
     #[test]
