@@ -21,16 +21,17 @@ const START: [&str; 4] = ["lib/d8/f8", "exact", "lib/d0/f9", "lib/d3/f12"];
 
 /// Puts a pack into the source.
 fn publish_pack(source: &MemorySource, mut packed: Packed) -> PackBlob {
-    let mut bytes = packed.head.clone();
-    packed.frames.read_to_end(&mut bytes).unwrap();
+    let mut bytes = Vec::new();
+    packed.file.read_to_end(&mut bytes).unwrap();
+    assert_eq!(packed.head, Digest::of(&bytes[..packed.head_size as usize]));
     assert_eq!((packed.size, packed.digest), (bytes.len() as u64, Digest::of(&bytes)));
     source.put(bytes.into());
     PackBlob {
         scope: Scope::new("registry/image"),
         digest: packed.digest,
         size: packed.size,
-        head_size: packed.head.len() as u64,
-        head: Digest::of(&packed.head),
+        head_size: packed.head_size,
+        head: packed.head,
     }
 }
 

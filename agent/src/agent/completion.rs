@@ -1,4 +1,4 @@
-//! Making mounted images fully local, in the background.
+//! Bringing mounted images in, in the background: first what a start reads, then all of it.
 //!
 //! Once an image is complete, neither its start nor a reboot needs the network. One image of an
 //! owner is completed at a time, layer by layer, each blob as one stream that gives way to reads
@@ -37,12 +37,12 @@ pub struct Completer {
 /// The completion of an image; dropped, it ends.
 pub struct Completion {
     trouble: Arc<Mutex<Option<String>>>,
-    _task: Option<AbortOnDropHandle<()>>,
+    _task: AbortOnDropHandle<()>,
 }
 
 impl Completer {
-    /// A completer for `images`, each of which may take the time `within`; none is completed
-    /// where that is zero.
+    /// A completer for `images`, each of which may take the time `within`; where that is zero, no
+    /// more than what a start reads is brought in.
     pub fn new(images: Arc<Images>, within: Duration) -> Self {
         Self { images, within, turn: Arc::new(Semaphore::new(1)) }
     }
@@ -50,15 +50,16 @@ impl Completer {
     /// Begins to complete an image.
     pub fn begin(&self, ready: Arc<Ready>) -> Completion {
         let trouble = Arc::new(Mutex::new(None));
-        if self.within.is_zero() {
-            return Completion { trouble, _task: None };
-        }
         let (completer, seen) = (self.clone(), trouble.clone());
         let task = tokio::spawn(async move { completer.run(&ready, &seen).await });
-        Completion { trouble, _task: Some(AbortOnDropHandle::new(task)) }
+        Completion { trouble, _task: AbortOnDropHandle::new(task) }
     }
 
     async fn run(&self, ready: &Ready, trouble: &Mutex<Option<String>>) {
+        self.images.unpack(ready).await;
+        if self.within.is_zero() {
+            return;
+        }
         let reference = &ready.image.reference;
         let mut pause = PAUSE;
         tokio::time::sleep(DELAY).await;

@@ -28,6 +28,7 @@ use undermount_fs::source::Source;
 use undermount_fs::tree::{ImageTree, TreeError};
 
 use super::cache::{Cache, CacheError, LayerRecord};
+use crate::image::artifact::pack::{PackEntry, Purpose};
 use crate::image::{
     Descriptor, Document, ImageConfig, Manifest, ManifestError, Platform, Reference,
 };
@@ -131,6 +132,8 @@ pub struct Ready {
     pub image: Resolved,
     /// Its layers, the lowest first.
     pub layers: Vec<Arc<Layer>>,
+    /// What came with the image to fetch first; empty where all its indexes were known here.
+    pub packs: Vec<PackEntry>,
 }
 
 /// How much of an image is here.
@@ -249,7 +252,7 @@ impl Images {
         progress: &Progress,
     ) -> Result<Ready, ImageError> {
         match self.layers(&image, progress).await {
-            Ok(layers) => Ok(Ready { image, layers: share_equal(layers) }),
+            Ok((layers, packs)) => Ok(Ready { image, layers: share_equal(layers), packs }),
             Err(fault) => Err(fault.of(&image.reference)),
         }
     }
@@ -258,7 +261,7 @@ impl Images {
         &self,
         image: &Resolved,
         progress: &Progress,
-    ) -> Result<Vec<Arc<Layer>>, ImageFault> {
+    ) -> Result<(Vec<Arc<Layer>>, Vec<PackEntry>), ImageFault> {
         let layers: Vec<(Descriptor, Digest)> = image
             .config
             .layers(&image.manifest)?
@@ -266,11 +269,32 @@ impl Images {
             .map(|(layer, diff_id)| (layer.clone(), *diff_id))
             .collect();
         let attached = self.attached_indexes(image).await;
-        iter(layers)
+        let layers = iter(layers)
             .map(|(layer, diff_id)| self.layer(image, layer, diff_id, &attached, progress))
             .buffered(SIDE_BY_SIDE)
             .try_collect()
-            .await
+            .await?;
+        Ok((layers, attached.packs))
+    }
+
+    /// Brings in what the image's packs hold: what its start reads, and what it has that an image
+    /// here, its predecessor, has not. What cannot be had that way comes when it is read.
+    pub async fn unpack(&self, ready: &Ready) {
+        let is_of_use = |purpose: &Purpose| match purpose {
+            Purpose::Start => true,
+            Purpose::Update(predecessor) => self.blobs().has(predecessor),
+        };
+        for entry in ready.packs.iter().filter(|entry| is_of_use(&entry.purpose)) {
+            let reference = &ready.image.reference;
+            let pack = entry.in_scope(reference.repository().scope());
+            match self.filler.unpack(&pack, &ready.layers).await {
+                Ok(unpacked) => tracing::info!(%reference, purpose = %entry.purpose,
+                    units = unpacked.units, bytes = unpacked.bytes, foreign = unpacked.foreign,
+                    fetched = unpacked.fetched, "unpacked a pack"),
+                Err(error) => tracing::warn!(%reference, purpose = %entry.purpose,
+                    error = &error as &dyn Error, "cannot use a pack"),
+            }
+        }
     }
 
     /// Fetches everything of `ready` that is not here, and checks every index against the bytes.

@@ -13,10 +13,13 @@
 //!     io.undermount.tree.size  its bytes
 //!   spans       as it is, its parts are read by Range    …index.spans.v1
 //!     io.undermount.layer      digest of the layer blob
+//!               then packs, see [`pack`]
 //! ```
 //!
-//! The bytes follow from the subject and the indexes alone. Layers of other types are left for
-//! later versions and ignored. How a reader finds the artifact: see [`super::referrers`].
+//! The bytes follow from the subject, the indexes and the packs alone. Layers of other types are
+//! left for later versions and ignored. How a reader finds the artifact: see [`super::referrers`].
+
+pub mod pack;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
@@ -26,6 +29,7 @@ use serde::Serialize;
 use undermount_fs::digest::{Digest, Verified, WrongDigest};
 use undermount_fs::layer::LayerIndex;
 
+use self::pack::PackEntry;
 use super::manifest::{Descriptor, Document, Manifest, ManifestError, media_type};
 
 /// On tree and spans: the digest of the layer blob they describe.
@@ -190,11 +194,20 @@ impl Artifact {
 /// The manifest of the artifact for the image `subject`, and what names it. The indexes of the
 /// `layers`, lowest first, are in the registry already, as is the blob `{}`.
 pub fn manifest(subject: &Descriptor, layers: &[LayerEntry]) -> (Descriptor, Bytes) {
+    manifest_with_packs(subject, layers, &[])
+}
+
+fn manifest_with_packs(
+    subject: &Descriptor,
+    layers: &[LayerEntry],
+    packs: &[PackEntry],
+) -> (Descriptor, Bytes) {
     let config = empty();
     let mut seen = HashSet::new();
     let distinct = layers.iter().filter(|entry| seen.insert(entry.layer));
     let mut listed: Vec<Descriptor> =
         distinct.flat_map(|entry| [entry.tree_blob.clone(), entry.spans.clone()]).collect();
+    listed.extend(packs.iter().map(PackEntry::descriptor));
     if listed.is_empty() {
         // The image-spec wants at least one layer.
         listed.push(config.clone());

@@ -32,6 +32,8 @@ pub mod media_type {
     pub const UNDERMOUNT_TREE: &str = "application/vnd.undermount.index.tree.v1+zstd";
     /// The spans of one layer: table and windows, read by Range.
     pub const UNDERMOUNT_SPANS: &str = "application/vnd.undermount.index.spans.v1";
+    /// A start-up pack or an update pack.
+    pub const UNDERMOUNT_PACK: &str = "application/vnd.undermount.pack.v1";
 
     /// Everything that [`super::Document::parse`] reads, for the `Accept` header. A registry may
     /// serve a manifest only to who names its exact type.

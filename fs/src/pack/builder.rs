@@ -1,7 +1,8 @@
 //! Makes packs.
 
 use std::collections::HashMap;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom, Write};
 
 use zerocopy::IntoBytes;
 use zstd::bulk::Compressor;
@@ -25,19 +26,21 @@ pub struct Builder {
     units: Vec<UnitRecord>,
     open: Vec<u8>,
     open_units: u32,
-    finished: io::BufWriter<std::fs::File>,
+    finished: io::BufWriter<File>,
 }
 
 /// A finished pack.
 pub struct Packed {
-    /// Header and table.
-    pub head: Vec<u8>,
-    /// What follows the head, from its first byte.
-    pub frames: std::fs::File,
-    /// Bytes of head and frames.
+    /// Its bytes, in a temporary file.
+    pub file: File,
+    /// How many.
     pub size: u64,
-    /// The digest of head and frames.
+    /// Their digest.
     pub digest: Digest,
+    /// How many of them are the head.
+    pub head_size: u64,
+    /// The digest of the head.
+    pub head: Digest,
 }
 
 impl Builder {
@@ -113,20 +116,13 @@ impl Builder {
         let head = self.head()?;
         let mut frames = self.finished.into_inner().map_err(io::IntoInnerError::into_error)?;
         frames.seek(SeekFrom::Start(0))?;
-        let mut hasher = Hasher::default();
-        hasher.update(&head);
-        let mut size = head.len() as u64;
-        let mut buffer = vec![0; 1 << 16];
-        loop {
-            let count = frames.read(&mut buffer)?;
-            if count == 0 {
-                break;
-            }
-            hasher.update(&buffer[..count]);
-            size += count as u64;
-        }
-        frames.seek(SeekFrom::Start(0))?;
-        Ok(Packed { head, frames, size, digest: hasher.finish() })
+        let mut pack = Hashing { file: tempfile::tempfile()?, hasher: Hasher::default(), size: 0 };
+        pack.write_all(&head)?;
+        io::copy(&mut frames, &mut pack)?;
+        let Hashing { mut file, hasher, size } = pack;
+        file.seek(SeekFrom::Start(0))?;
+        let (head_size, head) = (head.len() as u64, Digest::of(&head));
+        Ok(Packed { file, size, digest: hasher.finish(), head_size, head })
     }
 
     fn head(&mut self) -> io::Result<Vec<u8>> {
@@ -145,5 +141,25 @@ impl Builder {
             reserved: [0; 36],
         };
         Ok([header.as_bytes(), &table].concat())
+    }
+}
+
+/// A file that is hashed while it is written.
+struct Hashing {
+    file: File,
+    hasher: Hasher,
+    size: u64,
+}
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.hasher.update(&bytes[..count]);
+        self.size += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }

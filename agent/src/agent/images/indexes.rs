@@ -10,12 +10,20 @@ use undermount_fs::layer::LayerIndex;
 use undermount_fs::source::Priority;
 
 use super::{ImageFault, Images, LayerRecord, Resolved};
-use crate::image::Descriptor;
 use crate::image::artifact::LayerEntry;
+use crate::image::artifact::pack::PackEntry;
+use crate::image::{Descriptor, Reference};
+use crate::registry::client::FoundArtifact;
 
-/// The indexes that are attached to an image, by layer. `None` where several contradict each
-/// other: then none of them is believed.
-pub type Attached = HashMap<Digest, Option<LayerEntry>>;
+/// What is attached to an image.
+#[derive(Default)]
+pub struct Attached {
+    /// The indexes by layer. `None` where several contradict each other: then none of them is
+    /// believed.
+    layers: HashMap<Digest, Option<LayerEntry>>,
+    /// Contents that are worth fetching together.
+    pub packs: Vec<PackEntry>,
+}
 
 impl Images {
     /// The index of `layer`, in the form that reads files.
@@ -53,25 +61,19 @@ impl Images {
             self.cache.layer(&layer.digest).is_none_or(|known| !self.blobs().has(&known.tree))
         });
         if !unknown {
-            return Attached::new();
+            return Attached::default();
         }
         let repository = image.reference.repository();
         let artifacts = match self.client.index_artifacts(repository, &image.digest).await {
             Ok(artifacts) => artifacts,
             Err(error) => {
                 tracing::warn!(reference = %image.reference, %error, "cannot look for an index");
-                return Attached::new();
+                return Attached::default();
             }
         };
-        let mut attached = Attached::new();
-        for entry in artifacts.into_iter().flat_map(|artifact| artifact.layers) {
-            let layer = entry.layer;
-            let known = attached.entry(layer).or_insert_with(|| Some(entry.clone()));
-            if known.as_ref().is_some_and(|known| known.tree != entry.tree) {
-                tracing::error!(reference = %image.reference, %layer,
-                    "two different indexes are attached for one layer: neither is used");
-                *known = None;
-            }
+        let mut attached = Attached::default();
+        for artifact in artifacts {
+            attached.add(&image.reference, artifact);
         }
         attached
     }
@@ -83,7 +85,7 @@ impl Images {
         layer: &Descriptor,
         attached: &Attached,
     ) -> Option<LayerTree> {
-        let entry = attached.get(&layer.digest)?.as_ref()?;
+        let entry = attached.layers.get(&layer.digest)?.as_ref()?;
         let bytes = match self.client.tree(image.reference.repository(), entry).await {
             Ok(bytes) => bytes,
             Err(error) => {
@@ -133,6 +135,21 @@ impl Images {
         let tree = self.keep("an index", index.tree.clone())?;
         let record = LayerRecord { tree, trust: Trust::Own };
         Ok(self.cache.put_layer(&index.layer, &record)?)
+    }
+}
+
+impl Attached {
+    fn add(&mut self, reference: &Reference, artifact: FoundArtifact) {
+        self.packs.extend(artifact.packs);
+        for entry in artifact.layers {
+            let layer = entry.layer;
+            let known = self.layers.entry(layer).or_insert_with(|| Some(entry.clone()));
+            if known.as_ref().is_some_and(|known| known.tree != entry.tree) {
+                tracing::error!(%reference, %layer,
+                    "two different indexes are attached for one layer: neither is used");
+                *known = None;
+            }
+        }
     }
 }
 

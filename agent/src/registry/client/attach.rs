@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use futures_util::stream::{StreamExt as _, TryStreamExt as _, iter};
 use undermount_fs::digest::{Digest, Verified};
 
+use crate::image::artifact::pack::{self, PackEntry};
 use crate::image::artifact::{self, Artifact, ArtifactError, LayerEntry, MAX_TREE};
 use crate::image::{Reference, Repository, media_type, referrers};
 
@@ -26,6 +27,8 @@ pub struct FoundArtifact {
     pub raw: RawManifest,
     /// Where the index of each layer is.
     pub layers: Vec<LayerEntry>,
+    /// Where contents lie that are worth fetching together.
+    pub packs: Vec<PackEntry>,
 }
 
 impl Client {
@@ -141,12 +144,46 @@ impl Client {
             Err(error) => return Err(error),
         };
         match artifact::parse(&raw.bytes, subject) {
-            Ok(layers) => Ok(Some(FoundArtifact { digest: raw.digest, raw, layers })),
+            Ok(layers) => {
+                let packs = pack::packs(&raw.bytes);
+                Ok(Some(FoundArtifact { digest: raw.digest, raw, layers, packs }))
+            }
             Err(error) => {
                 tracing::warn!(%reference, %error, "unusable index artifact");
                 Ok(None)
             }
         }
+    }
+
+    /// Adds `pack`, whose blob `repository` has, to the index artifact of the image manifest
+    /// `subject`, in the place of another one for the same purpose. `false` where the image has no
+    /// index artifact.
+    ///
+    /// # Errors
+    /// [`RegistryError`] where the registry refuses or cannot be reached.
+    pub async fn attach_pack(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        pack: PackEntry,
+    ) -> Result<bool, RegistryError> {
+        let found = self.index_artifacts(repository, subject).await?;
+        let Some(before) = found.first() else { return Ok(false) };
+        let (descriptor, manifest) =
+            pack::with_pack(&before.raw.bytes, subject, pack).map_err(|error| {
+                let subject = Subject::Manifest(repository.at(before.digest));
+                Fault::Unusable(Message(error.to_string())).of(&subject)
+            })?;
+        let after = descriptor.digest;
+        let blobs = Vec::new();
+        self.attach(repository, &Artifact { subject: *subject, descriptor, manifest, blobs })
+            .await?;
+        for outdated in found.iter().filter(|artifact| artifact.digest != after) {
+            if let Err(error) = self.delete_manifest(repository, &outdated.digest).await {
+                tracing::debug!(%error, "cannot delete an outdated index artifact");
+            }
+        }
+        Ok(true)
     }
 
     /// The tree of one layer of an artifact, fetched, unpacked and verified.
