@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use undermount_fs::session::DataMode;
 
 use crate::agent::process::OwnerConfig;
 use crate::registry::client::{ClientConfig, Credentials, PlainHttp};
@@ -57,11 +58,14 @@ pub struct CacheSettings {
 pub struct ReadSettings {
     /// How long a read may wait for bytes that must be fetched.
     pub timeout: Seconds<1, 3600>,
+    /// How the kernel gets the bytes of files.
+    pub data_mode: DataMode,
 }
 
 impl Default for ReadSettings {
     fn default() -> Self {
-        Self { timeout: Seconds::new(60).expect("a minute is in range") }
+        let timeout = Seconds::new(60).expect("a minute is in range");
+        Self { timeout, data_mode: DataMode::default() }
     }
 }
 
@@ -249,6 +253,7 @@ mod tests {
             ),
             ("[reads]\n\ntimeout = 0\n", 3, "a whole number of seconds from 1 to 3600"),
             ("[reads]\ntimeout = '60'\n", 2, "a whole number of seconds from 1 to 3600"),
+            ("[reads]\ndata_mode = 'fast'\n", 2, "expected `cached` or `passthrough`"),
             ("[completion]\nwithin = -1\n", 2, "a whole number of seconds from 0 to 604800"),
             ("[registries]\nplain_http = ['a', 'b/c']\n", 2, "HOST or HOST:PORT"),
             ("[registries]\nca_files = 'x'\n", 2, "expected a sequence"),

@@ -22,6 +22,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use undermount_fs::digest::Digest;
+use undermount_fs::session::DataMode;
 
 /// What to fetch, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +44,9 @@ pub struct MountRequest {
     pub image: PullRequest,
     /// An empty directory, as an absolute path.
     pub dir: PathBuf,
+    /// How the kernel is to get the bytes of files; `None` for whatever the owner does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_mode: Option<DataMode>,
 }
 
 /// What to unmount.
@@ -138,8 +142,13 @@ pub struct Status {
     pub cache_bytes: u64,
     /// The process that serves the mounts.
     pub worker: u32,
+    /// How the kernel gets the bytes of files.
+    pub data_mode: DataMode,
     /// How often that process had to be replaced.
     pub restarts: u64,
+    /// How the one before ended, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<String>,
     /// What is mounted.
     pub mounts: Vec<MountStatus>,
 }

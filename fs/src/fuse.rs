@@ -1,8 +1,9 @@
 //! The kernel's questions, passed on to a [`View`]: one span, one call, one reply each.
 //!
 //! Nothing is decided here but how long the kernel may remember an answer, which is for good: an
-//! image never changes. Opening is not a question at all (ENOSYS, once), attributes, names that
-//! exist and names that do not are asked for once and remembered, and so are the pages of a file.
+//! image never changes. Attributes, names that exist and names that do not are asked for once and
+//! remembered, and so are the pages of a file. Opening is not a question at all (ENOSYS, once),
+//! except in passthrough mode, where the answer names the file that the kernel is to read.
 //!
 //! The loop threads never wait for the network. A read that finds bytes missing moves, with its
 //! reply, into a task; everything else is answered where it was asked.
@@ -13,6 +14,7 @@
 
 mod attr;
 mod errno;
+mod passthrough;
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -32,7 +34,9 @@ use tracing::Instrument;
 use tracing::span::EnteredSpan;
 
 use self::attr::{absent, file_attr, file_type};
-use crate::session::{Inflight, Ticket};
+use self::passthrough::PendingOpen;
+use crate::session::worker::InheritedMount;
+use crate::session::{Inflight, Opens, Ticket};
 use crate::view::{Entry, Lookup, Miss, NodeId, Read, View, ViewError};
 
 /// 68 years, which every kernel can count in jiffies.
@@ -63,6 +67,8 @@ pub struct Adapter {
     view: Arc<View>,
     xattrs: Xattrs,
     inflight: Inflight,
+    /// The open files, in passthrough mode.
+    opens: Option<Arc<Opens>>,
     runtime: Handle,
     /// What was agreed with the kernel.
     agreed: InitFlags,
@@ -75,9 +81,10 @@ struct Question {
 }
 
 impl Adapter {
-    /// An adapter that records its questions in `inflight` and fetches in tasks of `runtime`.
-    pub fn new(view: Arc<View>, xattrs: Xattrs, inflight: Inflight, runtime: Handle) -> Self {
-        Self { view, xattrs, inflight, runtime, agreed: InitFlags::empty() }
+    /// An adapter for `mount` that fetches in tasks of `runtime`.
+    pub fn new(view: Arc<View>, xattrs: Xattrs, mount: &InheritedMount, runtime: Handle) -> Self {
+        let (inflight, opens) = (mount.inflight(), mount.opens());
+        Self { view, xattrs, inflight, opens, runtime, agreed: InitFlags::empty() }
     }
 
     /// To be called before anything else; `None` where the question must be refused.
@@ -184,10 +191,33 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let Some(_question) = self.take("open", request, node) else {
+        let Some(question) = self.take("open", request, node) else {
             return reply.error(Errno::EIO);
         };
-        self.opened(InitFlags::FUSE_NO_OPEN_SUPPORT, FopenFlags::empty(), reply);
+        match &self.opens {
+            None => self.opened(InitFlags::FUSE_NO_OPEN_SUPPORT, FopenFlags::empty(), reply),
+            Some(opens) => {
+                let open = PendingOpen::new(opens.clone(), request.unique().0, node, reply);
+                self.open_through(open, question);
+            }
+        }
+    }
+
+    fn release(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        let _question = self.take("release", request, node);
+        if let Some(opens) = &self.opens {
+            opens.release(handle.0);
+        }
+        reply.ok();
     }
 
     fn read(

@@ -16,22 +16,26 @@
 //! (Linux 6.9 and later) or answers them with EIO (before), and starts another one. It does so
 //! only after the dead process is gone for good, so no request is ever answered twice.
 
+mod backing;
 mod device;
 mod handshake;
 mod inflight;
 pub mod keeper;
 mod link;
 mod mountpoint;
+mod opens;
+mod shared;
 mod wire;
 pub mod worker;
 
 use std::io;
 use std::path::PathBuf;
 
-pub use self::handshake::Agreement;
+pub use self::handshake::{Agreement, DataMode};
 pub use self::inflight::{Inflight, Ticket, TooManyRequests};
 pub use self::link::History;
 pub use self::mountpoint::detach;
+pub use self::opens::{OpenError, Opened, Opens};
 
 /// Why a session cannot be set up or kept.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +81,24 @@ pub enum SessionError {
     Handshake {
         /// What went wrong.
         reason: String,
+    },
+    /// This kernel does not read files of the store by itself.
+    #[error(
+        "data mode passthrough takes Linux 6.9 or later, and this kernel does not offer it: use \
+         data mode cached"
+    )]
+    PassthroughUnknown,
+    /// It does, but not those of this store.
+    #[error(
+        "data mode passthrough does not work with the store in {} (it takes CAP_SYS_ADMIN, and a \
+         file system that is not stacked on another one, as overlayfs is): use data mode cached, \
+         or another directory", store.display()
+    )]
+    PassthroughRefused {
+        /// The directory.
+        store: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
     },
     /// Shared memory for requests in hand cannot be made or used.
     #[error("cannot share memory between keeper and worker")]

@@ -25,6 +25,7 @@ mod slots;
 pub use recorder::{Recorder, Recording};
 pub use slots::{SlotName, SlotTable};
 
+use std::fs::File;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -413,6 +414,51 @@ impl View {
         }
     }
 
+    /// The file that holds all of `node`'s bytes, from which the kernel may read them by itself.
+    ///
+    /// # Errors
+    /// [`ViewError`] where `node` is gone, not a file, or its index is damaged.
+    pub fn begin_open(&self, node: NodeId) -> Result<Open, ViewError> {
+        let Some((layer, content)) = self.content(node)? else { return Ok(Open::Done(None)) };
+        // What the kernel will read of it nobody tells.
+        self.record(node, &layer, &content, 0..1);
+        if content.is_large() {
+            return Ok(Open::Unchecked(Box::new(content)));
+        }
+        Ok(Open::Done(content.whole_file(self.filler.store())))
+    }
+
+    /// Checks what [`Self::begin_open`] found unchecked. Takes as long as hashing it may.
+    pub fn finish_open(&self, content: &Content) -> Option<Arc<File>> {
+        content.whole_file(self.filler.store())
+    }
+
+    /// Notes which part of a file is used.
+    fn record(&self, node: NodeId, layer: &Layer, content: &Content, range: Range<u64>) {
+        if let Some(inode) = node.number() {
+            self.recorder.note(layer.digest(), inode, content.units(range));
+        }
+    }
+
+    /// The content of a file, and the layer that has it; `None` for an empty one.
+    fn content(&self, node: NodeId) -> Result<Option<(Arc<Layer>, Content)>, ViewError> {
+        let leaf = self.leaf(node)?;
+        if !leaf.inode.is_file() {
+            return Err(ViewError::Invalid(node));
+        }
+        if leaf.inode.size.get() == 0 {
+            return Ok(None);
+        }
+        let content = Content::of(&leaf.layer.tree, &leaf.inode).map_err(failed(&leaf.layer))?;
+        match content {
+            Some(content) => Ok(Some((leaf.layer, content))),
+            None => {
+                let source = IndexError::Damaged { kind: "tree", what: "a file has no object" };
+                Err(ViewError::Index { layer: leaf.layer.digest(), source })
+            }
+        }
+    }
+
     /// Starts a read of `length` bytes at `offset`: answered at once where the store has them.
     ///
     /// # Errors
@@ -424,29 +470,19 @@ impl View {
         length: u32,
         buffer: &mut Vec<u8>,
     ) -> Result<Read, ViewError> {
-        let leaf = self.leaf(node)?;
-        if !leaf.inode.is_file() {
-            return Err(ViewError::Invalid(node));
-        }
-        let end = offset.saturating_add(length.into()).min(leaf.inode.size.get());
         buffer.clear();
+        let Some((layer, content)) = self.content(node)? else { return Ok(Read::Done) };
+        let end = offset.saturating_add(length.into()).min(content.size);
         if offset >= end {
             return Ok(Read::Done);
         }
-        let content = Content::of(&leaf.layer.tree, &leaf.inode).map_err(failed(&leaf.layer))?;
-        let Some(content) = content else {
-            let source = IndexError::Damaged { kind: "tree", what: "a file has no object" };
-            return Err(ViewError::Index { layer: leaf.layer.digest(), source });
-        };
-        if let Some(inode) = node.number() {
-            self.recorder.note(leaf.layer.digest(), inode, content.units(offset..end));
-        }
+        self.record(node, &layer, &content, offset..end);
         buffer.resize((end - offset) as usize, 0);
         if content.read_stored(self.filler.store(), offset, buffer) {
             return Ok(Read::Done);
         }
         buffer.clear();
-        Ok(Read::Missing(Miss { layer: leaf.layer, content, range: offset..end }))
+        Ok(Read::Missing(Miss { layer, content, range: offset..end }))
     }
 
     /// Fetches what [`Self::begin_read`] found missing.
@@ -457,6 +493,15 @@ impl View {
         let Miss { layer, content, range } = miss;
         Ok(self.filler.read(&layer, &Arc::new(content), range).await?)
     }
+}
+
+/// How an open began.
+pub enum Open {
+    /// The whole content, checked; `None` where not all of it is here.
+    Done(Option<Arc<File>>),
+    /// A content that is too large to be checked while the kernel waits, to be checked by
+    /// [`View::finish_open`].
+    Unchecked(Box<Content>),
 }
 
 /// How a read began.

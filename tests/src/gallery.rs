@@ -32,6 +32,7 @@ use undermount_fs::tree::ImageTree;
 use undermount_fs::view::{NewImage, SlotTable, View};
 
 use crate::image::Image;
+use crate::session::{Node, NodeConfig};
 
 /// How long the source takes for an answer.
 const LATENCY: Duration = Duration::from_millis(15);
@@ -70,6 +71,22 @@ impl Gallery {
             hung.push(Hung { manifest: image.digest(), trees });
         }
         fs::write(dir.join("images.json"), serde_json::to_vec(&hung).unwrap()).unwrap();
+    }
+
+    /// A node of `program` (`session-node`) that shows `images` in two mounts, `plain` without and
+    /// `xattr` with extended attributes.
+    pub fn show(program: &str, images: &[Image], config: NodeConfig) -> Node {
+        let dir = tempfile::tempdir().unwrap();
+        Self::hang(dir.path(), images);
+        let mounts = vec!["plain".to_owned(), "xattr".to_owned()];
+        let mut node = Node::start_in(program, NodeConfig { mounts, ..config }, dir);
+        node.wait_until_ready();
+        node
+    }
+
+    /// The root of an image in a node's mount called `mount`.
+    pub fn root(node: &Node, mount: &str, image: &Image) -> PathBuf {
+        node.dir().join(mount).join("images").join(image.digest().hex())
     }
 
     /// The view of the images in `dir`; `None` if none hang there.

@@ -22,6 +22,7 @@ pub const PATIENCE: Duration = Duration::from_secs(180);
 /// A node with its own cache.
 pub struct Node {
     scratch: TempDir,
+    cache: PathBuf,
     mounts: Vec<PathBuf>,
 }
 
@@ -34,12 +35,20 @@ impl Default for Node {
 impl Node {
     /// A node with an empty cache.
     pub fn new() -> Self {
-        Self { scratch: tempfile::tempdir().unwrap(), mounts: Vec::new() }
+        let scratch = tempfile::tempdir().unwrap();
+        Self { cache: scratch.path().join("cache"), scratch, mounts: Vec::new() }
+    }
+
+    /// A node with its cache in a directory that is not its own.
+    pub fn in_cache(cache: &Path) -> Self {
+        let mut node = Self::new();
+        node.cache = cache.to_owned();
+        node
     }
 
     /// Its cache directory.
     pub fn cache(&self) -> PathBuf {
-        self.scratch.path().join("cache")
+        self.cache.clone()
     }
 
     /// `undermount WORD --cache DIR`.
@@ -67,10 +76,16 @@ impl Node {
     /// Tries to mount an image.
     #[track_caller]
     pub fn try_mount(&mut self, reference: &str, directory: &Path) -> Outcome {
+        self.try_mount_with(&[], reference, directory)
+    }
+
+    /// Tries to mount an image with more flags.
+    #[track_caller]
+    pub fn try_mount_with(&mut self, flags: &[&str], reference: &str, directory: &Path) -> Outcome {
         self.mounts.push(directory.to_owned());
         // Only what is read is to be fetched, so that it can be counted.
         let mut command = self.command("mount");
-        command.args(["--complete-within", "0"]).arg(reference).arg(directory);
+        command.args(["--complete-within", "0"]).args(flags).arg(reference).arg(directory);
         run(&mut command, PATIENCE)
     }
 

@@ -16,6 +16,8 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use nix::sys::statfs::{EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, statfs};
+
 /// One thing that not every machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
@@ -23,6 +25,9 @@ pub enum Need {
     Root,
     /// A `/dev/fuse` that opens.
     Fuse,
+    /// What data mode passthrough takes: Linux 6.9, and temporary directories on a plain disk file
+    /// system.
+    Passthrough,
     /// A program on the search path.
     Program(&'static str),
 }
@@ -33,9 +38,23 @@ impl Need {
         match self {
             Self::Root => nix::unistd::geteuid().is_root(),
             Self::Fuse => File::options().read(true).write(true).open("/dev/fuse").is_ok(),
+            Self::Passthrough => kernel_version() >= (6, 9) && is_on_disk(&std::env::temp_dir()),
             Self::Program(name) => program(name).is_some(),
         }
     }
+}
+
+/// Major and minor number of the running kernel.
+fn kernel_version() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map_while(|word| word.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// Whether `directory` lies on ext4 or xfs.
+fn is_on_disk(directory: &Path) -> bool {
+    statfs(directory)
+        .is_ok_and(|statfs| [EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC].contains(&statfs.filesystem_type()))
 }
 
 impl fmt::Display for Need {
@@ -43,6 +62,7 @@ impl fmt::Display for Need {
         match self {
             Self::Root => f.write_str("root"),
             Self::Fuse => f.write_str("/dev/fuse"),
+            Self::Passthrough => f.write_str("Linux 6.9 and $TMPDIR on ext4 or xfs"),
             Self::Program(name) => write!(f, "the program `{name}`"),
         }
     }

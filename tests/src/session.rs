@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
+use undermount_fs::session::DataMode;
 
 use crate::process::{Running, SOON, eventually};
 
@@ -29,6 +30,8 @@ pub struct NodeConfig {
     pub answer_after: Duration,
     /// See `RestartPolicy`.
     pub unsound_limit: Duration,
+    /// How the kernel gets the bytes of files.
+    pub data_mode: DataMode,
     /// `FUSE_INIT` flags that the kernel may use.
     pub init_mask: u64,
 }
@@ -41,6 +44,7 @@ impl Default for NodeConfig {
             ready_within: Duration::from_secs(10),
             answer_after: Duration::from_secs(60),
             unsound_limit: Duration::from_secs(600),
+            data_mode: DataMode::Cached,
             init_mask: u64::MAX,
         }
     }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
+use undermount_fs::session::DataMode;
 use undermount_tests::archive::{Member, noise};
 use undermount_tests::edge::{self, Verdict};
 use undermount_tests::gallery::Gallery;
@@ -36,19 +37,12 @@ fn lacking() -> bool {
     requirement::lacking(&[Need::Root, Need::Fuse])
 }
 
-/// A node that shows `images` in a mount without and in one with extended attributes.
 fn show(images: &[Image], config: NodeConfig) -> Node {
-    let dir = tempfile::tempdir().unwrap();
-    Gallery::hang(dir.path(), images);
-    let mounts = vec!["plain".to_owned(), "xattr".to_owned()];
-    let mut node = Node::start_in(PROGRAM, NodeConfig { mounts, ..config }, dir);
-    node.wait_until_ready();
-    node
+    Gallery::show(PROGRAM, images, config)
 }
 
-/// The root of an image in the mount called `mount`.
 fn root(node: &Node, mount: &str, image: &Image) -> PathBuf {
-    node.dir().join(mount).join("images").join(image.digest().hex())
+    Gallery::root(node, mount, image)
 }
 
 fn bind(source: &Path, target: &Path) {
@@ -251,32 +245,53 @@ fn read_on(
     errors
 }
 
-/// Kills the worker 100 times while four programs read and one walks; gives what they were told.
-fn read_under_fire(config: NodeConfig) -> Vec<String> {
+/// Walks over the whole tree, again and again, until told to stop; gives the errors.
+fn walk_on(root: &Path, count: usize, stop: &AtomicBool) -> Vec<String> {
+    let mut errors = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        match walk(root) {
+            Ok(found) => assert_eq!(found, count, "files are missing from the walk"),
+            Err(error) => errors.push(format!("a walk: {error}")),
+        }
+    }
+    errors
+}
+
+fn walk(directory: &Path) -> std::io::Result<usize> {
+    let mut files = 0;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        files += if entry.file_type()?.is_dir() { walk(&entry.path())? } else { 1 };
+    }
+    Ok(files)
+}
+
+/// Kills the worker 200 times while four programs open and read and one walks; gives what they
+/// were told.
+fn use_under_fire(config: NodeConfig) -> Vec<String> {
+    const KILLS: u64 = 200;
     let (image, files) = large_image();
     let mut node = show(std::slice::from_ref(&image), config);
     let root = root(&node, "plain", &image);
     let stop = AtomicBool::new(false);
     let errors = thread::scope(|scope| {
-        let readers: Vec<_> = (0..4)
-            .map(|n| {
-                let (root, files, stop) = (&root, &files, &stop);
-                scope.spawn(move || read_on(root, files, n * 300, stop))
-            })
-            .collect();
-        for n in 0..100_u64 {
+        let (root, files, stop) = (&root, &files, &stop);
+        let mut users: Vec<_> =
+            (0..4).map(|n| scope.spawn(move || read_on(root, files, n * 300, stop))).collect();
+        users.push(scope.spawn(move || walk_on(root, files.len(), stop)));
+        for n in 0..KILLS {
             let worker = node.worker().unwrap();
             thread::sleep(Duration::from_millis(n * 37 % 80));
             node.kill_worker();
             node.wait_for_successor(worker);
         }
         stop.store(true, Ordering::Relaxed);
-        eventually("every reader comes back", HANG, || {
-            readers.iter().all(thread::ScopedJoinHandle::is_finished)
+        eventually("every user comes back", HANG, || {
+            users.iter().all(thread::ScopedJoinHandle::is_finished)
         });
-        readers.into_iter().flat_map(|reader| reader.join().unwrap()).collect()
+        users.into_iter().flat_map(|user| user.join().unwrap()).collect()
     });
-    assert_eq!(node.restarts(), 100);
+    assert_eq!(node.restarts(), KILLS);
     // Nothing is broken for good.
     for (path, content) in &files {
         assert!(read_cold(&root.join(path)).unwrap() == *content, "{path}");
@@ -286,21 +301,30 @@ fn read_under_fire(config: NodeConfig) -> Vec<String> {
 }
 
 #[test]
-fn readers_do_not_notice_that_their_worker_is_killed_a_hundred_times() {
+fn users_do_not_notice_that_their_worker_is_killed_two_hundred_times() {
     if lacking() {
         return;
     }
-    assert_eq!(read_under_fire(NodeConfig::default()), [""; 0]);
+    assert_eq!(use_under_fire(NodeConfig::default()), [""; 0]);
 }
 
 #[test]
-fn readers_on_an_old_kernel_get_errors_but_never_hang_or_see_wrong_bytes() {
+fn in_passthrough_mode_they_do_not_notice_either() {
+    if requirement::lacking(&[Need::Root, Need::Fuse, Need::Passthrough]) {
+        return;
+    }
+    let config = NodeConfig { data_mode: DataMode::Passthrough, ..NodeConfig::default() };
+    assert_eq!(use_under_fire(config), [""; 0]);
+}
+
+#[test]
+fn users_of_an_old_kernel_get_errors_but_never_hang_or_see_wrong_bytes() {
     if lacking() {
         return;
     }
     let config = NodeConfig { init_mask: LINUX_5_14, ..NodeConfig::default() };
     let eio = std::io::Error::from_raw_os_error(libc::EIO).to_string();
-    let errors = read_under_fire(config);
+    let errors = use_under_fire(config);
     assert!(errors.iter().all(|error| error.contains(&eio)), "{errors:#?}");
 }
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use undermount_fs::digest::Digest;
 use undermount_fs::fill::{Pace, Progress};
+use undermount_fs::session::DataMode;
 use undermount_fs::source::Priority;
 use undermount_fs::view::{NewImage, SlotTable, View};
 
@@ -51,6 +52,17 @@ pub enum OwnerError {
         dir: PathBuf,
         /// The image.
         reference: String,
+    },
+    /// The mounts of this owner are of another kind.
+    #[error(
+        "the owner of this cache mounts in data mode {present}, not {wanted}: unmount all of its \
+         images first, or name another cache"
+    )]
+    DataMode {
+        /// What was asked for.
+        wanted: DataMode,
+        /// What there is.
+        present: DataMode,
     },
     /// What is mounted cannot be written down.
     #[error("cannot write {}", path.display())]
@@ -93,11 +105,13 @@ pub struct Owner {
     client: Client,
     ledger: Arc<Ledger>,
     runtime: Runtime,
+    /// How the kernel gets the bytes of files, in all mounts of this owner.
+    data_mode: DataMode,
     state: Mutex<State>,
 }
 
 impl Owner {
-    /// An owner that shows `images` through `view`.
+    /// An owner that shows `images` through `view`, in mounts of the given data mode.
     ///
     /// # Errors
     /// [`OwnerError::Record`] where the slot table cannot be read.
@@ -108,11 +122,12 @@ impl Owner {
         client: Client,
         ledger: Arc<Ledger>,
         runtime: Runtime,
+        data_mode: DataMode,
     ) -> Result<Self, OwnerError> {
         let path = runtime.slots();
         let slots = SlotTable::open(&path).map_err(|source| OwnerError::Record { path, source })?;
         let state = Mutex::new(State { slots, mounts: BTreeMap::new() });
-        Ok(Self { images, completer, view, client, ledger, runtime, state })
+        Ok(Self { images, completer, view, client, ledger, runtime, data_mode, state })
     }
 
     /// Detaches and forgets what an owner that is gone, or about to go, has mounted.
@@ -185,6 +200,9 @@ impl Owner {
     ) -> Result<Digest, OwnerError> {
         let PullRequest { reference, plain_http } = &request.image;
         let dir = &request.dir;
+        if let Some(wanted) = request.data_mode.filter(|wanted| *wanted != self.data_mode) {
+            return Err(OwnerError::DataMode { wanted, present: self.data_mode });
+        }
         check_free(&*self.state.lock().await, dir)?;
         let parsed: Reference = reference.parse()?;
         let ready = self.prepare(&parsed, *plain_http, progress).await?;

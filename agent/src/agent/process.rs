@@ -4,6 +4,7 @@
 //! socket, and starts the worker, which does everything else. See
 //! [`undermount_fs::session`] for what happens when either dies.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -20,7 +21,7 @@ use undermount_fs::session::keeper::{Keeper, KeeperConfig, MountSpec, RestartPol
 use undermount_fs::session::worker::{
     Farewell, Inheritance, InheritedMount, Worker, end_process_on_panic,
 };
-use undermount_fs::session::{SessionError, detach};
+use undermount_fs::session::{DataMode, SessionError, detach};
 use undermount_fs::view::View;
 
 use super::api::Api;
@@ -124,16 +125,27 @@ impl CacheLock {
     }
 }
 
-/// Keeps the mounts of the owner of `lock`, whose worker is `program` with `arguments`, until the
-/// worker has nothing more to do. Calls `on_ready` once requests are answered. The process must
-/// have one thread.
+/// What a keeper starts, and what its mounts are like for as long as they live.
+#[derive(Debug, Clone)]
+pub struct KeeperSettings {
+    /// The program of the worker.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// How the kernel gets the bytes of files.
+    pub data_mode: DataMode,
+    /// The features of the kernel that may be used, see [`KeeperConfig::init_mask`].
+    pub init_mask: u64,
+}
+
+/// Keeps the mounts of the owner of `lock` until its worker has nothing more to do. Calls
+/// `on_ready` once requests are answered. The process must have one thread.
 ///
 /// # Errors
 /// [`ProcessError`] where the mounts cannot be made or served; nothing is left behind.
 pub fn keep(
     lock: &CacheLock,
-    program: PathBuf,
-    arguments: Vec<std::ffi::OsString>,
+    settings: KeeperSettings,
     on_ready: impl FnMut(),
 ) -> Result<(), ProcessError> {
     let runtime = Runtime::of(&lock.cache);
@@ -147,16 +159,20 @@ pub fn keep(
     // The owner before has no use for it: it does not hold the lock any more.
     let _ = std::fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket).map_err(unusable(&socket))?;
-    let lock = lock.share().map_err(unusable(runtime.root()))?;
-    let spec =
-        |name: &str, xattrs| MountSpec { name: name.to_owned(), dir: runtime.content(xattrs) };
+    let shared_lock = lock.share().map_err(unusable(runtime.root()))?;
+    let data = settings.data_mode;
+    let spec = |name: &str, xattrs| {
+        let name = name.to_owned();
+        MountSpec { name, dir: runtime.content(xattrs), data }
+    };
     let keeper = Keeper::mount(KeeperConfig {
         mounts: vec![spec(PLAIN, false), spec(XATTR, true)],
-        program,
-        arguments,
-        keepsakes: vec![(SOCKET.to_owned(), listener.into()), ("lock".to_owned(), lock)],
+        program: settings.program,
+        arguments: settings.arguments,
+        keepsakes: vec![(SOCKET.to_owned(), listener.into()), ("lock".to_owned(), shared_lock)],
+        store: lock.cache.clone(),
         policy: RestartPolicy::default(),
-        init_mask: u64::MAX,
+        init_mask: settings.init_mask,
     })?;
     let kept = keeper.run(on_ready);
     dismantle(&runtime);
@@ -222,8 +238,6 @@ fn serve(
     let images = Arc::new(images);
     let completer = Completer::new(images.clone(), config.complete_within);
     let view = Arc::new(View::new(images.filler().clone()));
-    let owner = Owner::new(images, completer, view.clone(), client, ledger, runtime.clone())?;
-    let owner = Arc::new(owner);
     let missing = |what| move || ProcessError::Inheritance { what };
     let socket = inheritance.keepsakes.remove(SOCKET).ok_or_else(missing("control socket"))?;
     let mounts: Vec<(InheritedMount, Xattrs)> =
@@ -232,19 +246,25 @@ fn serve(
             .map(|(name, xattrs)| Some((inheritance.mounts.remove(name)?, xattrs)))
             .collect::<Option<_>>()
             .ok_or_else(missing("mounts"))?;
+    let data_mode = mounts.first().map(|(mount, _)| mount.data_mode()).unwrap_or_default();
+    let owner =
+        Owner::new(images, completer, view.clone(), client, ledger, runtime.clone(), data_mode)?;
+    let owner = Arc::new(owner);
     let dirs: Vec<PathBuf> = mounts.iter().map(|(mount, _)| mount.dir().to_owned()).collect();
 
     threads.block_on(owner.restore());
     worker.ready()?;
     for (mount, xattrs) in mounts {
         let handle = threads.handle().clone();
-        let adapter = Adapter::new(view.clone(), xattrs, mount.inflight(), handle);
+        let adapter = Adapter::new(view.clone(), xattrs, &mount, handle);
         mount.serve(adapter, FUSE_THREADS)?;
     }
     let status = Status {
         cache: config.cache,
         worker: std::process::id(),
+        data_mode,
         restarts: worker.history().restarts,
+        last_exit: worker.history().last_exit.clone(),
         ..Status::default()
     };
     let farewell = await_farewell(worker.clone());

@@ -59,7 +59,8 @@ impl MountArgs {
         let log = if self.foreground { Log::Inherited } else { Log::File };
         let shutdown = if self.foreground { Some(signals::cancelled_by_signals()?) } else { None };
         let control = owner::running_or_started(&self.cache, log).await?;
-        let request = MountRequest { image: self.image.into(), dir: dir.clone() };
+        let data_mode = self.cache.data_mode();
+        let request = MountRequest { image: self.image.into(), dir: dir.clone(), data_mode };
         let bar = bar("fetching layers without an index");
         control.mount(&request, |transfer| show(&bar, transfer)).await?;
         bar.finish_and_clear();

@@ -9,11 +9,11 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use clap::Args;
-use undermount::agent::process::{self, CacheLock, ProcessError};
+use undermount::agent::process::{self, CacheLock, KeeperSettings, ProcessError};
 use undermount::config::Settings;
 use undermount::config::value::{ByteCount, Seconds, from_word};
 use undermount::control::{Control, ControlError, Failure, Runtime};
-use undermount_fs::session::SessionError;
+use undermount_fs::session::{DataMode, SessionError};
 
 use super::client::default_config;
 use super::config::ConfigArgs;
@@ -49,9 +49,32 @@ pub struct CacheArgs {
     /// read [default: 600]
     #[arg(long, value_name = "SECONDS", value_parser = from_word::<Seconds<0, 604_800>>)]
     complete_within: Option<Seconds<0, 604_800>>,
+    /// How the kernel gets the bytes of files: `cached`, it asks and keeps them; `passthrough`, it
+    /// reads complete files from the cache directory by itself (Linux 6.9) [default: cached]
+    #[arg(long, value_name = "MODE", value_parser = data_mode)]
+    data_mode: Option<DataMode>,
+    /// Features of the kernel's FUSE that may be used, as a hexadecimal mask of FUSE_INIT flags
+    #[arg(long, value_name = "HEX", value_parser = hexadecimal, hide = true)]
+    init_mask: Option<u64>,
+}
+
+fn data_mode(word: &str) -> Result<DataMode, &'static str> {
+    [DataMode::Cached, DataMode::Passthrough]
+        .into_iter()
+        .find(|mode| mode.to_string() == word)
+        .ok_or("expected `cached` or `passthrough`")
+}
+
+fn hexadecimal(word: &str) -> Result<u64, std::num::ParseIntError> {
+    u64::from_str_radix(word, 16)
 }
 
 impl CacheArgs {
+    /// The data mode that was asked for in so many words.
+    pub fn data_mode(&self) -> Option<DataMode> {
+        self.data_mode
+    }
+
     /// What the configuration file says, under the flags.
     fn settings(&self) -> CliResult<Settings> {
         let mut settings = self.config.settings()?;
@@ -66,6 +89,9 @@ impl CacheArgs {
         }
         if let Some(within) = self.complete_within {
             settings.completion.within = within;
+        }
+        if let Some(mode) = self.data_mode {
+            settings.reads.data_mode = mode;
         }
         Ok(settings)
     }
@@ -95,6 +121,9 @@ fn handing(settings: &Settings) -> [OsString; 2] {
 pub struct KeeperArgs {
     #[command(flatten)]
     handed: Handed,
+    /// See `mount --init-mask`
+    #[arg(long, value_parser = hexadecimal, default_value = "ffffffffffffffff")]
+    init_mask: u64,
 }
 
 impl KeeperArgs {
@@ -127,7 +156,9 @@ impl KeeperArgs {
             // A starter that is gone has no use for it.
             let _ = writeln!(std::io::stdout(), "{READY}");
         };
-        process::keep(&lock, program, arguments, on_ready).map_err(failed)
+        let (data_mode, init_mask) = (settings.reads.data_mode, self.init_mask);
+        let settings = KeeperSettings { program, arguments, data_mode, init_mask };
+        process::keep(&lock, settings, on_ready).map_err(failed)
     }
 }
 
@@ -178,7 +209,7 @@ pub async fn running_or_started(args: &CacheArgs, log: Log) -> CliResult<Control
         if let Some(control) = running_for(&settings).await? {
             return Ok(control);
         }
-        match start(&settings, log)? {
+        match start(&settings, args.init_mask, log)? {
             Started::Ready => {}
             // Somebody else is faster, or not gone yet.
             Started::Owned(failure) => last = Some(failure),
@@ -194,12 +225,13 @@ enum Started {
     Owned(Failure),
 }
 
-fn start(settings: &Settings, log: Log) -> CliResult<Started> {
+fn start(settings: &Settings, init_mask: Option<u64>, log: Log) -> CliResult<Started> {
     // What is wrong with files that the settings name is told here, not by a child.
     settings.client(default_config())?;
     let mut keeper = Command::new(std::env::current_exe()?)
         .arg("keeper")
         .args(handing(settings))
+        .args(init_mask.map(|mask| format!("--init-mask={mask:x}")))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log_of(&settings.cache.directory, log)?)

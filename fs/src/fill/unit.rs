@@ -4,8 +4,10 @@
 //! chunk, verified by the chunk's digest. A unit knows which bytes of the tar make it; the rest
 //! of it is zeros.
 
+use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -137,6 +139,18 @@ impl Content {
             && store.large(&self.key, self.size).is_some_and(|partial| {
                 self.chunks.get(unit).is_some_and(|digest| partial.has(unit, digest))
             })
+    }
+
+    /// The file that holds all of the content and nothing else; `None` where not all of it is
+    /// here, or not all of it right. What was not hashed before is hashed now: of a large content
+    /// that may be all of it, which takes a second for 2 GB.
+    pub fn whole_file(&self, store: &Store) -> Option<Arc<File>> {
+        if !self.is_large() {
+            return store.get(&self.key, self.size);
+        }
+        let partial = store.large(&self.key, self.size)?;
+        let whole = partial.is_complete(&self.chunks);
+        whole.then(|| partial.file().try_clone().ok().map(Arc::new)).flatten()
     }
 
     /// Whether the store has the whole content.

@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use zerocopy::IntoBytes;
 
 use super::SessionError;
-use super::handshake::Agreement;
+use super::handshake::{Agreement, DataMode};
 use super::wire::{self, RequestHead};
 
 const PATH: &str = "/dev/fuse";
@@ -43,7 +43,7 @@ impl Device {
     }
 
     /// Answers the `FUSE_INIT` that mount(2) has queued.
-    pub(super) fn shake_hands(&self, mask: u64) -> Result<Agreement, SessionError> {
+    pub(super) fn shake_hands(&self, data: DataMode, mask: u64) -> Result<Agreement, SessionError> {
         let failed = |reason: String| SessionError::Handshake { reason };
         let ready = wait_readable(self.as_fd(), INIT_WITHIN).map_err(|e| failed(e.to_string()))?;
         if !ready {
@@ -59,7 +59,7 @@ impl Device {
         let offer = wire::parse_init(body)
             .filter(|offer| offer.major == wire::MAJOR)
             .ok_or_else(|| failed("the kernel speaks another protocol than FUSE 7".to_owned()))?;
-        let agreement = Agreement::reach(&offer, mask);
+        let agreement = Agreement::reach(&offer, data, mask);
         (&self.0)
             .write_all(&wire::init_reply(head.unique, &agreement.reply()))
             .map_err(|e| failed(e.to_string()))?;

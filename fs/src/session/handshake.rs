@@ -5,6 +5,8 @@
 //! [`Agreement`] and hand it to `fuser` as if the kernel had just offered it. A newer binary is
 //! therefore limited to what was agreed when the mount was made.
 
+use std::fmt;
+
 use fuser::InitFlags;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +29,36 @@ const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_EXPLICIT_INVAL_DATA)
     .union(InitFlags::FUSE_INIT_EXT)
     .union(InitFlags::FUSE_HAS_RESEND);
+
+/// What passthrough needs on top. Files are then opened by asking, since the answer names what to
+/// read through; and an answer must not be lost with its worker, which would leave nobody to know
+/// under what number a file is open.
+const FOR_PASSTHROUGH: InitFlags = InitFlags::FUSE_PASSTHROUGH.union(InitFlags::FUSE_HAS_RESEND);
+
+/// How many file systems may be stacked below a mount in passthrough mode: the store itself must
+/// lie on a plain one. Above it there is room for one overlay.
+const STACK_DEPTH: u32 = 1;
+
+/// How the kernel gets the bytes of files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DataMode {
+    /// It asks the worker, and keeps what it got in its page cache. Works on every kernel.
+    #[default]
+    Cached,
+    /// It reads complete objects from the store by itself, through the page cache of the store's
+    /// file system. Takes Linux 6.9, CAP_SYS_ADMIN and a store that lies on no stacked file system.
+    Passthrough,
+}
+
+impl fmt::Display for DataMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cached => "cached",
+            Self::Passthrough => "passthrough",
+        })
+    }
+}
 
 /// Bytes that the kernel may read ahead. It starts with the smaller 128 KiB of every new mount.
 pub(super) const MAX_READAHEAD: u32 = 1 << 20;
@@ -51,14 +83,20 @@ pub struct Agreement {
 impl Agreement {
     /// Takes what we want from the offer, but no flag outside `mask`. A mask makes a new kernel
     /// look like an old one.
-    pub(super) fn reach(offer: &InitIn, mask: u64) -> Self {
+    pub(super) fn reach(offer: &InitIn, data: DataMode, mask: u64) -> Self {
         let low = InitFlags::from_bits_retain(u64::from(offer.flags));
         let offered = if low.contains(InitFlags::FUSE_INIT_EXT) {
             low | InitFlags::from_bits_retain(u64::from(offer.flags2) << 32)
         } else {
             low
         };
-        let agreed = offered & WANTED & InitFlags::from_bits_retain(mask);
+        let wanted = match data {
+            DataMode::Cached => WANTED,
+            DataMode::Passthrough => {
+                WANTED.difference(InitFlags::FUSE_NO_OPEN_SUPPORT).union(FOR_PASSTHROUGH)
+            }
+        };
+        let agreed = offered & wanted & InitFlags::from_bits_retain(mask);
         Self { minor: offer.minor, max_readahead: offer.max_readahead, flags: agreed.bits() }
     }
 
@@ -70,6 +108,11 @@ impl Agreement {
     /// Whether the kernel sends unanswered requests again on demand.
     pub fn resends(&self) -> bool {
         self.flags().contains(InitFlags::FUSE_HAS_RESEND)
+    }
+
+    /// Whether the kernel may read files of the store by itself.
+    pub fn passes_through(&self) -> bool {
+        self.flags().contains(FOR_PASSTHROUGH)
     }
 
     /// The answer that seals the agreement.
@@ -85,6 +128,7 @@ impl Agreement {
             max_write: MAX_WRITE,
             time_gran: 1,
             max_pages: MAX_PAGES,
+            max_stack_depth: if self.passes_through() { STACK_DEPTH } else { 0 },
             ..InitOut::default()
         }
     }
@@ -121,7 +165,7 @@ mod tests {
     #[test]
     fn nothing_is_agreed_that_was_not_offered() {
         let offered = InitFlags::FUSE_ASYNC_READ | InitFlags::FUSE_POSIX_LOCKS;
-        let agreement = Agreement::reach(&offer(offered.bits()), u64::MAX);
+        let agreement = Agreement::reach(&offer(offered.bits()), DataMode::Cached, u64::MAX);
         assert_eq!(agreement.flags(), InitFlags::FUSE_ASYNC_READ);
         assert!(!agreement.resends());
     }
@@ -129,15 +173,15 @@ mod tests {
     #[test]
     fn the_upper_half_counts_only_where_the_kernel_says_it_is_valid() {
         let resend = InitFlags::FUSE_HAS_RESEND;
-        assert!(!Agreement::reach(&offer(resend.bits()), u64::MAX).resends());
+        assert!(!Agreement::reach(&offer(resend.bits()), DataMode::Cached, u64::MAX).resends());
         let extended = resend | InitFlags::FUSE_INIT_EXT;
-        assert!(Agreement::reach(&offer(extended.bits()), u64::MAX).resends());
+        assert!(Agreement::reach(&offer(extended.bits()), DataMode::Cached, u64::MAX).resends());
     }
 
     #[test]
     fn a_mask_hides_what_an_older_kernel_lacks() {
         let linux_5_14 = (1 << 30) - 1;
-        let agreement = Agreement::reach(&offer(u64::MAX), linux_5_14);
+        let agreement = Agreement::reach(&offer(u64::MAX), DataMode::Cached, linux_5_14);
         assert!(!agreement.resends());
         assert_eq!(agreement.reply().flags2, 0);
         assert!(agreement.flags().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT));
@@ -145,7 +189,23 @@ mod tests {
 
     #[test]
     fn a_worker_is_offered_exactly_what_was_agreed() {
-        let agreement = Agreement::reach(&offer(u64::MAX), u64::MAX);
-        assert_eq!(Agreement::reach(&agreement.as_offer(), u64::MAX), agreement);
+        let agreement = Agreement::reach(&offer(u64::MAX), DataMode::Cached, u64::MAX);
+        let offer = agreement.as_offer();
+        assert_eq!(Agreement::reach(&offer, DataMode::Cached, u64::MAX), agreement);
+    }
+
+    #[test]
+    fn passthrough_opens_by_asking_and_tells_the_kernel_its_depth() {
+        let agreement = Agreement::reach(&offer(u64::MAX), DataMode::Passthrough, u64::MAX);
+        assert!(agreement.passes_through());
+        assert!(!agreement.flags().contains(InitFlags::FUSE_NO_OPEN_SUPPORT));
+        assert_eq!(agreement.reply().max_stack_depth, 1);
+        let cached = Agreement::reach(&offer(u64::MAX), DataMode::Cached, u64::MAX);
+        assert!(!cached.passes_through());
+        assert_eq!(cached.reply().max_stack_depth, 0);
+        for lacking in [InitFlags::FUSE_PASSTHROUGH, InitFlags::FUSE_HAS_RESEND] {
+            let offer = offer(!lacking.bits());
+            assert!(!Agreement::reach(&offer, DataMode::Passthrough, u64::MAX).passes_through());
+        }
     }
 }

@@ -18,16 +18,12 @@
 //!     64  16384 slots of 8 bytes: the id of a request in hand, or 0
 //! ```
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use memmap2::{MmapOptions, MmapRaw};
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
-
+use super::shared::SharedWords;
 use super::wire::{RESENT, UNIQUE_STEP};
 
 const MAGIC: &[u8; 8] = b"UMINFL01";
@@ -43,46 +39,27 @@ const REACH: u64 = 1 << 16;
 
 /// The table, shared by the keeper and its present worker.
 #[derive(Debug)]
-pub(super) struct Table {
-    memory: OwnedFd,
-    map: MmapRaw,
-}
+pub(super) struct Table(SharedWords);
 
 impl Table {
     /// An empty table in a new memfd.
     pub(super) fn create() -> io::Result<Self> {
-        let memory = memfd_create(
-            "undermount-inflight",
-            MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
-        )?;
-        let mut file = File::from(memory);
-        file.set_len(SIZE as u64)?;
-        file.write_all(MAGIC)?;
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
-        Self::open(file.into())
+        SharedWords::create("undermount-inflight", MAGIC, SIZE).map(Self)
     }
 
     /// The table that lies in `memory`.
     pub(super) fn open(memory: OwnedFd) -> io::Result<Self> {
-        let file = File::from(memory);
-        let mut magic = [0; MAGIC.len()];
-        std::os::unix::fs::FileExt::read_exact_at(&file, &mut magic, 0)?;
-        if magic != *MAGIC || file.metadata()?.len() != SIZE as u64 {
-            return Err(io::Error::other("this is not a table of requests in hand"));
-        }
-        let map = MmapOptions::new().len(SIZE).map_raw(&file)?;
-        Ok(Self { memory: file.into(), map })
+        SharedWords::open(memory, MAGIC, SIZE).map(Self)
     }
 
     /// The memfd, to be handed to a worker.
     pub(super) fn memory(&self) -> BorrowedFd<'_> {
-        self.memory.as_fd()
+        self.0.memory()
     }
 
     /// Says that request `unique` has been seen.
     pub(super) fn note(&self, unique: u64) {
-        self.word(NEWEST).fetch_max(unique & !RESENT, Ordering::Relaxed);
+        self.0.word(NEWEST).fetch_max(unique & !RESENT, Ordering::Relaxed);
     }
 
     /// The ids of all requests that may wait for an answer, which is then the caller's to give:
@@ -92,22 +69,14 @@ impl Table {
             .map(|slot| self.slot(slot).swap(0, Ordering::Relaxed))
             .filter(|&unique| unique != 0)
             .collect();
-        let newest = self.word(NEWEST).load(Ordering::Relaxed);
+        let newest = self.0.word(NEWEST).load(Ordering::Relaxed);
         let first = newest.saturating_sub(REACH).max(UNIQUE_STEP);
         let near = (first / UNIQUE_STEP..=(newest + REACH) / UNIQUE_STEP).map(|n| n * UNIQUE_STEP);
         recorded.into_iter().chain(near).collect()
     }
 
     fn slot(&self, index: usize) -> &AtomicU64 {
-        self.word(FIRST_SLOT + index * size_of::<u64>())
-    }
-
-    /// The word at byte `offset`, a multiple of 8 below [`SIZE`].
-    fn word(&self, offset: usize) -> &AtomicU64 {
-        assert!(offset.is_multiple_of(size_of::<u64>()) && offset < SIZE, "offset {offset}");
-        // SAFETY: the mapping is SIZE bytes long, page-aligned, lives as long as `self` and cannot
-        // shrink (sealed); all access to it, in all processes, is atomic.
-        unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().add(offset).cast()) }
+        self.0.word(FIRST_SLOT + index * size_of::<u64>())
     }
 }
 
@@ -215,12 +184,5 @@ mod tests {
         assert!(inflight.enter(2).is_err());
         tickets.pop();
         assert!(inflight.enter(2).is_ok());
-    }
-
-    #[test]
-    fn foreign_memory_is_refused() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(SIZE as u64).unwrap();
-        assert!(Table::open(file.into()).is_err());
     }
 }

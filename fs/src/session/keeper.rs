@@ -48,6 +48,8 @@ pub struct KeeperConfig {
     pub arguments: Vec<OsString>,
     /// Descriptors that every worker gets, by name.
     pub keepsakes: Vec<(String, OwnedFd)>,
+    /// The directory of the objects that mounts in passthrough mode let the kernel read.
+    pub store: PathBuf,
     /// How to deal with workers that die.
     pub policy: RestartPolicy,
     /// `FUSE_INIT` flags that may be used, as in [`fuser::InitFlags`]; all by default. Fewer make
@@ -94,7 +96,7 @@ impl Keeper {
         let mounts = config
             .mounts
             .iter()
-            .map(|spec| HeldMount::make(spec, config.init_mask))
+            .map(|spec| HeldMount::make(spec, &config.store, config.init_mask))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             worker: None,

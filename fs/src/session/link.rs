@@ -67,13 +67,16 @@ pub(super) struct Start {
     pub(super) keepsakes: Vec<String>,
 }
 
-/// One mount. Its descriptors precede the keepsakes': the device and, if recorded, the table.
+/// One mount. Its descriptors precede the keepsakes': the device, the table of requests in hand if
+/// they are recorded, and the table of open files if the mount is in passthrough mode.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct StartMount {
     pub(super) name: String,
     pub(super) dir: PathBuf,
     pub(super) agreement: Agreement,
     pub(super) recorded: bool,
+    #[serde(default)]
+    pub(super) passthrough: bool,
 }
 
 /// What happened to the workers before this one.

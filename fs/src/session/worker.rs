@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use std::{panic, process};
@@ -23,9 +24,10 @@ use nix::fcntl::OFlag;
 use nix::unistd::{dup2_stdin, dup3};
 
 use super::SessionError;
-use super::handshake::Agreement;
+use super::handshake::{Agreement, DataMode};
 use super::inflight::{Inflight, Table};
-use super::link::{History, Link, PROTOCOL, Start, ToKeeper, ToWorker};
+use super::link::{History, Link, PROTOCOL, Start, StartMount, ToKeeper, ToWorker};
+use super::opens::{OpenTable, Opens};
 use super::wire;
 
 /// How long a thread that panicked may take to answer its request.
@@ -56,6 +58,7 @@ pub struct InheritedMount {
     agreement: Agreement,
     device: OwnedFd,
     inflight: Inflight,
+    opens: Option<Arc<Opens>>,
 }
 
 /// A mount that is being served.
@@ -167,16 +170,8 @@ fn inherit(start: Start, descriptors: Vec<OwnedFd>) -> Result<Inheritance, Sessi
     };
     let mut mounts = BTreeMap::new();
     for mount in start.mounts {
-        let device = next()?;
-        let inflight = if mount.recorded {
-            let table = Table::open(next()?).map_err(|source| SessionError::Memory { source })?;
-            Inflight::recorded_in(table)
-        } else {
-            Inflight::unrecorded()
-        };
-        let inherited =
-            InheritedMount { dir: mount.dir, agreement: mount.agreement, device, inflight };
-        mounts.insert(mount.name, inherited);
+        let name = mount.name.clone();
+        mounts.insert(name, InheritedMount::take(mount, &mut next)?);
     }
     let keepsakes =
         start.keepsakes.into_iter().map(|name| Ok((name, next()?))).collect::<Result<_, _>>()?;
@@ -184,6 +179,28 @@ fn inherit(start: Start, descriptors: Vec<OwnedFd>) -> Result<Inheritance, Sessi
 }
 
 impl InheritedMount {
+    /// The mount that `start` tells of, with the descriptors that belong to it.
+    fn take(
+        start: StartMount,
+        mut next: impl FnMut() -> Result<OwnedFd, SessionError>,
+    ) -> Result<Self, SessionError> {
+        let memory = |source| SessionError::Memory { source };
+        let device = next()?;
+        let inflight = if start.recorded {
+            Inflight::recorded_in(Table::open(next()?).map_err(memory)?)
+        } else {
+            Inflight::unrecorded()
+        };
+        let opens = if start.passthrough {
+            let table = OpenTable::open(next()?).map_err(memory)?;
+            let device = device.try_clone().map_err(memory)?;
+            Some(Arc::new(Opens::resume(table, device)))
+        } else {
+            None
+        };
+        Ok(Self { dir: start.dir, agreement: start.agreement, device, inflight, opens })
+    }
+
     /// Where it is mounted.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -192,6 +209,20 @@ impl InheritedMount {
     /// The recorder of requests in hand, which the file system has to use.
     pub fn inflight(&self) -> Inflight {
         self.inflight.clone()
+    }
+
+    /// How the kernel gets the bytes of its files.
+    pub fn data_mode(&self) -> DataMode {
+        match self.opens {
+            None => DataMode::Cached,
+            Some(_) => DataMode::Passthrough,
+        }
+    }
+
+    /// The open files of a mount in passthrough mode, which the file system has to ask for every
+    /// OPEN; `None` in cached mode.
+    pub fn opens(&self) -> Option<Arc<Opens>> {
+        self.opens.clone()
     }
 
     /// Serves the mount with `file_system` in `threads` threads of their own.
@@ -203,7 +234,7 @@ impl InheritedMount {
         file_system: F,
         threads: usize,
     ) -> Result<Serving, SessionError> {
-        let Self { dir, agreement, device, inflight: _ } = self;
+        let Self { dir, agreement, device, inflight: _, opens: _ } = self;
         let resume = || -> io::Result<_> {
             let session = resume(file_system, &agreement, device, threads)?;
             let notifier = session.notifier();

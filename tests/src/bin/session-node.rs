@@ -41,11 +41,15 @@ fn keep(config: NodeConfig) -> Result<(), Box<dyn std::error::Error>> {
         mounts: config
             .mounts
             .iter()
-            .map(|name| MountSpec { name: name.clone(), dir: config.dir.join(name) })
+            .map(|name| {
+                let dir = config.dir.join(name);
+                MountSpec { name: name.clone(), dir, data: config.data_mode }
+            })
             .collect(),
         program: std::env::current_exe()?,
         arguments: vec!["worker".into(), config.dir.clone().into()],
         keepsakes: vec![("config".to_owned(), fs::File::open(&config.dir)?.into())],
+        store: config.dir.clone(),
         policy: RestartPolicy {
             ready_within: config.ready_within,
             answer_after: config.answer_after,
@@ -79,13 +83,16 @@ fn work(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let mut dirs = Vec::new();
     for (name, mount) in inheritance.mounts {
         dirs.push(mount.dir().to_owned());
-        let inflight = mount.inflight();
         let xattrs = if name == "plain" { Xattrs::Refused } else { Xattrs::Answered };
         match &gallery {
-            None => mount.serve(Grove::new(inflight), 2)?,
+            None => {
+                let grove = Grove::new(mount.inflight());
+                mount.serve(grove, 2)?
+            }
             Some(view) => {
                 let handle = runtime.handle().clone();
-                mount.serve(Adapter::new(view.clone(), xattrs, inflight, handle), 2)?
+                let adapter = Adapter::new(view.clone(), xattrs, &mount, handle);
+                mount.serve(adapter, 2)?
             }
         };
     }

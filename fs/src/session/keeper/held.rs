@@ -4,13 +4,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use crate::session::SessionError;
 use crate::session::device::Device;
-use crate::session::handshake::{Agreement, MAX_READAHEAD};
+use crate::session::handshake::{Agreement, DataMode, MAX_READAHEAD};
 use crate::session::inflight::Table;
 use crate::session::link::StartMount;
 use crate::session::mountpoint::MountPoint;
-use crate::session::wire;
+use crate::session::opens::OpenTable;
+use crate::session::{SessionError, backing, wire};
 
 /// A mount that a keeper is to make.
 #[derive(Debug, Clone)]
@@ -19,6 +19,8 @@ pub struct MountSpec {
     pub name: String,
     /// Where it goes; created with mode 0700 if missing.
     pub dir: PathBuf,
+    /// How the kernel gets the bytes of its files, as long as the mount lives.
+    pub data: DataMode,
 }
 
 /// Requests that are answered before the keeper looks around again.
@@ -34,6 +36,8 @@ pub(super) struct HeldMount {
     agreement: Agreement,
     /// Where requests in hand are recorded, if the kernel cannot send them again.
     table: Option<Table>,
+    /// Which files are open, in passthrough mode.
+    opens: Option<OpenTable>,
     answering: Answering,
 }
 
@@ -49,27 +53,25 @@ enum Answering {
 
 impl HeldMount {
     /// Makes the mount and agrees with the kernel on what no worker can change later.
-    pub(super) fn make(spec: &MountSpec, mask: u64) -> Result<Self, SessionError> {
+    pub(super) fn make(spec: &MountSpec, store: &Path, mask: u64) -> Result<Self, SessionError> {
         let device = Device::open()?;
         let point = MountPoint::attach(&spec.dir, &device)?;
-        let agreement = device.shake_hands(mask)?;
+        let agreement = device.shake_hands(spec.data, mask)?;
         if let Err(error) = point.raise_readahead(MAX_READAHEAD) {
             tracing::debug!(dir = %spec.dir.display(), %error, "read-ahead stays as it is");
         }
-        let table = if agreement.resends() {
-            None
-        } else {
-            Some(Table::create().map_err(|source| SessionError::Memory { source })?)
+        let memory = |source| SessionError::Memory { source };
+        let table = (!agreement.resends()).then(Table::create).transpose().map_err(memory)?;
+        let opens = match spec.data {
+            DataMode::Cached => None,
+            DataMode::Passthrough => {
+                check_passthrough(&device, &agreement, store)?;
+                Some(OpenTable::create().map_err(memory)?)
+            }
         };
         tracing::debug!(mount = spec.name, dir = %spec.dir.display(), ?agreement, "mounted");
-        Ok(Self {
-            name: spec.name.clone(),
-            point,
-            device,
-            agreement,
-            table,
-            answering: Answering::No,
-        })
+        let name = spec.name.clone();
+        Ok(Self { name, point, device, agreement, table, opens, answering: Answering::No })
     }
 
     pub(super) fn dir(&self) -> &Path {
@@ -83,12 +85,15 @@ impl HeldMount {
             dir: self.dir().to_owned(),
             agreement: self.agreement,
             recorded: self.table.is_some(),
+            passthrough: self.opens.is_some(),
         }
     }
 
-    /// What goes with the introduction: the device and, if there is one, the table.
+    /// What goes with the introduction: the device and the tables that there are.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        std::iter::once(self.device.as_fd()).chain(self.table.as_ref().map(Table::memory))
+        std::iter::once(self.device.as_fd())
+            .chain(self.table.as_ref().map(Table::memory))
+            .chain(self.opens.as_ref().map(OpenTable::memory))
     }
 
     /// A worker has died: what it had in hand goes back into the queue or, where the kernel
@@ -155,4 +160,17 @@ impl HeldMount {
             Answering::No | Answering::Failed => None,
         }
     }
+}
+
+/// Finds out at once, not at the first OPEN, whether the kernel reads files of `store` by itself.
+fn check_passthrough(
+    device: &Device,
+    agreement: &Agreement,
+    store: &Path,
+) -> Result<(), SessionError> {
+    if !agreement.passes_through() {
+        return Err(SessionError::PassthroughUnknown);
+    }
+    backing::probe(device.as_fd(), store)
+        .map_err(|source| SessionError::PassthroughRefused { store: store.to_owned(), source })
 }

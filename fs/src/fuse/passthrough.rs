@@ -1,0 +1,77 @@
+//! Opening files in passthrough mode.
+//!
+//! A file that is here whole is read by the kernel itself, from the object in the store; any other
+//! is read through us, as in cached mode, until its last user has closed it. How a file is open
+//! stands in [`Opens`], which has the last word: the kernel takes one way at a time for a node.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use fuser::{Errno, FileHandle, FopenFlags, INodeNo, ReplyOpen};
+
+use super::{Adapter, Question, refuse};
+use crate::session::{OpenError, Opened, Opens};
+use crate::view::{NodeId, Open};
+
+/// An OPEN that waits for its answer.
+pub(super) struct PendingOpen {
+    opens: Arc<Opens>,
+    unique: u64,
+    node: NodeId,
+    reply: ReplyOpen,
+}
+
+impl Adapter {
+    /// Answers an OPEN, in a task where a content has to be checked for long.
+    pub(super) fn open_through(&self, open: PendingOpen, question: Question) {
+        match open.opens.join(open.unique, open.node.0) {
+            Ok(None) => {}
+            Ok(Some(opened)) => return open.answer(Ok(opened)),
+            Err(error) => return open.answer(Err(error)),
+        }
+        match self.view.begin_open(open.node) {
+            Ok(Open::Done(file)) => open.open(file.as_deref()),
+            Ok(Open::Unchecked(content)) => {
+                let view = self.view.clone();
+                let ticket = question.ticket;
+                self.runtime.spawn_blocking(move || {
+                    open.open(view.finish_open(&content).as_deref());
+                    drop(ticket);
+                });
+            }
+            Err(error) => open.reply.error(refuse(&error)),
+        }
+    }
+}
+
+impl PendingOpen {
+    pub(super) fn new(opens: Arc<Opens>, unique: u64, node: INodeNo, reply: ReplyOpen) -> Self {
+        Self { opens, unique, node: NodeId(node.0), reply }
+    }
+
+    fn open(self, file: Option<&File>) {
+        let opened = self.opens.open(self.unique, self.node.0, file);
+        self.answer(opened);
+    }
+
+    fn answer(self, opened: Result<Opened, OpenError>) {
+        match opened {
+            Ok(Opened { handle, backing: None }) => {
+                self.reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE);
+            }
+            Ok(Opened { handle, backing: Some(id) }) => {
+                // SAFETY: `opens` holds this id of the mount open for as long as the file is open,
+                // and `into_raw` below takes it back before it could be closed.
+                let id = unsafe { self.reply.wrap_backing(id) };
+                let flags = FopenFlags::FOPEN_NOFLUSH;
+                self.reply.opened_passthrough(FileHandle(handle), flags, &id);
+                id.into_raw();
+            }
+            Err(error) => {
+                let error = &error as &(dyn std::error::Error + 'static);
+                tracing::warn!(node = self.node.0, error, "cannot open a file");
+                self.reply.error(Errno::EIO);
+            }
+        }
+    }
+}
