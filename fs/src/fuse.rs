@@ -41,7 +41,7 @@ use crate::view::{Entry, Lookup, Miss, NodeId, Read, View, ViewError};
 
 /// 68 years, which every kernel can count in jiffies.
 const FOR_GOOD: Duration = Duration::from_secs(1 << 31);
-/// Directories that change: the list of images.
+/// Directories that change: the lists of images and layers.
 const AT_ONCE: Duration = Duration::ZERO;
 
 /// File and directory handles carry nothing: everything is known by its nodeid.
@@ -126,7 +126,7 @@ impl Adapter {
 
 /// How long the kernel may remember a node's attributes and name.
 fn ttl(node: NodeId) -> &'static Duration {
-    if node == NodeId::IMAGES { &AT_ONCE } else { &FOR_GOOD }
+    if node.is_listing() { &AT_ONCE } else { &FOR_GOOD }
 }
 
 /// The error number for `error`, which is logged where it is not the caller's own fault.

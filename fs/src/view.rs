@@ -1,27 +1,33 @@
 //! What a mount shows: directories, attributes and bytes by nodeid.
 //!
-//! A view holds any number of images below one root and answers the kernel's questions from
-//! merged trees and the store. Only [`View::read`] can take long; nothing else touches the
-//! network.
+//! A view holds any number of images and layers below one root and answers the kernel's
+//! questions from their trees and the store. Only [`View::finish_read`] can take long; nothing
+//! else touches the network.
 //!
 //! ```text
 //! /                         nodeid 1
 //! /images                   nodeid 2
 //! /images/<64 hex digits>   the merged tree of an image, by the digest of its manifest
+//! /layers                   nodeid 3
+//! /layers/<64 hex digits>   one layer as a lower directory of overlayfs (see [`LayerView`])
 //! ```
 //!
 //! # Nodeids
 //!
 //! A nodeid is a slot (upper 32 bits) and a number (lower 32 bits, counted from 1). A directory
-//! has the slot of its image, since overlays need one path for each; a file has the slot of its
-//! layer, so that images which share a layer share the kernel's page cache for it. Slots are
-//! written down before use (see [`SlotTable`]) and never reused while the mount lives: the
-//! kernel may know a nodeid for as long as that.
+//! has the slot of its image or layer view, since overlays need one path for each; a file has the
+//! slot of its layer, so that everything which shows the layer shares the kernel's page cache for
+//! it. All whiteouts are one node, 4. Slots are written down before use (see [`SlotTable`]) and
+//! never reused while the mount lives: the kernel may know a nodeid for as long as that.
 
 mod contents;
+mod image;
+mod layer;
 mod recorder;
 mod slots;
 
+pub use image::NewImage;
+pub use layer::{LayerView, Opaque, has_lower_links, has_opaque};
 pub use recorder::{Recorder, Recording};
 pub use slots::{SlotName, SlotTable};
 
@@ -32,12 +38,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 use bytes::Bytes;
 
 use self::contents::{
-    Contents, Image, Shown, Slot, directory_number, failed, inode_attr, synthetic,
+    Contents, Directories, Shown, Slot, failed, inode_attr, synthetic, whiteout_attr,
 };
 use crate::digest::Digest;
 use crate::fill::{Content, FillError, Filler, Layer};
 use crate::index::{IndexError, InodeRecord};
-use crate::tree::ImageTree;
 
 /// A node as the kernel knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,6 +53,15 @@ impl NodeId {
     pub const ROOT: Self = Self(1);
     /// The directory that holds the images.
     pub const IMAGES: Self = Self(2);
+    /// The directory that holds the layers.
+    pub const LAYERS: Self = Self(3);
+    /// Every whiteout.
+    pub const WHITEOUT: Self = Self(4);
+
+    /// Whether it is a directory to which images or layers are added.
+    pub fn is_listing(self) -> bool {
+        matches!(self, Self::IMAGES | Self::LAYERS)
+    }
 
     fn new(slot: u32, number: u32) -> Self {
         Self(u64::from(slot) << 32 | (u64::from(number) + 1))
@@ -60,6 +74,14 @@ impl NodeId {
     fn number(self) -> Option<u32> {
         (self.0 as u32).checked_sub(1)
     }
+}
+
+/// What the root holds.
+const TOP: [(&[u8], NodeId); 2] = [(b"images", NodeId::IMAGES), (b"layers", NodeId::LAYERS)];
+
+/// Whether `name` may become the name of an image or layer: the digits of a digest.
+fn is_hex(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// The attributes of a node.
@@ -90,7 +112,7 @@ pub enum Lookup {
     Found(Attr),
     /// Nothing, and there never will be.
     Absent,
-    /// Nothing yet: an image may appear under this name.
+    /// Nothing yet: an image or layer may appear under this name.
     AbsentYet,
 }
 
@@ -140,16 +162,6 @@ pub struct View {
     recorder: Recorder,
 }
 
-/// An image to be shown.
-pub struct NewImage {
-    /// The digest of its manifest.
-    pub manifest: Digest,
-    /// Its merged tree.
-    pub tree: ImageTree,
-    /// Its layers, the lowest first, as in the tree.
-    pub layers: Vec<Arc<Layer>>,
-}
-
 /// What an inode of a layer needs to be read.
 struct Leaf {
     layer: Arc<Layer>,
@@ -163,40 +175,6 @@ impl View {
         Self { filler, contents: RwLock::default(), recorder: Recorder::default() }
     }
 
-    /// Shows an image. Layers that are shown already are shared.
-    ///
-    /// # Errors
-    /// Those of writing down the slots.
-    pub fn add_image(&self, image: NewImage, slots: &mut SlotTable) -> std::io::Result<()> {
-        let NewImage { manifest, tree, layers } = image;
-        let trees = layers.iter().map(|layer| Digest::of(layer.tree.bytes()));
-        let layer_slots: Vec<u32> = trees
-            .map(|tree| slots.slot(SlotName::Layer { tree }))
-            .collect::<std::io::Result<_>>()?;
-        let slot = slots.slot(SlotName::Image { manifest })?;
-        let mut contents = self.contents.write().unwrap_or_else(PoisonError::into_inner);
-        let shared = layer_slots
-            .into_iter()
-            .zip(layers)
-            .zip(0..)
-            .map(|((slot, layer), place)| {
-                let extra_links = Arc::new(tree.extra_links(place).collect());
-                (slot, contents.share_layer(slot, Shown { layer, extra_links }))
-            })
-            .collect();
-        contents.put(slot, Slot::Image(Arc::new(Image { tree, layers: shared })));
-        contents.images.insert(manifest.hex(), slot);
-        Ok(())
-    }
-
-    /// No longer shows an image. Open files stay readable while other images share their layers.
-    pub fn remove_image(&self, manifest: &Digest) {
-        let mut contents = self.contents.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(slot) = contents.images.remove(&manifest.hex()) else { return };
-        contents.put(slot, Slot::Empty);
-        contents.drop_unused_layers();
-    }
-
     /// Records which files are read first.
     pub fn recorder(&self) -> &Recorder {
         &self.recorder
@@ -207,11 +185,12 @@ impl View {
         &self.filler
     }
 
-    fn image(&self, node: NodeId) -> Result<Arc<Image>, ViewError> {
+    fn directories(&self, node: NodeId) -> Result<Arc<dyn Directories>, ViewError> {
         let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
         match contents.slots.get(node.slot() as usize) {
-            Some(Slot::Image(image)) => Ok(image.clone()),
+            Some(Slot::Tree(tree)) => Ok(tree.clone()),
             Some(Slot::Layer(_)) => Err(ViewError::NotDirectory(node)),
+            _ if node == NodeId::WHITEOUT => Err(ViewError::NotDirectory(node)),
             _ => Err(ViewError::Stale(node)),
         }
     }
@@ -221,10 +200,11 @@ impl View {
             let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
             match contents.slots.get(node.slot() as usize) {
                 Some(Slot::Layer(shown)) => shown.clone(),
-                Some(Slot::Image(_)) => return Err(ViewError::IsDirectory(node)),
-                _ if node == NodeId::ROOT || node == NodeId::IMAGES => {
+                Some(Slot::Tree(_)) => return Err(ViewError::IsDirectory(node)),
+                _ if node == NodeId::ROOT || node.is_listing() => {
                     return Err(ViewError::IsDirectory(node));
                 }
+                _ if node == NodeId::WHITEOUT => return Err(ViewError::Invalid(node)),
                 _ => return Err(ViewError::Stale(node)),
             }
         };
@@ -239,26 +219,27 @@ impl View {
     /// # Errors
     /// [`ViewError`] where `parent` is gone or not a directory, or an index is damaged.
     pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Lookup, ViewError> {
-        match parent {
-            NodeId::ROOT if name == b"images" => Ok(Lookup::Found(synthetic(NodeId::IMAGES, 2))),
-            NodeId::ROOT => Ok(Lookup::Absent),
-            NodeId::IMAGES => self.lookup_image(name),
-            _ => {
-                let image = self.image(parent)?;
-                let number = directory_number(&image, parent)?;
-                match image.tree.find(number, name) {
-                    Some(target) => Ok(Lookup::Found(image.attr(parent, target)?)),
-                    None => Ok(Lookup::Absent),
-                }
-            }
+        if parent == NodeId::ROOT {
+            let found = TOP.into_iter().find(|(top, _)| *top == name);
+            return match found {
+                Some((_, node)) => self.getattr(node).map(Lookup::Found),
+                None => Ok(Lookup::Absent),
+            };
         }
+        if parent.is_listing() {
+            return self.lookup_listed(parent, name);
+        }
+        let found = self.directories(parent)?.find(parent, name)?;
+        Ok(found.map_or(Lookup::Absent, Lookup::Found))
     }
 
-    fn lookup_image(&self, name: &[u8]) -> Result<Lookup, ViewError> {
-        let name = std::str::from_utf8(name).unwrap_or_default();
+    fn lookup_listed(&self, listing: NodeId, name: &[u8]) -> Result<Lookup, ViewError> {
+        let Some(name) = std::str::from_utf8(name).ok().filter(|name| is_hex(name)) else {
+            return Ok(Lookup::Absent);
+        };
         let slot = {
             let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
-            contents.images.get(name).copied()
+            contents.listing(listing).get(name).copied()
         };
         let Some(slot) = slot else { return Ok(Lookup::AbsentYet) };
         self.getattr(NodeId::new(slot, 0)).map(Lookup::Found)
@@ -269,16 +250,18 @@ impl View {
     /// # Errors
     /// [`ViewError`] where it is gone or its index is damaged.
     pub fn getattr(&self, node: NodeId) -> Result<Attr, ViewError> {
-        match node {
-            NodeId::ROOT => return Ok(synthetic(node, 3)),
-            NodeId::IMAGES => {
-                let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
-                return Ok(synthetic(node, 2 + contents.images.len() as u32));
-            }
-            _ => {}
+        if node == NodeId::ROOT {
+            return Ok(synthetic(node, 2 + TOP.len() as u32));
         }
-        match self.image(node) {
-            Ok(image) => image.directory_attr(node, directory_number(&image, node)?),
+        if node == NodeId::WHITEOUT {
+            return Ok(whiteout_attr());
+        }
+        if node.is_listing() {
+            let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
+            return Ok(synthetic(node, 2 + contents.listing(node).len() as u32));
+        }
+        match self.directories(node) {
+            Ok(tree) => tree.attr(node),
             Err(ViewError::NotDirectory(_)) => {
                 let leaf = self.leaf(node)?;
                 Ok(inode_attr(node, &leaf.inode, leaf.extra_links))
@@ -318,52 +301,38 @@ impl View {
             }
         }
         let skip = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
-        let next_offset = |i: usize| (skip + i) as u64 + 3;
-        match directory {
-            NodeId::ROOT if skip == 0 => {
-                let attr = self.getattr(NodeId::IMAGES)?;
-                emit(Entry { name: b"images", attr, next_offset: next_offset(0) });
-            }
-            NodeId::ROOT => {}
-            NodeId::IMAGES => {
-                for (i, (name, slot)) in self.image_list().into_iter().skip(skip).enumerate() {
-                    let attr = self.getattr(NodeId::new(slot, 0))?;
-                    if emit(Entry { name: name.as_bytes(), attr, next_offset: next_offset(i) }) {
-                        return Ok(());
-                    }
-                }
-            }
-            _ => {
-                let image = self.image(directory)?;
-                let number = directory_number(&image, directory)?;
-                for (i, (name, target)) in image.tree.list(number, skip).enumerate() {
-                    let attr = image.attr(directory, target)?;
-                    if emit(Entry { name, attr, next_offset: next_offset(i) }) {
-                        return Ok(());
-                    }
-                }
+        let mut next_offset = skip as u64 + 2;
+        let mut emit = |name: &[u8], attr: Attr| {
+            next_offset += 1;
+            emit(Entry { name, attr, next_offset })
+        };
+        if directory != NodeId::ROOT && !directory.is_listing() {
+            return self.directories(directory)?.list(directory, skip, &mut emit);
+        }
+        for (name, node) in self.listed(directory).into_iter().skip(skip) {
+            if emit(name.as_bytes(), self.getattr(node)?) {
+                break;
             }
         }
         Ok(())
     }
 
-    fn image_list(&self) -> Vec<(String, u32)> {
+    /// The entries of a directory that no image or layer has.
+    fn listed(&self, directory: NodeId) -> Vec<(String, NodeId)> {
+        if directory == NodeId::ROOT {
+            let name = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
+            return TOP.into_iter().map(|(top, node)| (name(top), node)).collect();
+        }
         let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
-        contents.images.iter().map(|(name, &slot)| (name.clone(), slot)).collect()
+        let entry = |(name, &slot): (&String, &u32)| (name.clone(), NodeId::new(slot, 0));
+        contents.listing(directory).iter().map(entry).collect()
     }
 
     fn parent(&self, directory: NodeId) -> Result<NodeId, ViewError> {
-        if directory == NodeId::ROOT || directory == NodeId::IMAGES {
+        if directory == NodeId::ROOT || directory.is_listing() {
             return Ok(NodeId::ROOT);
         }
-        let image = self.image(directory)?;
-        match directory_number(&image, directory)? {
-            0 => Ok(NodeId::IMAGES),
-            number => {
-                let parent = image.tree.parent(number).ok_or(ViewError::Stale(directory))?;
-                Ok(NodeId::new(directory.slot(), parent))
-            }
-        }
+        self.directories(directory)?.parent(directory)
     }
 
     /// The value of an extended attribute, `None` where `node` does not have it.
@@ -393,18 +362,11 @@ impl View {
         node: NodeId,
         answer: impl FnOnce(&[crate::index::Xattr<'_>]) -> T,
     ) -> Result<T, ViewError> {
-        if node == NodeId::ROOT || node == NodeId::IMAGES {
+        if node == NodeId::ROOT || node == NodeId::WHITEOUT || node.is_listing() {
             return Ok(answer(&[]));
         }
-        match self.image(node) {
-            Ok(image) => {
-                let number = directory_number(&image, node)?;
-                let (tree, inode) = image.tree.metadata(number).ok_or(ViewError::Stale(node))?;
-                let layer = tree.header().layer;
-                let xattrs =
-                    tree.xattrs(inode).map_err(|source| ViewError::Index { layer, source })?;
-                Ok(answer(&xattrs))
-            }
+        match self.directories(node) {
+            Ok(tree) => Ok(answer(&tree.xattrs(node)?)),
             Err(ViewError::NotDirectory(_)) => {
                 let leaf = self.leaf(node)?;
                 let tree = &leaf.layer.tree;

@@ -17,7 +17,7 @@ use nix::fcntl::{Flock, FlockArg};
 use tokio_util::sync::CancellationToken;
 use undermount_fs::fuse::{Adapter, Xattrs};
 use undermount_fs::object::StoreLimits;
-use undermount_fs::session::keeper::{Keeper, KeeperConfig, MountSpec, RestartPolicy};
+use undermount_fs::session::keeper::{Keeper, KeeperConfig, MountKind, MountSpec, RestartPolicy};
 use undermount_fs::session::worker::{
     Farewell, Inheritance, InheritedMount, Worker, end_process_on_panic,
 };
@@ -162,8 +162,8 @@ pub fn keep(
     let shared_lock = lock.share().map_err(unusable(runtime.root()))?;
     let data = settings.data_mode;
     let spec = |name: &str, xattrs| {
-        let name = name.to_owned();
-        MountSpec { name, dir: runtime.content(xattrs), data }
+        let (name, dir) = (name.to_owned(), runtime.content(xattrs));
+        MountSpec { name, dir, kind: MountKind::Content, data }
     };
     let keeper = Keeper::mount(KeeperConfig {
         mounts: vec![spec(PLAIN, false), spec(XATTR, true)],

@@ -33,7 +33,7 @@ use self::watch::{Death, Duty, Watch};
 use super::SessionError;
 use super::link::{History, Link, PROTOCOL, Start, ToKeeper, ToWorker};
 
-pub use self::held::MountSpec;
+pub use self::held::{MountKind, MountSpec};
 pub use self::watch::RestartPolicy;
 
 /// What a keeper keeps and starts.

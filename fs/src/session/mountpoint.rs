@@ -27,17 +27,21 @@ pub(super) struct MountPoint {
 }
 
 impl MountPoint {
-    /// Mounts `device` read-only at `dir`, which is created (mode 0700) if it is missing. What an
-    /// earlier owner left mounted there is detached first.
-    pub(super) fn attach(dir: &Path, device: &impl AsFd) -> Result<Self, SessionError> {
+    /// Mounts `device` at `dir`, which is created (mode 0700) if it is missing. What an earlier
+    /// owner left mounted there is detached first.
+    pub(super) fn attach(
+        dir: &Path,
+        device: &impl AsFd,
+        read_only: bool,
+    ) -> Result<Self, SessionError> {
         detach(dir)?;
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(dir)
             .map_err(|source| SessionError::Directory { dir: dir.to_owned(), source })?;
-        let flags =
-            MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
+        let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
+        flags.set(MsFlags::MS_RDONLY, read_only);
         let options = format!(
             "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other",
             device.as_fd().as_raw_fd()

@@ -5,31 +5,61 @@ use std::sync::Arc;
 
 use super::{Attr, NodeId, ViewError};
 use crate::fill::Layer;
-use crate::index::{IndexError, InodeRecord};
-use crate::tree::{ImageTree, Target};
+use crate::index::{IndexError, InodeRecord, Xattr};
 
-/// An image in a view.
-pub struct Image {
-    pub tree: ImageTree,
-    pub layers: Vec<(u32, Shown)>,
+/// The directories of an image or of a layer: one slot. Nodes that are handed in are directories
+/// of that slot, though their number may be anything.
+pub trait Directories: Send + Sync {
+    /// The attributes of a directory.
+    fn attr(&self, directory: NodeId) -> Result<Attr, ViewError>;
+
+    /// What a directory holds under `name`.
+    fn find(&self, directory: NodeId, name: &[u8]) -> Result<Option<Attr>, ViewError>;
+
+    /// Hands the entries of a directory on to `emit`, but for the first `skip`, until it returns
+    /// true.
+    fn list(
+        &self,
+        directory: NodeId,
+        skip: usize,
+        emit: &mut dyn FnMut(&[u8], Attr) -> bool,
+    ) -> Result<(), ViewError>;
+
+    /// The directory that holds a directory.
+    fn parent(&self, directory: NodeId) -> Result<NodeId, ViewError>;
+
+    /// The extended attributes of a directory.
+    fn xattrs(&self, directory: NodeId) -> Result<Vec<Xattr<'_>>, ViewError>;
+
+    /// The slots of the layers whose files it shows.
+    fn layers(&self) -> Vec<u32>;
 }
 
 /// Who has a slot.
 pub enum Slot {
     /// Nothing, or an image that was taken away.
     Empty,
-    /// A layer.
+    /// The files of a layer.
     Layer(Shown),
-    /// An image.
-    Image(Arc<Image>),
+    /// The directories of an image or of a layer.
+    Tree(Arc<dyn Directories>),
 }
 
-/// A layer that images show.
+/// A layer whose files are shown.
 #[derive(Clone)]
 pub struct Shown {
     pub layer: Arc<Layer>,
     /// Names of its files in upper layers of some image, by inode: they count as links.
     pub extra_links: Arc<HashMap<u32, u32>>,
+}
+
+impl Shown {
+    /// The attributes of an inode of the layer in `slot`.
+    pub fn attr(&self, slot: u32, inode: u32) -> Result<Attr, ViewError> {
+        let record = self.layer.tree.inode(inode).map_err(failed(&self.layer))?;
+        let extra_links = self.extra_links.get(&inode).copied().unwrap_or(0);
+        Ok(inode_attr(NodeId::new(slot, inode), record, extra_links))
+    }
 }
 
 /// The slots of a view.
@@ -38,9 +68,16 @@ pub struct Contents {
     pub slots: Vec<Slot>,
     /// Slot of each image by the digest of its manifest.
     pub images: BTreeMap<String, u32>,
+    /// Slot of each layer view by its name.
+    pub layers: BTreeMap<String, u32>,
 }
 
 impl Contents {
+    /// What a directory of [`NodeId::is_listing`] holds.
+    pub fn listing(&self, directory: NodeId) -> &BTreeMap<String, u32> {
+        if directory == NodeId::LAYERS { &self.layers } else { &self.images }
+    }
+
     /// Puts `content` into a slot.
     pub fn put(&mut self, slot: u32, content: Slot) {
         let index = slot as usize;
@@ -50,7 +87,7 @@ impl Contents {
         self.slots[index] = content;
     }
 
-    /// Shows a layer in a slot, or what is shown there already.
+    /// Shows the files of a layer in a slot, or what is shown there already.
     pub fn share_layer(&mut self, slot: u32, new: Shown) -> Shown {
         if let Some(Slot::Layer(shown)) = self.slots.get(slot as usize) {
             return shown.clone();
@@ -59,13 +96,13 @@ impl Contents {
         new
     }
 
-    /// Empties the slots of layers that no image shows.
+    /// Empties the slots of layers that nothing shows.
     pub fn drop_unused_layers(&mut self) {
         let used: Vec<u32> = self
             .slots
             .iter()
             .filter_map(|slot| match slot {
-                Slot::Image(image) => Some(image.layers.iter().map(|(slot, _)| *slot)),
+                Slot::Tree(tree) => Some(tree.layers()),
                 _ => None,
             })
             .flatten()
@@ -78,38 +115,8 @@ impl Contents {
     }
 }
 
-impl Image {
-    /// The attributes of what an entry of `directory` stands for.
-    pub fn attr(&self, directory: NodeId, target: Target) -> Result<Attr, ViewError> {
-        match target {
-            Target::Directory(number) => {
-                self.directory_attr(NodeId::new(directory.slot(), number), number)
-            }
-            Target::Leaf { layer, inode } => {
-                let (slot, shown) =
-                    self.layers.get(usize::from(layer)).ok_or(ViewError::Stale(directory))?;
-                let record = shown.layer.tree.inode(inode).map_err(failed(&shown.layer))?;
-                let extra_links = shown.extra_links.get(&inode).copied().unwrap_or(0);
-                Ok(inode_attr(NodeId::new(*slot, inode), record, extra_links))
-            }
-        }
-    }
-
-    /// The attributes of a directory.
-    pub fn directory_attr(&self, node: NodeId, number: u32) -> Result<Attr, ViewError> {
-        let (_, inode) = self.tree.metadata(number).ok_or(ViewError::Stale(node))?;
-        let nlink = self.tree.links(number).ok_or(ViewError::Stale(node))?;
-        Ok(Attr { nlink, size: DIRECTORY_SIZE, ..inode_attr(node, inode, 0) })
-    }
-}
-
 /// Directories have the size that most file systems give them.
 const DIRECTORY_SIZE: u64 = 4096;
-
-/// The number of a directory of `image`.
-pub fn directory_number(image: &Image, node: NodeId) -> Result<u32, ViewError> {
-    node.number().filter(|&number| image.tree.has_directory(number)).ok_or(ViewError::Stale(node))
-}
 
 /// The attributes of an inode with `extra_links` names in upper layers.
 pub fn inode_attr(node: NodeId, inode: &InodeRecord, extra_links: u32) -> Attr {
@@ -125,18 +132,20 @@ pub fn inode_attr(node: NodeId, inode: &InodeRecord, extra_links: u32) -> Attr {
     }
 }
 
+/// The attributes of a directory with `nlink` links whose metadata is that of `inode`.
+pub fn directory_attr(node: NodeId, inode: &InodeRecord, nlink: u32) -> Attr {
+    Attr { nlink, size: DIRECTORY_SIZE, ..inode_attr(node, inode, 0) }
+}
+
 /// The attributes of a directory that no image has.
 pub fn synthetic(node: NodeId, nlink: u32) -> Attr {
-    Attr {
-        node,
-        mode: libc::S_IFDIR | 0o755,
-        uid: 0,
-        gid: 0,
-        nlink,
-        size: DIRECTORY_SIZE,
-        mtime: (0, 0),
-        rdev: 0,
-    }
+    let mode = libc::S_IFDIR | 0o755;
+    Attr { node, mode, uid: 0, gid: 0, nlink, size: DIRECTORY_SIZE, mtime: (0, 0), rdev: 0 }
+}
+
+/// The attributes of a whiteout: a character device 0:0.
+pub fn whiteout_attr() -> Attr {
+    Attr { mode: libc::S_IFCHR, size: 0, ..synthetic(NodeId::WHITEOUT, 1) }
 }
 
 /// An error about the index of `layer`.

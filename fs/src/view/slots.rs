@@ -5,11 +5,12 @@
 //! ```text
 //! layer sha256:<digest of the tree file>      slot 1
 //! image sha256:<digest of the manifest>       slot 2
+//! view sha256:<name of the layer view>        slot 3
 //! ...
 //! ```
 //!
-//! A worker that takes over a mount reads it back and gives every layer and image the slot that
-//! the kernel knows. Slot 0 is the root's.
+//! A worker that takes over a mount reads it back and gives everything the slot that the kernel
+//! knows. Slot 0 is the root's.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -17,6 +18,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use crate::digest::Digest;
+use crate::fill::Layer;
 
 /// Who has a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,6 +33,18 @@ pub enum SlotName {
         /// The digest.
         manifest: Digest,
     },
+    /// The directories of a layer as overlayfs sees it.
+    View {
+        /// Its name.
+        name: Digest,
+    },
+}
+
+impl SlotName {
+    /// The slot of the files of `layer`.
+    pub fn layer(layer: &Layer) -> Self {
+        Self::Layer { tree: Digest::of(layer.tree.bytes()) }
+    }
 }
 
 /// The slots of a mount.
@@ -72,6 +86,7 @@ impl SlotTable {
         let line = match name {
             SlotName::Layer { tree } => format!("layer {tree}\n"),
             SlotName::Image { manifest } => format!("image {manifest}\n"),
+            SlotName::View { name } => format!("view {name}\n"),
         };
         self.file.write_all(line.as_bytes())?;
         let slot = self.next;
@@ -85,6 +100,7 @@ fn parse(line: &str) -> Option<SlotName> {
     match line.split_once(' ')? {
         ("layer", digest) => Some(SlotName::Layer { tree: digest.parse().ok()? }),
         ("image", digest) => Some(SlotName::Image { manifest: digest.parse().ok()? }),
+        ("view", name) => Some(SlotName::View { name: name.parse().ok()? }),
         _ => None,
     }
 }
@@ -105,7 +121,10 @@ mod tests {
         drop(table);
         let mut table = SlotTable::open(&path).unwrap();
         assert_eq!((table.slot(image).unwrap(), table.slot(layer).unwrap()), (2, 1));
-        assert_eq!(table.slot(SlotName::Layer { tree: Digest::of(b"new") }).unwrap(), 3);
+        let view = SlotName::View { name: Digest::of(b"view") };
+        assert_eq!(table.slot(view).unwrap(), 3);
+        drop(table);
+        assert_eq!(SlotTable::open(&path).unwrap().slot(view).unwrap(), 3);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use undermount_fs::fuse::{Adapter, Xattrs};
 use undermount_fs::session::detach;
-use undermount_fs::session::keeper::{Keeper, KeeperConfig, MountSpec, RestartPolicy};
+use undermount_fs::session::keeper::{Keeper, KeeperConfig, MountKind, MountSpec, RestartPolicy};
 use undermount_fs::session::worker::{Farewell, Worker, end_process_on_panic};
 use undermount_tests::gallery::Gallery;
 use undermount_tests::grove::Grove;
@@ -43,7 +43,8 @@ fn keep(config: NodeConfig) -> Result<(), Box<dyn std::error::Error>> {
             .iter()
             .map(|name| {
                 let dir = config.dir.join(name);
-                MountSpec { name: name.clone(), dir, data: config.data_mode }
+                let kind = MountKind::Content;
+                MountSpec { name: name.clone(), dir, kind, data: config.data_mode }
             })
             .collect(),
         program: std::env::current_exe()?,

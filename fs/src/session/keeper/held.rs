@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
+use fuser::InitFlags;
+
 use crate::session::device::Device;
 use crate::session::handshake::{Agreement, DataMode, MAX_READAHEAD};
 use crate::session::inflight::Table;
@@ -19,9 +21,38 @@ pub struct MountSpec {
     pub name: String,
     /// Where it goes; created with mode 0700 if missing.
     pub dir: PathBuf,
+    /// What is in it.
+    pub kind: MountKind,
     /// How the kernel gets the bytes of its files, as long as the mount lives.
     pub data: DataMode,
 }
+
+/// What a mount holds, and so what the kernel may assume of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MountKind {
+    /// Trees that never change: read-only, and the kernel remembers whatever it is told.
+    Content,
+    /// Names that come and go and can be written to: the kernel asks every time.
+    Control,
+}
+
+impl MountKind {
+    /// The flags of [`InitFlags`] that suit it.
+    fn flags(self) -> u64 {
+        match self {
+            Self::Content => u64::MAX,
+            Self::Control => !FOR_CONTENT.bits(),
+        }
+    }
+}
+
+/// What makes sense only where nothing ever changes.
+const FOR_CONTENT: InitFlags = InitFlags::FUSE_CACHE_SYMLINKS
+    .union(InitFlags::FUSE_NO_OPEN_SUPPORT)
+    .union(InitFlags::FUSE_NO_OPENDIR_SUPPORT)
+    .union(InitFlags::FUSE_DO_READDIRPLUS)
+    .union(InitFlags::FUSE_READDIRPLUS_AUTO)
+    .union(InitFlags::FUSE_EXPLICIT_INVAL_DATA);
 
 /// Requests that are answered before the keeper looks around again.
 const BATCH: usize = 256;
@@ -55,8 +86,9 @@ impl HeldMount {
     /// Makes the mount and agrees with the kernel on what no worker can change later.
     pub(super) fn make(spec: &MountSpec, store: &Path, mask: u64) -> Result<Self, SessionError> {
         let device = Device::open()?;
-        let point = MountPoint::attach(&spec.dir, &device)?;
-        let agreement = device.shake_hands(spec.data, mask)?;
+        let read_only = spec.kind == MountKind::Content;
+        let point = MountPoint::attach(&spec.dir, &device, read_only)?;
+        let agreement = device.shake_hands(spec.data, mask & spec.kind.flags())?;
         if let Err(error) = point.raise_readahead(MAX_READAHEAD) {
             tracing::debug!(dir = %spec.dir.display(), %error, "read-ahead stays as it is");
         }
