@@ -8,22 +8,25 @@
 
 mod client;
 mod clock;
+mod completions;
 mod config;
 mod demo;
 mod exit;
 mod logging;
+mod man;
 mod mount;
 mod overcloud;
 mod owner;
 mod prepare;
 mod progress;
 mod registry;
+mod setup;
 mod signals;
 mod tripleo;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use exit::CliResult;
 use logging::LogArgs;
@@ -54,9 +57,15 @@ enum Command {
     #[command(subcommand)]
     Config(config::Config),
     #[command(subcommand)]
+    Setup(setup::Setup),
+    #[command(subcommand)]
     Overcloud(overcloud::Overcloud),
     #[command(subcommand)]
     Tripleo(tripleo::Tripleo),
+    #[command(hide = true)]
+    Man(man::ManArgs),
+    #[command(hide = true)]
+    Completions(completions::CompletionsArgs),
     #[command(subcommand, hide = true)]
     X(tripleo::Harness),
 }
@@ -85,8 +94,11 @@ impl Command {
             Self::Registry(args) => block_on(args.run()),
             Self::Demo(args) => block_on(args.run()),
             Self::Config(command) => command.run(),
+            Self::Setup(command) => command.run(),
             Self::Overcloud(command) => block_on(command.run()),
             Self::Tripleo(command) => block_on(command.run()),
+            Self::Man(args) => args.run(Cli::command()),
+            Self::Completions(args) => args.run(Cli::command()),
             Self::X(verb) => verb.run(),
         }
     }
@@ -113,8 +125,6 @@ fn block_on(command: impl Future<Output = CliResult>) -> CliResult {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

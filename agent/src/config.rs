@@ -113,6 +113,8 @@ pub struct MirrorSettings {
     /// Where the mirror listens; `None` for no mirror.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<Loopback>,
+    /// The registries that it mirrors; others are refused.
+    pub registries: Vec<RegistryName>,
 }
 
 impl Settings {

@@ -22,11 +22,11 @@ const FS: Layers = Layers(&[
 /// `cli -> { prepare, node, demo } -> { supply, podman, peer, registry } -> image`; `supply`
 /// joins `peer` and `registry`, which do not know each other.
 const AGENT: Layers = Layers(&[
-    &["image"],
+    &["host", "image"],
     &["peer", "registry"],
     &["podman", "profile", "supply"],
-    &["control"],
-    &["agent", "prepare"],
+    &["control", "mirror"],
+    &["agent", "prepare", "setup"],
     &["demo"],
     &["config"],
     &["cli"],

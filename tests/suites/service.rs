@@ -5,7 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use undermount_tests::process::{Outcome, SOON, run, undermount};
+use undermount_tests::node::PATIENCE;
+use undermount_tests::process::{Outcome, SOON, binary, program, run, undermount};
+use undermount_tests::requirement::{Need, lacking};
 
 /// Writes a configuration file below `dir`.
 fn config(dir: &Path, text: &str) -> PathBuf {
@@ -91,4 +93,118 @@ fn flags_that_are_out_of_range_are_refused_with_what_is_allowed() {
         let outcome = run(undermount().args(["status", flag, value]), SOON);
         assert!(outcome.refusal().contains(words), "{flag}: {}", outcome.stderr);
     }
+}
+
+const PODMAN: [Need; 3] = [Need::Root, Need::Program("podman"), Need::Program("unshare")];
+
+/// Storage of one's own, and a comment that has to stay.
+const STORAGE_CONF: &str = "# mine\n[storage]\ndriver = \"overlay\" # the best\n\
+    runroot = \"/run/storage\"\ngraphroot = \"/var/lib/storage\"\n";
+
+/// Runs a shell script in a mount namespace of its own, with its own /etc/containers, /run and
+/// /var/lib; `$1` is the binary, `$2` a directory.
+fn in_own_system(script: &str, directory: &Path) -> Outcome {
+    const BEGIN: &str = "mount -t tmpfs none /var/lib && mount -t tmpfs none /run \
+        && mkdir /run/etc && cp -a /etc/containers/. /run/etc \
+        && mount --bind /run/etc /etc/containers || exit 99\n";
+    let mut command = program("unshare");
+    command.args(["--mount", "sh", "-uc", &(BEGIN.to_owned() + script), "sh"]);
+    run(command.arg(binary()).arg(directory), PATIENCE)
+}
+
+#[test]
+fn podman_is_connected_with_the_store_and_disconnected_without_a_trace() {
+    if lacking(&PODMAN) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("before"), STORAGE_CONF).unwrap();
+    let script = "set -e; conf=/etc/containers/storage.conf; cp $2/before $conf
+        [ \"$($1 setup podman)\" = \"changed $conf\" ]
+        podman info | grep 'additionallayerstore: /var/lib/undermount-store:ref'
+        grep 'the best' $conf
+        [ \"$($1 setup podman)\" = unchanged ]
+        [ \"$($1 setup podman --undo)\" = \"changed $conf\" ]
+        cmp $conf $2/before
+        [ \"$($1 setup podman --undo)\" = unchanged ]
+        podman info >/dev/null
+        [ -d /var/lib/undermount-store ]";
+    in_own_system(script, dir.path()).success();
+}
+
+#[test]
+fn a_system_without_storage_conf_gets_one_and_loses_it_again() {
+    if lacking(&PODMAN) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let script = "set -e; conf=/etc/containers/storage.conf; rm -f $conf
+        $1 setup podman && podman info | grep 'additionallayerstore: /var/lib/undermount-store:ref'
+        $1 setup podman --undo && [ ! -e $conf ]";
+    in_own_system(script, dir.path()).success();
+}
+
+#[test]
+fn the_mirror_is_named_to_podman_for_the_registries_that_it_mirrors() {
+    if lacking(&PODMAN) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    config(dir.path(), "[mirror]\nlisten = '127.0.0.1:5055'\nregistries = ['uc.example:8787']\n");
+    let script = "set -e; drop=/etc/containers/registries.conf.d/50-undermount.conf
+        $1 setup podman --config $2/agent.toml | grep $drop
+        podman info --format json | jq -e '.registries[\"uc.example:8787\"].Mirrors[0].Location == \"127.0.0.1:5055/uc.example_8787\"'
+        $1 setup podman --undo && [ ! -e $drop ]";
+    in_own_system(script, dir.path()).success();
+}
+
+#[test]
+fn what_podman_refuses_is_taken_back() {
+    if lacking(&[&PODMAN[..], &[Need::Fuse]].concat()) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("before"), STORAGE_CONF).unwrap();
+    // A FUSE mount whose server is gone: podman cannot look into it.
+    let script = "cp $2/before /etc/containers/storage.conf; mkdir /var/lib/undermount-store
+        exec 3<>/dev/fuse
+        mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 none /var/lib/undermount-store
+        exec 3>&-
+        $1 setup podman; status=$?
+        cmp /etc/containers/storage.conf $2/before || exit 98
+        exit $status";
+    let outcome = in_own_system(script, dir.path());
+    let said = outcome.refusal();
+    for words in [
+        "error: podman refuses the layer store /var/lib/undermount-store; its configuration is back",
+        "can't stat additionallayerstore dir",
+    ] {
+        assert!(said.contains(words), "{said}");
+    }
+}
+
+#[test]
+fn a_podman_that_cannot_be_set_up_is_left_alone_with_the_reason() {
+    if lacking(&PODMAN) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for (storage, words) in [
+        (
+            "[storage]\ndriver = \"vfs\"\nrunroot = \"/run/s\"\ngraphroot = \"/var/lib/s\"\n",
+            "podman's storage driver is `vfs`; only `overlay` knows layer stores",
+        ),
+        ("[storage\n", "podman does not work as it is; nothing was changed"),
+    ] {
+        fs::write(dir.path().join("before"), storage).unwrap();
+        let script = "cp $2/before /etc/containers/storage.conf; $1 setup podman; status=$?
+            cmp /etc/containers/storage.conf $2/before || exit 98
+            exit $status";
+        let outcome = in_own_system(script, dir.path());
+        assert!(outcome.refusal().contains(words), "{}", outcome.stderr);
+    }
+    let outcome = run(undermount().args(["setup", "podman", "--root-dir"]).arg(dir.path()), SOON);
+    assert!(outcome.refusal().contains("podman does not work as it is"), "{}", outcome.stderr);
+    let outcome = run(undermount().args(["setup", "podman", "--root-dir", "/no/root"]), SOON);
+    assert!(outcome.refusal().contains("cannot set up a system in /no/root"), "{}", outcome.stderr);
 }

@@ -1,0 +1,143 @@
+//! Podman, asked whether it works.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::program;
+
+/// How long podman may take to say something about itself.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The installed podman.
+#[derive(Debug, Clone)]
+pub struct Podman {
+    program: PathBuf,
+    root: PathBuf,
+}
+
+/// Podman does not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum PodmanError {
+    /// It cannot be started.
+    #[error("cannot start {}; is podman installed?", program.display())]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// It does not come back.
+    #[error("`podman info` took longer than {} seconds", PATIENCE.as_secs())]
+    Slow,
+    /// It refuses.
+    #[error("`podman info` says: {0}")]
+    Refused(String),
+    /// It says something that nobody understands.
+    #[error("`podman info` answers in an unknown form")]
+    Answer(#[source] serde_json::Error),
+}
+
+/// What podman says about itself, as far as it matters here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Info {
+    /// Its version, such as `4.3.1`.
+    pub version: String,
+    /// Its storage driver.
+    pub driver: String,
+}
+
+impl Info {
+    /// Which generation of the layer-store protocol it speaks: since 5.1 it asks only for layers
+    /// with a TOC annotation, before for every layer.
+    pub fn generation(&self) -> u8 {
+        let mut numbers = self.version.split(['.', '-']).map(|part| part.parse().unwrap_or(0));
+        let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        if version >= (5, 1) { 2 } else { 1 }
+    }
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    version: Version,
+    store: Store,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    #[serde(rename = "Version")]
+    version: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Store {
+    graph_driver_name: String,
+}
+
+impl Podman {
+    /// The podman of the system below `root`, by name or path.
+    pub fn new(program: &Path, root: &Path) -> Self {
+        Self { program: program.to_owned(), root: root.to_owned() }
+    }
+
+    /// What podman says about itself: every one of its commands fails where this does.
+    ///
+    /// # Errors
+    /// [`PodmanError`] with podman's own words.
+    pub fn info(&self) -> Result<Info, PodmanError> {
+        let answer = program::run(self.command().args(["info", "--format", "json"]), PATIENCE)
+            .map_err(|source| PodmanError::Start { program: self.program.clone(), source })?
+            .ok_or(PodmanError::Slow)?;
+        if !answer.status.success() {
+            let words = String::from_utf8_lossy(&answer.stderr);
+            return Err(PodmanError::Refused(words.trim().to_owned()));
+        }
+        let answer: Answer = serde_json::from_slice(&answer.stdout).map_err(PodmanError::Answer)?;
+        Ok(Info { version: answer.version.version, driver: answer.store.graph_driver_name })
+    }
+
+    fn command(&self) -> Command {
+        if self.root == Path::new("/") {
+            return Command::new(&self.program);
+        }
+        let mut command = Command::new("chroot");
+        command.arg(&self.root).arg(&self.program);
+        command
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_generation_follows_from_the_version() {
+        for (version, generation) in
+            [("4.3.1", 1), ("5.0.3", 1), ("5.1.0", 2), ("5.10.0-rc1", 2), ("6.0.0", 2), ("odd", 1)]
+        {
+            let info = Info { version: version.to_owned(), driver: "overlay".to_owned() };
+            assert_eq!(info.generation(), generation, "{version}");
+        }
+    }
+
+    #[test]
+    fn a_missing_podman_is_named() {
+        let podman = Podman::new(Path::new("/does/not/exist/podman"), Path::new("/"));
+        let said = podman.info().unwrap_err().to_string();
+        assert!(said.contains("/does/not/exist/podman; is podman installed?"), "{said}");
+    }
+
+    #[test]
+    fn the_words_of_a_podman_that_refuses_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("podman");
+        std::fs::write(&program, "#!/bin/sh\necho no good >&2\nexit 125\n").unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&program, mode).unwrap();
+        let said = Podman::new(&program, Path::new("/")).info().unwrap_err().to_string();
+        assert_eq!(said, "`podman info` says: no good");
+    }
+}
