@@ -6,6 +6,7 @@
 pub mod architecture;
 pub mod archive;
 pub mod compression;
+pub mod conformance;
 pub mod debian;
 pub mod distribution;
 pub mod edge;

@@ -57,7 +57,8 @@ impl Registry {
         Self::start(program("docker-registry").arg("serve").arg(docker_config(root)))
     }
 
-    fn start(command: &mut Command) -> Self {
+    /// Starts a registry that says where it listens.
+    pub fn start(command: &mut Command) -> Self {
         let mut running = Running::start(command);
         let address = running.wait_for(SOON, |text| {
             let (_, rest) = text.split_once("listening on ")?;

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use undermount_tests::archive::Member;
 use undermount_tests::distribution::Api;
 use undermount_tests::image::Image;
-use undermount_tests::process::{Outcome, SOON, call, program, run, undermount};
+use undermount_tests::process::{Outcome, SOON, call, eventually, program, run, undermount};
 use undermount_tests::registry::{Registry, skopeo};
 use undermount_tests::requirement::{Need, lacking};
 
@@ -193,4 +193,33 @@ fn what_cannot_protect_is_refused_at_the_start() {
     let other = Files::new();
     let [_, other_key] = other.certificate("two");
     refused(&["--tls-cert", &certificate, "--tls-key", &other_key], "cannot be used together");
+}
+
+#[test]
+fn a_client_that_reads_too_much_at_a_time_is_told_to_wait() {
+    let root = tempfile::tempdir().unwrap();
+    let registry = Registry::undermount_with(root.path(), &["--reads-per-client", "2"]);
+    let api = Api(registry.address().to_owned());
+    let blob = undermount_tests::archive::noise(1, 30_000_000);
+    let path = format!("/v2/a/blobs/{}", api.push_blob("a", &blob));
+    // Neither is read from, so neither ends.
+    let reads = [api.open("GET", &path, &[]), api.open("GET", &path, &[])];
+    let refused = || {
+        let answer = api.send("GET", &path, &[("Range", "bytes=0-9")], b"");
+        (answer.status == 429).then_some(answer)
+    };
+    let mut answer = None;
+    eventually("both reads have begun", SOON, || {
+        answer = refused();
+        answer.is_some()
+    });
+    let answer = answer.unwrap();
+    assert_eq!(answer.error(429), "TOOMANYREQUESTS");
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    api.head(&path).expect(200);
+    api.get("/v2/a/tags/list").expect(404);
+    let metrics = String::from_utf8(api.get("/metrics").body.clone()).unwrap();
+    assert!(metrics.contains("undermount_registry_refused_reads_total 1"), "{metrics}");
+    drop(reads);
+    eventually("their end makes room", SOON, || refused().is_none());
 }

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::net::Shutdown;
 
 use serde_json::{Value, json};
-use undermount_tests::distribution::{Answer, Api, sha256, sha512};
+use undermount_tests::distribution::{Api, PUSHES, range, sha256, sha512};
 use undermount_tests::registry::Registry;
 
 const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -109,51 +109,6 @@ fn malformed_names_are_refused_by_their_own_code() {
     assert_eq!(f.api.send("PUT", "/v2/a/tags/list", &[], b"").error(405), "UNSUPPORTED");
 }
 
-/// A way to push a blob, given the API, the digest and the bytes.
-type Push = fn(&Api, &str, &[u8]) -> Answer;
-
-/// Every way there is.
-const PUSHES: [(&str, Push); 5] = [
-    ("post", |api, digest, blob| {
-        api.send("POST", &format!("/v2/a/b/blobs/uploads/?digest={digest}"), &[], blob)
-    }),
-    ("post and put", |api, digest, blob| {
-        api.send("PUT", &format!("{}?digest={digest}", api.begin("a/b")), &[], blob)
-    }),
-    ("stream", |api, digest, blob| {
-        let answer = api.send("PATCH", &api.begin("a/b"), &[], blob);
-        let location = answer.expect(202).location();
-        api.send("PUT", &format!("{location}?digest={digest}"), &[], b"")
-    }),
-    ("chunks", |api, digest, blob| {
-        let location = chunks(api, blob);
-        api.send("PUT", &format!("{location}?digest={digest}"), &[], b"")
-    }),
-    ("chunks, the last by put", |api, digest, blob| {
-        let (front, last) = blob.split_at(blob.len() * 2 / 3);
-        let path = format!("{}?digest={digest}", chunks(api, front));
-        api.send("PUT", &path, &[("Content-Range", &range(front.len(), blob.len()))], last)
-    }),
-];
-
-fn range(start: usize, end: usize) -> String {
-    format!("{start}-{}", end - 1)
-}
-
-/// Sends `blob` in two chunks; gives the location where the upload goes on.
-fn chunks(api: &Api, blob: &[u8]) -> String {
-    let mut location = api.begin("a/b");
-    let middle = blob.len() / 2;
-    for (start, end) in [(0, middle), (middle, blob.len())].into_iter().filter(|(a, b)| a < b) {
-        let headers = [("Content-Range", range(start, end))];
-        let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
-        let answer = api.send("PATCH", &location, &headers, &blob[start..end]);
-        assert_eq!(answer.expect(202).header("range"), Some(range(0, end).as_str()));
-        location = answer.location().to_owned();
-    }
-    location
-}
-
 #[test]
 fn blobs_are_pushed_in_every_way_under_either_digest() {
     let f = fixture();
@@ -161,7 +116,7 @@ fn blobs_are_pushed_in_every_way_under_either_digest() {
         for hash in [sha256, sha512] {
             let blob = bytes(3000 + number);
             let digest = hash(&blob);
-            let answer = push(&f.api, &digest, &blob);
+            let answer = push(&f.api, "a/b", &digest, &blob);
             let location = answer.expect(201).location();
             assert_eq!(answer.header("docker-content-digest"), Some(digest.as_str()), "{way}");
             let pulled = f.api.get(location);
@@ -182,7 +137,11 @@ fn a_wrong_digest_is_refused_in_every_way_of_pushing() {
     for (way, push) in PUSHES {
         for hash in [sha256, sha512] {
             let digest = hash(b"something else");
-            assert_eq!(push(&f.api, &digest, &bytes(3000)).error(400), "DIGEST_INVALID", "{way}");
+            assert_eq!(
+                push(&f.api, "a/b", &digest, &bytes(3000)).error(400),
+                "DIGEST_INVALID",
+                "{way}"
+            );
             f.api.get(&format!("/v2/a/b/blobs/{digest}")).expect(404);
         }
     }

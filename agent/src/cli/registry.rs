@@ -1,12 +1,13 @@
 //! `undermount registry`: serve a directory as an OCI registry.
 
 use std::io::Write as _;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use undermount::registry::server::{
-    IndexPolicy, PullPolicy, PushPolicy, Server, ServerConfig, TlsFiles,
+    GarbageRules, IndexPolicy, PullPolicy, PushPolicy, Server, ServerConfig, Source, TlsFiles,
 };
 
 use super::exit::{CliResult, Exit};
@@ -16,8 +17,11 @@ use super::signals;
 #[derive(Debug, Args)]
 pub struct RegistryArgs {
     /// Directory that holds the blobs and repositories; made if it does not exist
-    #[arg(long, value_name = "DIR")]
-    root: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "image_serve")]
+    root: Option<PathBuf>,
+    /// Serve the tree that `prepare` wrote for an Apache instead, read-only
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["root", "push"])]
+    image_serve: Option<PathBuf>,
     /// Address to listen on; port 0 takes a free one
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8787")]
     listen: String,
@@ -43,9 +47,35 @@ pub struct RegistryArgs {
     /// How long a push waits for its index; after that it is made in the background
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     index_wait: u64,
+    /// Take manifests that name blobs or images which were not pushed
+    #[arg(long)]
+    sparse: bool,
+    /// Blobs that one client can read at a time; more are refused for a second (429)
+    #[arg(long, value_name = "COUNT", default_value = "256")]
+    reads_per_client: NonZeroUsize,
     /// Log each request
     #[arg(long)]
     access_log: bool,
+    /// How long requests in progress may take to end when the registry is told to stop
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    grace: u64,
+    #[command(flatten)]
+    garbage: GarbageArgs,
+}
+
+/// What is removed by itself because no image needs it.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Garbage")]
+struct GarbageArgs {
+    /// How often blobs are looked for that no image needs; 0 for never
+    #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
+    gc_interval: u64,
+    /// How long a blob is kept that was pushed, mounted or asked for and that no manifest names
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    gc_grace: u64,
+    /// Remove images that no tag leads to as well
+    #[arg(long)]
+    gc_untagged: bool,
 }
 
 /// [`PushPolicy`] in words.
@@ -90,6 +120,17 @@ impl From<Push> for PushPolicy {
     }
 }
 
+impl GarbageArgs {
+    fn policy(&self) -> Option<(Duration, GarbageRules)> {
+        let rules = GarbageRules {
+            grace: Duration::from_secs(self.gc_grace),
+            untagged: self.gc_untagged,
+            dry_run: false,
+        };
+        (self.gc_interval > 0).then(|| (Duration::from_secs(self.gc_interval), rules))
+    }
+}
+
 impl RegistryArgs {
     /// Serves until a signal comes.
     pub async fn run(self) -> CliResult {
@@ -103,7 +144,15 @@ impl RegistryArgs {
             (None, Some(_)) => Push::Users,
             (None, None) => Push::Loopback,
         };
+        let source = match (self.root, self.image_serve) {
+            (_, Some(tree)) => Source::ImageServe(tree),
+            (Some(root), None) => Source::Directory(root),
+            (None, None) => return Err("name the directory to serve with --root".into()),
+        };
         let config = ServerConfig {
+            source,
+            reads_per_client: Some(self.reads_per_client),
+            garbage: self.garbage.policy(),
             push: push.into(),
             pull: match self.pull {
                 Pull::Any => PullPolicy::Any,
@@ -115,8 +164,10 @@ impl RegistryArgs {
                 .zip(self.tls_key)
                 .map(|(certificate, key)| TlsFiles { certificate, key }),
             index,
+            sparse: self.sparse,
             access_log: self.access_log,
-            ..ServerConfig::new(self.root, self.listen)
+            listen: self.listen,
+            grace: Duration::from_secs(self.grace),
         };
         let server = Server::bind(config).await?;
         writeln!(std::io::stdout(), "listening on {}", server.url())?;

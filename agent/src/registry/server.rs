@@ -1,8 +1,8 @@
 //! The registry: the OCI distribution-spec 1.1 over a directory.
 //!
 //! ```text
-//! listen -> api (auth, target, page, range) -> { upload, body, indexing } -> storage -> digest, name
-//!            error: what each refusal looks like on the wire
+//! listen -> api (auth, limit, target, page, range) -> library -> { storage, image_serve }
+//!            error: what each refusal looks like       -> { upload, body, indexing, garbage } -> storage
 //! ```
 
 mod api;
@@ -11,7 +11,11 @@ mod blocking;
 mod body;
 mod digest;
 mod error;
+mod garbage;
+mod image_serve;
 mod indexing;
+mod library;
+mod limit;
 mod listen;
 mod manifest;
 mod metrics;
@@ -27,26 +31,31 @@ mod upload;
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
-use axum::routing::get;
+use axum::routing::{get, post};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use api::Registry;
+use api::{Registry, Writer};
 use auth::{Gate, Users};
 use blocking::blocking;
+use image_serve::ImageServeTree;
 use indexing::Indexing;
+use library::Library;
+use limit::ReadLimit;
 use metrics::Metrics;
 use storage::Storage;
 use upload::Sessions;
 
 pub use auth::UsersError;
+pub use garbage::{Collected, GarbageError, Rules as GarbageRules};
 pub use storage::StorageError;
 pub use tls::{TlsError, TlsFiles};
 
@@ -55,11 +64,20 @@ const UPLOAD_IDLE: Duration = Duration::from_secs(60 * 60);
 /// How often forgotten uploads are looked for.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(60);
 
+/// What a registry serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A directory of its own, made if there is none.
+    Directory(PathBuf),
+    /// The tree of an Apache, which is left as it is: nobody can push.
+    ImageServe(PathBuf),
+}
+
 /// How a registry serves.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
-    /// The directory of the blobs and repositories.
-    pub root: PathBuf,
+    /// What it serves.
+    pub source: Source,
     /// `host:port`; port 0 takes a free one.
     pub listen: String,
     /// Who may push and delete.
@@ -72,6 +90,12 @@ pub struct ServerConfig {
     pub tls: Option<TlsFiles>,
     /// Whether and how the layers of pushed images are indexed.
     pub index: IndexPolicy,
+    /// Whether manifests are taken that name blobs or manifests which were never pushed.
+    pub sparse: bool,
+    /// So many blobs can one client read at a time; `None` for any number.
+    pub reads_per_client: Option<NonZeroUsize>,
+    /// How often garbage is collected, and by which rules; `None` if only when asked for.
+    pub garbage: Option<(Duration, GarbageRules)>,
     /// Whether each request is logged, as an event of `undermount::access`.
     pub access_log: bool,
     /// How long requests in progress may take to end at shutdown.
@@ -137,27 +161,34 @@ pub enum ServerError {
 
 /// A registry that listens and does not answer yet.
 pub struct Server {
-    storage: Arc<Storage>,
+    opened: Opened,
     listener: TcpListener,
     address: SocketAddr,
     tls: Option<TlsAcceptor>,
     gate: Gate,
-    index: IndexPolicy,
-    access_log: bool,
-    grace: Duration,
+    config: ServerConfig,
+}
+
+/// A [`Source`] that can be served.
+enum Opened {
+    Directory(Arc<Storage>),
+    ImageServe(Arc<ImageServeTree>),
 }
 
 impl ServerConfig {
     /// A registry on `root` that listens on `listen` and takes pushes from its own host.
     pub fn new(root: impl Into<PathBuf>, listen: impl Into<String>) -> Self {
         Self {
-            root: root.into(),
+            source: Source::Directory(root.into()),
             listen: listen.into(),
             push: PushPolicy::Loopback,
             pull: PullPolicy::Any,
             users: None,
             tls: None,
             index: IndexPolicy::Wait(Duration::from_secs(30)),
+            sparse: false,
+            reads_per_client: None,
+            garbage: None,
             access_log: false,
             grace: Duration::from_secs(10),
         }
@@ -181,21 +212,24 @@ impl Server {
     /// # Errors
     /// [`ServerError`].
     pub async fn bind(config: ServerConfig) -> Result<Self, ServerError> {
-        let ServerConfig { root, listen, push, pull, users, tls, index, access_log, grace } =
-            config;
-        let users = users.map(|path| Users::read(&path)).transpose()?;
-        match (&users, pull, push) {
+        let users = config.users.as_deref().map(Users::read).transpose()?;
+        match (&users, config.pull, config.push) {
             (None, PullPolicy::Users, _) => return Err(ServerError::NoUsers("pull")),
             (None, _, PushPolicy::Users) => return Err(ServerError::NoUsers("push")),
             _ => {}
         }
-        let tls = tls.map(tls::acceptor).transpose()?;
-        let gate = Gate::new(pull, push, users, tls.is_some());
-        let storage = Arc::new(blocking(move || Storage::open(&root)).await?);
-        let failed = |source| ServerError::Listen { address: listen.clone(), source };
-        let listener = TcpListener::bind(&listen).await.map_err(failed)?;
+        let tls = config.tls.clone().map(tls::acceptor).transpose()?;
+        let push = match config.source {
+            Source::Directory(_) => config.push,
+            Source::ImageServe(_) => PushPolicy::None,
+        };
+        let gate = Gate::new(config.pull, push, users, tls.is_some());
+        let source = config.source.clone();
+        let opened = blocking(move || Opened::open(&source)).await?;
+        let failed = |source| ServerError::Listen { address: config.listen.clone(), source };
+        let listener = TcpListener::bind(&config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { storage, listener, address, tls, gate, index, access_log, grace })
+        Ok(Self { opened, listener, address, tls, gate, config })
     }
 
     /// Where clients find the registry.
@@ -211,35 +245,31 @@ impl Server {
 
     /// Serves until `shutdown` is cancelled and the requests in progress have ended.
     pub async fn run(self, shutdown: CancellationToken) {
+        let Self { opened, listener, tls, gate, config, .. } = self;
         let tasks = TaskTracker::new();
-        let storage = Arc::clone(&self.storage);
-        let wait = match self.index {
-            IndexPolicy::Wait(wait) => Some(wait),
-            IndexPolicy::Off => None,
-        };
         let metrics = Arc::new(Metrics::default());
-        let indexing =
-            Indexing::new(storage, wait, Arc::clone(&metrics), tasks.clone(), shutdown.clone());
-        let indexing = Arc::new(indexing);
-        tasks.spawn(Arc::clone(&indexing).catch_up());
+        let library = opened.library();
+        let writer = opened.writer(&config, &metrics, &tasks, &shutdown);
         let registry = Arc::new(Registry {
-            sessions: Sessions::new(Arc::clone(&self.storage)),
-            storage: self.storage,
-            gate: self.gate,
-            indexing,
+            library,
+            writer,
+            gate,
+            reads: Arc::new(ReadLimit::new(config.reads_per_client.map(NonZeroUsize::get))),
             metrics,
-            access_log: self.access_log,
+            access_log: config.access_log,
             tasks: tasks.clone(),
             buffers: Arc::default(),
         });
         let app = Router::new()
             .route("/token", get(api::token))
             .route("/metrics", get(api::metrics))
+            .route("/gc", post(api::collect_garbage))
             .fallback(api::handle)
             .with_state(Arc::clone(&registry));
         tokio::select! {
-            () = listen::serve(self.listener, self.tls, app, &shutdown, self.grace) => {}
-            () = expire_uploads(&registry.sessions) => {}
+            () = listen::serve(listener, tls, app, &shutdown, config.grace) => {}
+            () = registry.expire_uploads() => {}
+            () = registry.collect_regularly(config.garbage) => {}
         }
         // The connections have ended, and with them the bodies that tasks wait for.
         tasks.close();
@@ -247,14 +277,77 @@ impl Server {
     }
 }
 
-/// Forgets abandoned uploads from time to time; never returns.
-async fn expire_uploads(sessions: &Sessions) {
-    let mut ticks = tokio::time::interval(EXPIRE_INTERVAL);
-    loop {
-        ticks.tick().await;
-        let forgotten = sessions.expire(Instant::now(), UPLOAD_IDLE);
-        if forgotten > 0 {
-            tracing::info!(forgotten, "uploads timed out");
+impl Opened {
+    fn open(source: &Source) -> Result<Self, StorageError> {
+        Ok(match source {
+            Source::Directory(root) => Self::Directory(Arc::new(Storage::open(root)?)),
+            Source::ImageServe(root) => Self::ImageServe(Arc::new(ImageServeTree::open(root)?)),
+        })
+    }
+
+    fn library(&self) -> Arc<dyn Library> {
+        match self {
+            Self::Directory(storage) => Arc::clone(storage) as _,
+            Self::ImageServe(tree) => Arc::clone(tree) as _,
+        }
+    }
+
+    /// What is pushed to, with the indexes of images that are there and have none being made.
+    fn writer(
+        self,
+        config: &ServerConfig,
+        metrics: &Arc<Metrics>,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> Option<Writer> {
+        let Self::Directory(storage) = self else { return None };
+        let wait = match config.index {
+            IndexPolicy::Wait(wait) => Some(wait),
+            IndexPolicy::Off => None,
+        };
+        let (tasks, stop) = (tasks.clone(), shutdown.clone());
+        let indexing =
+            Indexing::new(Arc::clone(&storage), wait, Arc::clone(metrics), tasks.clone(), stop);
+        let indexing = Arc::new(indexing);
+        tasks.spawn(Arc::clone(&indexing).catch_up());
+        let sessions = Arc::new(Sessions::new(Arc::clone(&storage)));
+        let (sparse, stop) = (config.sparse, shutdown.clone());
+        Some(Writer { storage, sessions, indexing, sparse, stop })
+    }
+}
+
+/// Collects the garbage of the registry in the directory `root`, which no process serves.
+///
+/// # Errors
+/// [`GarbageError`]; in particular where a process serves the directory.
+pub fn collect_garbage(root: &Path, rules: &GarbageRules) -> Result<Collected, GarbageError> {
+    let storage = Storage::open_existing(root)?;
+    garbage::collect(&storage, rules, SystemTime::now(), |_| false, &CancellationToken::new())
+}
+
+impl Registry {
+    /// Forgets abandoned uploads from time to time; never returns.
+    async fn expire_uploads(&self) {
+        let mut ticks = tokio::time::interval(EXPIRE_INTERVAL);
+        loop {
+            ticks.tick().await;
+            let Some(writer) = &self.writer else { continue };
+            let forgotten = writer.sessions.expire(Instant::now(), UPLOAD_IDLE);
+            if forgotten > 0 {
+                tracing::info!(forgotten, "uploads timed out");
+            }
+        }
+    }
+
+    /// Collects garbage each time the interval has passed; never returns.
+    async fn collect_regularly(&self, garbage: Option<(Duration, GarbageRules)>) {
+        let Some((interval, rules)) = garbage else { return std::future::pending().await };
+        loop {
+            tokio::time::sleep(interval).await;
+            if let Err(error) = self.collect(rules).await {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(error, "garbage was not collected");
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The distribution API over HTTP: which request is answered by what.
 
 mod blob;
+mod garbage;
 mod listing;
 mod manifest;
 mod upload;
@@ -10,10 +11,11 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{ConnectInfo, Query, State};
+use axum::extract::{ConnectInfo, State};
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header, request};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::auth::{Access, Gate, LIFETIME};
@@ -22,11 +24,15 @@ use super::body::Buffers;
 use super::digest::ContentDigest;
 use super::error::ApiError;
 use super::indexing::Indexing;
+use super::library::Library;
+use super::limit::ReadLimit;
 use super::metrics::Metrics;
 use super::observe::Observed;
 use super::storage::{Storage, StorageError};
-use super::target::Target;
+use super::target::{Target, percent_decode};
 use super::upload::Sessions;
+
+pub use garbage::collect_garbage;
 
 /// The digest of what is answered; a de-facto standard that the specification describes.
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -37,14 +43,14 @@ const FOREVER: HeaderValue = HeaderValue::from_static("public, max-age=31536000,
 
 /// What the handlers share.
 pub struct Registry {
-    /// The blobs and repositories.
-    pub storage: Arc<Storage>,
-    /// The uploads in progress.
-    pub sessions: Sessions,
+    /// What is pulled from.
+    pub library: Arc<dyn Library>,
+    /// What is pushed to; `None` where the registry only serves what others write.
+    pub writer: Option<Writer>,
     /// Who may do what.
     pub gate: Gate,
-    /// Makes the indexes of pushed images.
-    pub indexing: Arc<Indexing>,
+    /// How many blobs a client may read at a time.
+    pub reads: Arc<ReadLimit>,
     /// What the registry has done.
     pub metrics: Arc<Metrics>,
     /// Whether each request is logged.
@@ -53,6 +59,20 @@ pub struct Registry {
     pub tasks: TaskTracker,
     /// For the bodies of answers.
     pub buffers: Arc<Buffers>,
+}
+
+/// What a registry with a directory of its own pushes to.
+pub struct Writer {
+    /// The blobs and repositories.
+    pub storage: Arc<Storage>,
+    /// The uploads in progress.
+    pub sessions: Arc<Sessions>,
+    /// Makes the indexes of pushed images.
+    pub indexing: Arc<Indexing>,
+    /// Whether manifests may name what was never pushed.
+    pub sparse: bool,
+    /// Ends long work early.
+    pub stop: CancellationToken,
 }
 
 /// Prometheus' text format.
@@ -91,7 +111,9 @@ pub async fn metrics(
     headers: HeaderMap,
 ) -> Answer {
     registry.gate.admit(peer, &headers, Access::Pull, None).await?;
-    let text = registry.metrics.render(registry.sessions.len(), registry.indexing.len());
+    let count = |of: fn(&Writer) -> usize| registry.writer.as_ref().map_or(0, of);
+    let (uploads, indexing) = (count(|on| on.sessions.len()), count(|on| on.indexing.len()));
+    let text = registry.metrics.render(uploads, indexing);
     Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response())
 }
 
@@ -119,7 +141,7 @@ async fn answer(registry: Arc<Registry>, peer: SocketAddr, request: Request<Body
             method => Err(ApiError::Method(method)),
         },
         Target::Blob(repository, digest) => match head.method {
-            Method::GET | Method::HEAD => registry.get_blob(repository, digest, &head).await,
+            Method::GET | Method::HEAD => registry.get_blob(repository, digest, &head, peer).await,
             Method::DELETE => registry.delete_blob(repository, digest).await,
             method => Err(ApiError::Method(method)),
         },
@@ -141,13 +163,27 @@ async fn answer(registry: Arc<Registry>, peer: SocketAddr, request: Request<Body
 }
 
 impl Registry {
+    /// Asks the library, where that may block.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&dyn Library) -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<T, StorageError> {
+        let library = Arc::clone(&self.library);
+        blocking(move || question(&*library)).await
+    }
+
+    /// What is pushed to.
+    fn writer(&self) -> Result<&Writer, ApiError> {
+        self.writer.as_ref().ok_or(ApiError::ReadOnly)
+    }
+
     /// Runs `work` on the storage, where it may block.
     async fn on_storage<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Storage) -> Result<T, StorageError> + Send + 'static,
-    ) -> Result<T, StorageError> {
-        let storage = Arc::clone(&self.storage);
-        blocking(move || work(&storage)).await
+    ) -> Result<T, ApiError> {
+        let storage = Arc::clone(&self.writer()?.storage);
+        Ok(blocking(move || work(&storage)).await?)
     }
 
     /// Runs `work` to its end, even when the client goes away before.
@@ -159,7 +195,8 @@ impl Registry {
     }
 }
 
-/// The query of a request.
+/// The query of a request. A `+` stands for itself, as in media types: some clients send it as
+/// it is, and no value has a space that it could mean.
 struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
@@ -168,7 +205,12 @@ impl Parameters {
             name: "query",
             value: uri.query().unwrap_or_default().to_owned(),
         };
-        Query::try_from_uri(uri).map(|Query(pairs)| Self(pairs)).map_err(|_| malformed())
+        let pairs = uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+        let decoded = pairs.map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            Some((percent_decode(name)?, percent_decode(value)?))
+        });
+        decoded.collect::<Option<_>>().map(Self).ok_or_else(malformed)
     }
 
     fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
@@ -182,6 +224,12 @@ impl Parameters {
     fn digest(&self, name: &'static str) -> Result<Option<ContentDigest>, ApiError> {
         self.get(name).map(|text| text.parse().map_err(ApiError::Digest)).transpose()
     }
+}
+
+/// All values of a header as one list.
+fn joined(headers: &HeaderMap, name: HeaderName) -> String {
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.collect::<Vec<_>>().join(",")
 }
 
 /// The value of a header, if it is there and readable.
@@ -208,9 +256,11 @@ mod tests {
 
     #[test]
     fn parameters_may_come_more_than_once() {
-        let uri: Uri = "/v2/a/manifests/x?tag=a&tag=b%2D1&digest=sha256%3Abad".parse().unwrap();
+        let query = "tag=a&tag=b%2D1&digest=sha256%3Abad&artifactType=a/b+json";
+        let uri: Uri = format!("/v2/a/manifests/x?{query}").parse().unwrap();
         let parameters = Parameters::of(&uri).unwrap();
         assert_eq!(parameters.all("tag").collect::<Vec<_>>(), ["a", "b-1"]);
+        assert_eq!(parameters.get("artifactType"), Some("a/b+json"));
         assert_eq!(parameters.get("mount"), None);
         assert!(parameters.digest("digest").is_err());
     }

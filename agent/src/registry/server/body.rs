@@ -41,22 +41,28 @@ impl Segment {
     }
 }
 
-/// A body of `segments`, which are parts of `file` and text.
-pub fn body(file: File, segments: Vec<Segment>, buffers: &Arc<Buffers>) -> Body {
-    let reader = Reader { file: Arc::new(file), buffers: Arc::clone(buffers) };
+/// A body of `segments`, which are parts of `file` and text. It keeps `guard` to its end.
+pub fn body(
+    file: File,
+    segments: Vec<Segment>,
+    buffers: &Arc<Buffers>,
+    guard: impl Send + 'static,
+) -> Body {
+    let reader = Reader { file: Arc::new(file), buffers: Arc::clone(buffers), _guard: guard };
     let mut pieces = segments.into_iter().flat_map(pieces);
     let first = pieces.next().map(|piece| reader.begin(piece));
     Body::from_stream(one_ahead(reader, pieces, first))
 }
 
-struct Reader {
+struct Reader<G> {
     file: Arc<File>,
     buffers: Arc<Buffers>,
+    _guard: G,
 }
 
 type Reading = Pin<Box<dyn Future<Output = io::Result<Bytes>> + Send>>;
 
-impl Reader {
+impl<G> Reader<G> {
     /// Begins to read at once, whether or not the outcome is waited for.
     fn begin(&self, piece: Segment) -> Reading {
         let range = match piece {
@@ -70,8 +76,8 @@ impl Reader {
 }
 
 /// Yields the pieces in order; while one is sent, the next is read.
-fn one_ahead(
-    reader: Reader,
+fn one_ahead<G: Send>(
+    reader: Reader<G>,
     pieces: impl Iterator<Item = Segment> + Send,
     first: Option<Reading>,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send {
@@ -146,7 +152,7 @@ mod tests {
     }
 
     async fn collect(file: File, segments: Vec<Segment>) -> Result<Bytes, axum::Error> {
-        axum::body::to_bytes(body(file, segments, &Arc::default()), usize::MAX).await
+        axum::body::to_bytes(body(file, segments, &Arc::default(), ()), usize::MAX).await
     }
 
     #[tokio::test]

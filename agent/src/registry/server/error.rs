@@ -1,17 +1,23 @@
 //! Refusals as the distribution-spec has them: the one place that chooses HTTP statuses and
 //! error codes.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use serde_json::{Value, json};
 
 use super::digest::{ContentDigest, ParseContentDigestError};
+use super::garbage::GarbageError;
 use super::manifest::ManifestError;
 use super::name::Repository;
 use super::storage::{CommitError, StorageError};
 use super::target::ParseTargetError;
 use super::upload::{BeginError, ReceiveError, SessionId};
+
+/// When a client that asked for too much should ask again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Why a request was not answered as it wished.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +126,12 @@ pub enum ApiError {
         /// How.
         challenge: String,
     },
+    /// The client reads as much as it may at a time.
+    #[error("this client reads {0} blobs at a time already: ask again later")]
+    TooManyReads(usize),
+    /// Garbage could not be collected.
+    #[error(transparent)]
+    Garbage(#[from] GarbageError),
     /// Who pushes has to be authorised, and this client is not.
     #[error("this registry takes pushes from its own host only")]
     PushDenied,
@@ -152,7 +164,10 @@ impl ApiError {
             Self::ChunkSize { .. } | Self::DescriptorSize { .. } => {
                 (S::BAD_REQUEST, "SIZE_INVALID")
             }
-            Self::Begin(BeginError::TooMany) => (S::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
+            Self::Begin(BeginError::TooMany)
+            | Self::TooManyReads(_)
+            | Self::Garbage(GarbageError::Busy) => (S::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
+            Self::Garbage(GarbageError::Stopped) => (S::SERVICE_UNAVAILABLE, "UNKNOWN"),
             Self::Receive(error) => classify_receive(error),
             Self::Commit(CommitError::WrongDigest { .. }) => (S::BAD_REQUEST, "DIGEST_INVALID"),
             Self::Manifest(_) => (S::BAD_REQUEST, "MANIFEST_INVALID"),
@@ -160,9 +175,9 @@ impl ApiError {
             Self::ManifestBlobsUnknown { .. } => (S::BAD_REQUEST, "MANIFEST_BLOB_UNKNOWN"),
             Self::Unauthorized { .. } => (S::UNAUTHORIZED, "UNAUTHORIZED"),
             Self::PushDenied => (S::FORBIDDEN, "DENIED"),
-            Self::Commit(CommitError::Storage(_)) | Self::Storage(_) => {
-                (S::INTERNAL_SERVER_ERROR, "UNKNOWN")
-            }
+            Self::Commit(CommitError::Storage(_))
+            | Self::Garbage(GarbageError::Storage(_))
+            | Self::Storage(_) => (S::INTERNAL_SERVER_ERROR, "UNKNOWN"),
         }
     }
 
@@ -197,6 +212,9 @@ impl ApiError {
         match self {
             Self::Unauthorized { challenge } => {
                 vec![(header::WWW_AUTHENTICATE, challenge.clone())]
+            }
+            Self::TooManyReads(_) | Self::Garbage(GarbageError::Busy) => {
+                vec![(header::RETRY_AFTER, RETRY_AFTER.as_secs().to_string())]
             }
             Self::Range(size) => vec![(header::CONTENT_RANGE, format!("bytes */{size}"))],
             Self::ChunkOutOfOrder { location, len, .. } => vec![

@@ -29,6 +29,8 @@ use super::target::Reference;
 use crate::image::artifact::{self, ArtifactError, LayerBlobs, LayerEntry};
 use crate::image::manifest::{Descriptor, media_type};
 
+/// How often an index is made that is removed as garbage before it belongs to its image.
+const ATTEMPTS: usize = 3;
 /// Bytes of a layer read at a time.
 const READ: usize = 1 << 20;
 
@@ -104,9 +106,22 @@ pub enum IndexingError {
     /// The storage failed.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// What was made was removed as garbage each time before it was attached.
+    #[error("the index was removed as garbage before it was attached")]
+    Swept,
     /// The registry is shutting down.
     #[error("the registry is shutting down")]
     Stopped,
+}
+
+/// What came of attaching an artifact.
+enum Attached {
+    /// It is there.
+    Done,
+    /// The image was deleted meanwhile.
+    ImageGone,
+    /// Some of its blobs were removed as garbage before they belonged to a repository.
+    BlobsGone,
 }
 
 impl Indexing {
@@ -255,16 +270,22 @@ impl Promise {
         if !attached.map_err(|error| Arc::new(error.into()))?.is_empty() {
             return Ok(false);
         }
-        let mut entries = Vec::with_capacity(self.layers.len());
-        for layer in &self.layers {
-            entries.push(self.indexing.layer(*layer).await?);
+        for _ in 0..ATTEMPTS {
+            let mut entries = Vec::with_capacity(self.layers.len());
+            for layer in &self.layers {
+                entries.push(self.indexing.layer(*layer).await?);
+            }
+            let (storage, image) = (Arc::clone(&self.indexing.storage), self.image.clone());
+            let (descriptor, manifest) = artifact::manifest(&self.subject, &entries);
+            let stored =
+                blocking(move || put_artifact(&storage, &image, &descriptor, &manifest, &entries));
+            match stored.await.map_err(|error| Arc::new(error.into()))? {
+                Attached::Done => return Ok(true),
+                Attached::ImageGone => return Ok(false),
+                Attached::BlobsGone => {}
+            }
         }
-        let (storage, image) = (Arc::clone(&self.indexing.storage), self.image.clone());
-        let (descriptor, manifest) = artifact::manifest(&self.subject, &entries);
-        let stored =
-            blocking(move || put_artifact(&storage, &image, &descriptor, &manifest, &entries));
-        stored.await.map_err(|error| Arc::new(error.into()))?;
-        Ok(true)
+        Err(Arc::new(IndexingError::Swept))
     }
 }
 
@@ -320,7 +341,11 @@ fn put_artifact(
     descriptor: &Descriptor,
     manifest: &Bytes,
     entries: &[LayerEntry],
-) -> Result<(), StorageError> {
+) -> Result<Attached, StorageError> {
+    let change = storage.change(&image.repository);
+    if storage.manifest_size(&image.repository, &image.digest)?.is_none() {
+        return Ok(Attached::ImageGone);
+    }
     let empty: ContentDigest = Digest::of(b"{}").into();
     if storage.any_blob(&empty)?.is_none() {
         storage.put_blob(&empty, b"{}")?;
@@ -329,7 +354,9 @@ fn put_artifact(
     let blobs: Vec<ContentDigest> =
         std::iter::once(empty).chain(indexes.map(ContentDigest::from)).collect();
     for blob in &blobs {
-        storage.link_blob(&image.repository, blob)?;
+        if !change.link_blob(blob)? {
+            return Ok(Attached::BlobsGone);
+        }
     }
     let stored = StoredManifest {
         digest: descriptor.digest.into(),
@@ -338,7 +365,8 @@ fn put_artifact(
     };
     let descriptor = serde_json::to_vec(descriptor).expect("descriptors become JSON");
     let referrer = Referrer { subject: image.digest.clone(), descriptor };
-    storage.put_manifest(&image.repository, &stored, &blobs, Some(&referrer), &[])
+    change.put_manifest(&stored, &blobs, Some(&referrer), &[])?;
+    Ok(Attached::Done)
 }
 
 /// Builds the index of a layer and keeps it.

@@ -29,8 +29,8 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(120);
 /// Pause after a failed accept: mostly the process is out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves `app` on `listener`, encrypted if `tls` is given, until `shutdown` is cancelled, then gives the requests in
-/// progress `grace` to end. Returns when all connections have ended or were cut.
+/// Serves `app` on `listener`, encrypted if `tls` is given, until `shutdown` is cancelled, then
+/// gives the requests in progress `grace` to end. Returns when all connections have ended or were cut.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,

@@ -135,14 +135,18 @@ impl Submitted {
         Ok(Self { media_type, artifact_type, annotations, subject, content })
     }
 
-    /// The blobs that the repository must have before this manifest.
-    pub fn blobs(&self) -> impl Iterator<Item = &Part> {
+    /// Every blob that it names.
+    pub fn named_blobs(&self) -> impl Iterator<Item = &Part> {
         let (config, layers) = match &self.content {
             Content::Image { config, layers, .. } => (Some(config), layers.as_slice()),
             Content::Index { .. } => (None, [].as_slice()),
         };
-        let stored = |part: &&Part| !NOT_DISTRIBUTED.contains(&part.media_type.as_str());
-        config.into_iter().chain(layers.iter().filter(stored))
+        config.into_iter().chain(layers)
+    }
+
+    /// The blobs that the repository must have before this manifest.
+    pub fn blobs(&self) -> impl Iterator<Item = &Part> {
+        self.named_blobs().filter(|part| !NOT_DISTRIBUTED.contains(&part.media_type.as_str()))
     }
 
     /// The manifests that the repository must have before this one.

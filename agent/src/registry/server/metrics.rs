@@ -17,6 +17,12 @@ const SENT: &str = "undermount_registry_sent_bytes_total";
 const RECEIVED: &str = "undermount_registry_received_bytes_total";
 /// Uploads that have begun and not ended.
 const UPLOADS: &str = "undermount_registry_uploads";
+/// Reads of blobs that were refused because the client reads enough already.
+const REFUSED_READS: &str = "undermount_registry_refused_reads_total";
+/// Blobs that were removed as garbage.
+const COLLECTED: &str = "undermount_registry_collected_blobs_total";
+/// Bytes of such blobs.
+const COLLECTED_BYTES: &str = "undermount_registry_collected_bytes_total";
 /// Images whose index was made here.
 const INDEXED: &str = "undermount_registry_images_indexed_total";
 /// Images of which no index could be made.
@@ -38,6 +44,12 @@ pub struct Metrics {
     pub sent: Counter,
     /// See [`RECEIVED`].
     pub received: Counter,
+    /// See [`REFUSED_READS`].
+    pub refused_reads: Counter,
+    /// See [`COLLECTED`].
+    pub collected: Counter,
+    /// See [`COLLECTED_BYTES`].
+    pub collected_bytes: Counter,
     /// See [`INDEXED`].
     pub indexed: Counter,
     /// See [`NOT_INDEXED`].
@@ -84,6 +96,9 @@ impl Metrics {
             (IN_PROGRESS, "gauge", self.in_progress.get()),
             (SENT, "counter", self.sent.get()),
             (RECEIVED, "counter", self.received.get()),
+            (REFUSED_READS, "counter", self.refused_reads.get()),
+            (COLLECTED, "counter", self.collected.get()),
+            (COLLECTED_BYTES, "counter", self.collected_bytes.get()),
             (UPLOADS, "gauge", uploads as u64),
             (INDEXED, "counter", self.indexed.get()),
             (NOT_INDEXED, "counter", self.not_indexed.get()),

@@ -21,7 +21,9 @@ mod blobs;
 mod durable;
 mod indexes;
 mod repositories;
+mod sweep;
 mod upload;
+mod usage;
 
 use std::fs::{self, File};
 use std::io;
@@ -32,9 +34,12 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::name::Repository;
 use durable::Dirs;
+use usage::Usage;
 
-pub use blobs::Blob;
+pub use blobs::{Blob, open_blob};
+pub use durable::{list, read};
 pub use repositories::{Referrer, StoredManifest};
+pub use sweep::{Aged, Sweep};
 pub use upload::{CommitError, Mark, Upload};
 
 /// The format that this version writes.
@@ -49,7 +54,15 @@ pub struct Storage {
     dirs: Dirs,
     /// Changes to a repository's links exclude each other; which lock is chosen by its name.
     locks: [Mutex<()>; LOCKS],
+    usage: Usage,
     _lock: Flock<File>,
+}
+
+/// The right to change what a repository has; nobody else has it meanwhile.
+pub struct Change<'a> {
+    storage: &'a Storage,
+    repository: &'a Repository,
+    _turn: MutexGuard<'a, ()>,
 }
 
 /// Why the storage could not do something.
@@ -83,6 +96,18 @@ pub enum StorageError {
     /// The directory holds something else.
     #[error("`{}` holds other files: a registry wants an empty directory or its own", root.display())]
     Foreign {
+        /// The directory.
+        root: PathBuf,
+    },
+    /// The directory holds no registry.
+    #[error("`{}` is no registry's directory: it has no file `VERSION`", root.display())]
+    Missing {
+        /// The directory.
+        root: PathBuf,
+    },
+    /// The directory holds no tree that an Apache could serve.
+    #[error("`{}` is no image-serve tree: it has no directory `v2`", root.display())]
+    NoTree {
         /// The directory.
         root: PathBuf,
     },
@@ -122,18 +147,31 @@ impl Storage {
         if !ours {
             dirs.write(&root.join("VERSION"), format!("{VERSION}\n").as_bytes())?;
         }
-        Ok(Self { root, dirs, locks: std::array::from_fn(|_| Mutex::new(())), _lock: lock })
+        let locks = std::array::from_fn(|_| Mutex::new(()));
+        Ok(Self { root, dirs, locks, usage: Usage::default(), _lock: lock })
     }
 
-    /// Keeps other changes to the links of `repository` out. A lock protects no memory, so one
-    /// poisoned by a panic is as good as any.
-    fn change(&self, repository: &Repository) -> MutexGuard<'_, ()> {
+    /// Opens the registry at `root`, which must be there.
+    ///
+    /// # Errors
+    /// [`StorageError`]; in particular `InUse`, `Newer` and `Missing`.
+    pub fn open_existing(root: &Path) -> Result<Self, StorageError> {
+        if !root.join("VERSION").is_file() {
+            return Err(StorageError::Missing { root: root.to_owned() });
+        }
+        Self::open(root)
+    }
+
+    /// Waits for the right to change `repository`. A lock protects no memory, so one poisoned by
+    /// a panic is as good as any.
+    pub fn change<'a>(&'a self, repository: &'a Repository) -> Change<'a> {
         let sum = repository
             .as_str()
             .bytes()
             .fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte)));
         let lock = self.locks.get(sum % LOCKS).unwrap_or(&self.locks[0]);
-        lock.lock().unwrap_or_else(PoisonError::into_inner)
+        let turn = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        Change { storage: self, repository, _turn: turn }
     }
 }
 

@@ -140,7 +140,7 @@ fn repository(name: &str) -> Result<Repository, ParseTargetError> {
 
 /// Decodes `%xx`, which some clients send for the colon of a digest. `None` where an escape is
 /// malformed or the outcome is not UTF-8.
-fn percent_decode(path: &str) -> Option<String> {
+pub fn percent_decode(path: &str) -> Option<String> {
     if !path.contains('%') {
         return Some(path.to_owned());
     }

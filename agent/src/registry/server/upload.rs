@@ -130,6 +130,12 @@ impl Sessions {
         Some(Arc::clone(session))
     }
 
+    /// Whether an upload to `repository` is in progress.
+    pub fn upload_to(&self, repository: &Repository) -> bool {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.values().any(|session| session.repository == *repository)
+    }
+
     /// How many sessions are open.
     pub fn len(&self) -> usize {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).len()

@@ -1,5 +1,6 @@
 //! Blobs: whole, in part, in several parts (RFC 9110, section 14), or not at all.
 
+use std::net::SocketAddr;
 use std::ops::Range;
 
 use axum::body::Body;
@@ -10,6 +11,8 @@ use http::{Method, StatusCode, header, request};
 use super::super::body::{Segment, body};
 use super::super::digest::ContentDigest;
 use super::super::error::ApiError;
+use super::super::library::Library;
+use super::super::limit::Read;
 use super::super::name::Repository;
 use super::super::range::Wanted;
 use super::super::storage::Blob;
@@ -27,9 +30,23 @@ impl Registry {
         repository: Repository,
         digest: ContentDigest,
         head: &request::Parts,
+        peer: SocketAddr,
     ) -> Answer {
+        let read = match head.method {
+            Method::HEAD => None,
+            _ => Some(self.begin_read(peer)?),
+        };
         let (place, wanted) = (repository.clone(), digest.clone());
-        let blob = self.on_storage(move |storage| storage.blob(&place, &wanted)).await?;
+        // Who asks only whether it is there will rely on it when its manifest is pushed.
+        let relies = head.method == Method::HEAD;
+        let find = move |library: &dyn Library| {
+            let blob = library.blob(&place, &wanted)?;
+            if relies && blob.is_some() {
+                library.mark_blob(&place, &wanted);
+            }
+            Ok(blob)
+        };
+        let blob = self.ask(find).await?;
         let blob =
             blob.ok_or_else(|| ApiError::BlobUnknown { repository, digest: digest.clone() })?;
         let etag = etag(&digest);
@@ -37,7 +54,7 @@ impl Registry {
             StatusCode::NOT_MODIFIED.into_response()
         } else {
             let range = text(&head.headers, header::RANGE).filter(|_| may_be_partial(head, &etag));
-            self.blob_body(blob, range, head.method == Method::HEAD)?
+            self.blob_body(blob, range, read)?
         };
         let headers = response.headers_mut();
         headers.insert(header::ACCEPT_RANGES, header::HeaderValue::from_static("bytes"));
@@ -48,7 +65,16 @@ impl Registry {
         Ok(response)
     }
 
-    fn blob_body(&self, blob: Blob, range: Option<&str>, head_only: bool) -> Answer {
+    /// Begins a read of a blob, which lasts until its answer has been sent.
+    fn begin_read(&self, peer: SocketAddr) -> Result<Read, ApiError> {
+        self.reads.begin(peer.ip()).map_err(|most| {
+            self.metrics.refused_reads.add(1);
+            ApiError::TooManyReads(most)
+        })
+    }
+
+    /// The answer with the blob, or with its head only where there is no `read`.
+    fn blob_body(&self, blob: Blob, range: Option<&str>, read: Option<Read>) -> Answer {
         let size = blob.size;
         let (status, extra, segments) = match Wanted::parse(range, size) {
             Wanted::Unsatisfiable => return Err(ApiError::Range(size)),
@@ -60,8 +86,10 @@ impl Registry {
             Wanted::Parts(parts) => partial(parts, size),
         };
         let length: u64 = segments.iter().map(Segment::len).sum();
-        let content =
-            if head_only { Body::empty() } else { body(blob.file, segments, &self.buffers) };
+        let content = match read {
+            None => Body::empty(),
+            Some(read) => body(blob.file, segments, &self.buffers, read),
+        };
         let mut response =
             Response::builder().status(status).header(header::CONTENT_LENGTH, length);
         for (name, value) in extra {
@@ -77,7 +105,7 @@ impl Registry {
         digest: ContentDigest,
     ) -> Answer {
         let (place, gone) = (repository.clone(), digest.clone());
-        if self.on_storage(move |storage| storage.unlink_blob(&place, &gone)).await? {
+        if self.on_storage(move |storage| storage.change(&place).unlink_blob(&gone)).await? {
             tracing::info!(%repository, %digest, "blob deleted");
             Ok(StatusCode::ACCEPTED.into_response())
         } else {

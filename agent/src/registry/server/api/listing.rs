@@ -19,7 +19,7 @@ impl Registry {
     /// GET of the catalog: repositories that have a manifest.
     pub(super) async fn catalog(&self, head: &request::Parts) -> Answer {
         let request = page_request(&Parameters::of(&head.uri)?)?;
-        let repositories = self.on_storage(|storage| storage.repositories()).await?;
+        let repositories = self.ask(|library| library.repositories()).await?;
         let names = repositories.iter().map(|name| name.as_str().to_owned()).collect();
         let page = request.cut(head.uri.path(), names);
         Ok(listed(page, |names| json!({ "repositories": names })))
@@ -29,7 +29,7 @@ impl Registry {
     pub(super) async fn tags(&self, repository: Repository, head: &request::Parts) -> Answer {
         let request = page_request(&Parameters::of(&head.uri)?)?;
         let place = repository.clone();
-        let tags = self.on_storage(move |storage| storage.tags(&place)).await?;
+        let tags = self.ask(move |library| library.tags(&place)).await?;
         let tags = tags.ok_or_else(|| ApiError::RepositoryUnknown(repository.clone()))?;
         let page = request.cut(head.uri.path(), tags);
         Ok(listed(page, |tags| json!({ "name": repository.as_str(), "tags": tags })))
@@ -46,9 +46,10 @@ impl Registry {
         let parameters = Parameters::of(&head.uri)?;
         let filter = parameters.get("artifactType").filter(|name| !name.is_empty());
         let image = Image { repository: repository.clone(), digest: subject.clone() };
-        self.indexing.settled(&image).await;
-        let stored =
-            self.on_storage(move |storage| storage.referrers(&repository, &subject)).await?;
+        if let Some(writer) = &self.writer {
+            writer.indexing.settled(&image).await;
+        }
+        let stored = self.ask(move |library| library.referrers(&repository, &subject)).await?;
         let manifests: Vec<Value> = stored
             .iter()
             .filter_map(|descriptor| serde_json::from_slice(descriptor).ok())

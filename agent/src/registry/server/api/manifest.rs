@@ -11,13 +11,16 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, header, request};
 use super::super::blocking::blocking;
 use super::super::digest::{Algorithm, ContentDigest};
 use super::super::error::ApiError;
-use super::super::indexing::{Image, Indexing, artifacts};
+use super::super::garbage::delete_manifest;
+use super::super::indexing::{Image, Indexing};
 use super::super::manifest::Submitted;
 use super::super::name::Repository;
 use super::super::storage::{Referrer, Storage, StorageError, StoredManifest};
 use super::super::target::Reference;
 use super::super::upload::ReceiveError;
-use super::{Answer, CONTENT_DIGEST, FOREVER, Parameters, Registry, etag, is_known, text};
+use super::{
+    Answer, CONTENT_DIGEST, FOREVER, Parameters, Registry, Writer, etag, is_known, joined, text,
+};
 use crate::image::reference::Tag;
 
 /// The largest manifest that is stored (distribution-spec, "Pushing Manifests": at least 4 MB).
@@ -28,8 +31,7 @@ const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 const TAG: HeaderName = HeaderName::from_static("oci-tag");
 
 impl Registry {
-    /// GET and HEAD of a manifest. Accept is not consulted: a client that cannot read what the
-    /// repository has would be helped by nothing else that the registry could send.
+    /// GET and HEAD of a manifest.
     pub(super) async fn get_manifest(
         &self,
         repository: Repository,
@@ -37,7 +39,8 @@ impl Registry {
         head: &request::Parts,
     ) -> Answer {
         let (place, wanted) = (repository.clone(), reference.clone());
-        let found = self.on_storage(move |storage| storage.manifest(&place, &wanted)).await?;
+        let accept = joined(&head.headers, header::ACCEPT);
+        let found = self.ask(move |library| library.manifest(&place, &wanted, &accept)).await?;
         let manifest = found.ok_or_else(|| unknown(repository, &reference))?;
         let etag = etag(&manifest.digest);
         let mut response = if is_known(head, &etag) {
@@ -68,10 +71,11 @@ impl Registry {
         let submitted = Submitted::parse(&bytes, text(&head.headers, header::CONTENT_TYPE))?;
         let digest = digest_of(&reference, &bytes)?;
         let image = Image { repository: repository.clone(), digest: digest.clone() };
-        let push = Push { repository, digest, bytes, submitted, tags };
-        let storing = store(push, Arc::clone(&self.storage), Arc::clone(&self.indexing));
+        let Writer { storage, indexing, sparse, .. } = self.writer()?;
+        let push = Push { repository, digest, bytes, submitted, tags, sparse: *sparse };
+        let storing = store(push, Arc::clone(storage), Arc::clone(indexing));
         let created = self.to_its_end(storing).await?;
-        self.indexing.settled(&image).await;
+        indexing.settled(&image).await;
         Ok(created)
     }
 
@@ -84,8 +88,11 @@ impl Registry {
         let (place, gone) = (repository.clone(), reference.clone());
         let existed = self
             .on_storage(move |storage| match &gone {
-                Reference::Tag(tag) => storage.delete_tag(&place, tag),
-                Reference::Digest(digest) => delete(storage, &place, digest),
+                Reference::Tag(tag) => storage.change(&place).delete_tag(tag),
+                Reference::Digest(digest) => {
+                    let image = Image { repository: place.clone(), digest: digest.clone() };
+                    delete_manifest(storage, &storage.change(&place), &image)
+                }
             })
             .await?;
         if !existed {
@@ -116,10 +123,14 @@ struct Push {
     bytes: Bytes,
     submitted: Submitted,
     tags: Vec<Tag>,
+    /// Whether it may name what was never pushed.
+    sparse: bool,
 }
 
 impl Push {
     fn store(self, storage: &Storage) -> Result<Self, ApiError> {
+        // Nobody removes a part between the look at it and the manifest that needs it.
+        let change = storage.change(&self.repository);
         self.check_parts(storage)?;
         let blobs: Vec<_> = self.submitted.blobs().map(|part| part.digest.clone()).collect();
         let size = self.bytes.len() as u64;
@@ -132,7 +143,8 @@ impl Push {
             media_type: self.submitted.media_type.clone(),
             bytes: self.bytes.to_vec(),
         };
-        storage.put_manifest(&self.repository, &manifest, &blobs, referrer.as_ref(), &self.tags)?;
+        change.put_manifest(&manifest, &blobs, referrer.as_ref(), &self.tags)?;
+        drop(change);
         Ok(self)
     }
 
@@ -151,6 +163,7 @@ impl Push {
             .map(|part| (part, storage.manifest_size(&self.repository, &part.digest)));
         for (part, size) in blobs.chain(manifests) {
             match size? {
+                None if self.sparse => {}
                 None => missing.push(part.digest.clone()),
                 Some(actual) if actual != part.size => {
                     let digest = part.digest.clone();
@@ -232,26 +245,6 @@ fn digest_of(reference: &Reference, bytes: &[u8]) -> Result<ContentDigest, ApiEr
             }
         }
     }
-}
-
-fn delete(
-    storage: &Storage,
-    repository: &Repository,
-    digest: &ContentDigest,
-) -> Result<bool, StorageError> {
-    let reference = Reference::Digest(digest.clone());
-    // A manifest that can no longer be read can still be deleted.
-    let manifest = storage.manifest(repository, &reference).ok().flatten();
-    let subject = manifest
-        .and_then(|manifest| Submitted::parse(&manifest.bytes, Some(&manifest.media_type)).ok())
-        .and_then(|submitted| submitted.subject);
-    let existed = storage.delete_manifest(repository, digest, subject.as_ref())?;
-    // The index of an image is of no use without it; other referrers are their owners' affair.
-    let image = Image { repository: repository.clone(), digest: digest.clone() };
-    for artifact in artifacts(storage, &image)? {
-        storage.delete_manifest(repository, &artifact, Some(digest))?;
-    }
-    Ok(existed)
 }
 
 fn words(reference: &Reference) -> String {

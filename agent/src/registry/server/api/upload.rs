@@ -37,12 +37,12 @@ impl Registry {
             return Ok(blob_created(&repository, &digest));
         }
         let digest = parameters.digest("digest")?;
-        let session = self.sessions.begin(repository)?;
+        let session = self.writer()?.sessions.begin(repository)?;
         let Some(digest) = digest else {
             return Ok(progress(StatusCode::ACCEPTED, &session, 0));
         };
         let answer = self.in_task(&session, Chunk::of(head), body, Some(digest)).await;
-        self.sessions.end(&session.id);
+        self.writer()?.sessions.end(&session.id);
         answer
     }
 
@@ -83,13 +83,14 @@ impl Registry {
     /// DELETE: forgets an upload.
     pub(super) async fn cancel_upload(&self, repository: &Repository, id: &SessionId) -> Answer {
         let session = self.session(repository, id)?;
-        self.sessions.end(id);
+        self.writer()?.sessions.end(id);
         session.upload.lock().await.take();
         Ok(StatusCode::NO_CONTENT.into_response())
     }
 
     fn session(&self, repository: &Repository, id: &SessionId) -> Result<Arc<Session>, ApiError> {
-        self.sessions.get(repository, id).ok_or_else(|| ApiError::UploadUnknown(id.clone()))
+        let session = self.writer()?.sessions.get(repository, id);
+        session.ok_or_else(|| ApiError::UploadUnknown(id.clone()))
     }
 
     /// Gives `repository` a blob that `from` has, or that any repository has if `from` is not
@@ -111,9 +112,9 @@ impl Registry {
                 Some(source) => storage.blob(&source, &digest)?.is_some(),
                 None => true,
             };
-            Ok::<_, StorageError>(there && storage.link_blob(&repository, &digest)?)
+            Ok::<_, StorageError>(there && storage.change(&repository).link_blob(&digest)?)
         });
-        Ok(mounted.await?)
+        mounted.await
     }
 
     async fn in_task(
@@ -136,15 +137,14 @@ impl Registry {
 
     /// Makes the upload a blob of its repository. The session ends, whatever comes of it.
     async fn finish(&self, session: &Session, digest: ContentDigest) -> Answer {
-        self.sessions.end(&session.id);
+        let writer = self.writer()?;
+        writer.sessions.end(&session.id);
         let upload = session.upload.lock().await.take();
         let upload = upload.ok_or_else(|| ApiError::UploadUnknown(session.id.clone()))?;
-        let (storage, repository) = (Arc::clone(&self.storage), session.repository.clone());
+        let (storage, repository) = (Arc::clone(&writer.storage), session.repository.clone());
         let name = digest.clone();
         blocking(move || {
-            storage.commit(upload, &name)?;
-            storage.link_blob(&repository, &name)?;
-            Ok::<_, ApiError>(())
+            storage.commit(upload, &repository, &name).map(drop).map_err(ApiError::from)
         })
         .await?;
         Ok(blob_created(&session.repository, &digest))

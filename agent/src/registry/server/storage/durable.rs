@@ -88,14 +88,26 @@ pub fn sync_dir(dir: &Path) -> Result<(), StorageError> {
 
 /// Removes a file; says whether it was there.
 pub fn remove(path: &Path) -> Result<bool, StorageError> {
+    let removed = remove_unsynced(path)?;
+    if removed {
+        sync_parent(path)?;
+    }
+    Ok(removed)
+}
+
+/// Removes a file, which may be back after a power cut; says whether it was there.
+pub fn remove_unsynced(path: &Path) -> Result<bool, StorageError> {
     match fs::remove_file(path) {
-        Ok(()) => sync_parent(path).map(|()| true),
+        Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(StorageError::io("remove", path)(error)),
     }
 }
 
 /// The content of a file, `None` if there is none.
+///
+/// # Errors
+/// [`StorageError`] where the disk fails.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>, StorageError> {
     match fs::read(path) {
         Ok(content) => Ok(Some(content)),
@@ -105,6 +117,9 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, StorageError> {
 }
 
 /// The names in a directory, none if it does not exist. Names that are not UTF-8 are not ours.
+///
+/// # Errors
+/// [`StorageError`] where the disk fails.
 pub fn list(dir: &Path) -> Result<Vec<String>, StorageError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,

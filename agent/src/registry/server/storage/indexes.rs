@@ -1,7 +1,7 @@
 //! Indexes of layers that were built here, so that no layer is indexed twice, whatever
 //! repositories and images it belongs to.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use undermount_fs::digest::Digest;
@@ -17,6 +17,16 @@ use crate::image::manifest::Descriptor;
 struct Record {
     tree: Descriptor,
     spans: Descriptor,
+}
+
+/// A file of `indexes`.
+pub(super) struct IndexRecord {
+    /// The file.
+    pub path: PathBuf,
+    /// The layer that it is about.
+    pub layer: Digest,
+    /// The blobs that it names; none if it cannot be read.
+    pub blobs: Vec<Digest>,
 }
 
 impl Storage {
@@ -52,13 +62,35 @@ impl Storage {
         self.dirs.write(&self.index_path(&entry.layer), &record)
     }
 
+    /// All records of the present format.
+    ///
+    /// # Errors
+    /// [`StorageError`] where the disk fails.
+    pub(super) fn index_records(&self) -> Result<Vec<IndexRecord>, StorageError> {
+        let directory = self.root.join("indexes").join(format!("v{VERSION}"));
+        let names = durable::list(&directory)?;
+        let records = names.iter().filter_map(|name| {
+            let (path, layer) = (directory.join(name), Digest::from_hex(name).ok()?);
+            let blobs = blobs_of(&path);
+            Some(IndexRecord { path, layer, blobs })
+        });
+        Ok(records.collect())
+    }
+
     /// Stores `bytes`, which hash to `digest`, whatever repository they are for.
     ///
     /// # Errors
     /// [`StorageError`] where the disk fails.
     pub fn put_blob(&self, digest: &ContentDigest, bytes: &[u8]) -> Result<(), StorageError> {
+        self.usage.note(digest);
         self.dirs.write(&self.blob_path(digest), bytes)
     }
+}
+
+fn blobs_of(record: &Path) -> Vec<Digest> {
+    let bytes = durable::read(record).ok().flatten().unwrap_or_default();
+    let record = serde_json::from_slice::<Record>(&bytes).ok();
+    record.map_or_else(Vec::new, |record| vec![record.tree.digest, record.spans.digest])
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! Repositories: manifests, tags and referrers. The manifest's link file is what makes a
 //! manifest exist; what a crash leaves beside it is overwritten by the next push or ignored.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::super::digest::ContentDigest;
 use super::super::name::Repository;
 use super::super::target::Reference;
-use super::{Storage, StorageError, durable};
+use super::{Change, Storage, StorageError, durable};
 use crate::image::reference::Tag;
 
 /// A manifest as it is stored and served.
@@ -44,35 +45,6 @@ impl Storage {
 
     fn referrers_path(&self, repository: &Repository, subject: &ContentDigest) -> PathBuf {
         self.repository_path(repository).join("_referrers").join(subject.file_name())
-    }
-
-    /// Stores `manifest`, whose `blobs` the repository has, and points `tags` to it. All of it
-    /// lasts when this returns.
-    ///
-    /// # Errors
-    /// [`StorageError`] where the disk fails.
-    pub fn put_manifest(
-        &self,
-        repository: &Repository,
-        manifest: &StoredManifest,
-        blobs: &[ContentDigest],
-        referrer: Option<&Referrer>,
-        tags: &[Tag],
-    ) -> Result<(), StorageError> {
-        let _change = self.change(repository);
-        self.sync_blobs(repository, blobs.iter())?;
-        self.dirs.write(&self.blob_path(&manifest.digest), &manifest.bytes)?;
-        if let Some(referrer) = referrer {
-            let dir = self.referrers_path(repository, &referrer.subject);
-            self.dirs.write(&dir.join(manifest.digest.file_name()), &referrer.descriptor)?;
-        }
-        let link = self.manifest_link(repository, &manifest.digest);
-        self.dirs.write(&link, manifest.media_type.as_bytes())?;
-        for tag in tags {
-            let path = self.tag_path(repository, tag);
-            self.dirs.write(&path, manifest.digest.to_string().as_bytes())?;
-        }
-        Ok(())
     }
 
     /// The digest that `reference` stands for, if the repository has such a manifest.
@@ -130,42 +102,6 @@ impl Storage {
         Ok(self.any_blob(digest)?.map(|blob| blob.size))
     }
 
-    /// Removes a manifest with its tags and its entry as a referrer of `subject`; says whether
-    /// it was there.
-    ///
-    /// # Errors
-    /// [`StorageError`] where the disk fails.
-    pub fn delete_manifest(
-        &self,
-        repository: &Repository,
-        digest: &ContentDigest,
-        subject: Option<&ContentDigest>,
-    ) -> Result<bool, StorageError> {
-        let _change = self.change(repository);
-        let tags = self.repository_path(repository).join("_tags");
-        for name in durable::list(&tags)? {
-            let path = tags.join(name);
-            if read_digest(&path).is_ok_and(|target| target.as_ref() == Some(digest)) {
-                durable::remove(&path)?;
-            }
-        }
-        let existed = durable::remove(&self.manifest_link(repository, digest))?;
-        if let Some(subject) = subject {
-            let dir = self.referrers_path(repository, subject);
-            durable::remove(&dir.join(digest.file_name()))?;
-        }
-        Ok(existed)
-    }
-
-    /// Removes a tag, not what it points to; says whether it was there.
-    ///
-    /// # Errors
-    /// [`StorageError`] where the disk fails.
-    pub fn delete_tag(&self, repository: &Repository, tag: &Tag) -> Result<bool, StorageError> {
-        let _change = self.change(repository);
-        durable::remove(&self.tag_path(repository, tag))
-    }
-
     /// The tags of `repository`, unsorted; `None` if it has neither tags nor manifests.
     ///
     /// # Errors
@@ -180,11 +116,29 @@ impl Storage {
         Ok(Some(tags))
     }
 
+    /// The manifests of `repository` that have a tag.
+    ///
+    /// # Errors
+    /// [`StorageError`] where the disk fails or a tag is damaged.
+    pub fn tagged(&self, repository: &Repository) -> Result<HashSet<ContentDigest>, StorageError> {
+        let tags = self.repository_path(repository).join("_tags");
+        let targets = durable::list(&tags)?.into_iter().map(|name| read_digest(&tags.join(name)));
+        targets.filter_map(Result::transpose).collect()
+    }
+
     /// The names of all repositories that have a manifest, unsorted.
     ///
     /// # Errors
     /// [`StorageError`] where the disk fails.
     pub fn repositories(&self) -> Result<Vec<Repository>, StorageError> {
+        self.find_repositories(has_manifests)
+    }
+
+    /// The names of the directories that `counts` accepts.
+    pub(super) fn find_repositories(
+        &self,
+        counts: impl Fn(&Path) -> Result<bool, StorageError>,
+    ) -> Result<Vec<Repository>, StorageError> {
         let mut found = Vec::new();
         let mut waiting = vec![(self.root.join("repositories"), String::new())];
         while let Some((path, name)) = waiting.pop() {
@@ -194,7 +148,7 @@ impl Storage {
                     continue;
                 }
                 let name = if name.is_empty() { component } else { format!("{name}/{component}") };
-                if has_manifests(&child)? {
+                if counts(&child)? {
                     found.extend(Repository::parse(&name));
                 }
                 waiting.push((child, name));
@@ -233,6 +187,70 @@ impl Storage {
             }
         }
         Ok(descriptors)
+    }
+}
+
+impl Change<'_> {
+    /// Stores `manifest`, whose `blobs` the repository has, and points `tags` to it. All of it
+    /// lasts when this returns.
+    ///
+    /// # Errors
+    /// [`StorageError`] where the disk fails.
+    pub fn put_manifest(
+        &self,
+        manifest: &StoredManifest,
+        blobs: &[ContentDigest],
+        referrer: Option<&Referrer>,
+        tags: &[Tag],
+    ) -> Result<(), StorageError> {
+        let (storage, repository) = (self.storage, self.repository);
+        self.sync_blobs(blobs)?;
+        storage.put_blob(&manifest.digest, &manifest.bytes)?;
+        if let Some(referrer) = referrer {
+            let dir = storage.referrers_path(repository, &referrer.subject);
+            storage.dirs.write(&dir.join(manifest.digest.file_name()), &referrer.descriptor)?;
+        }
+        let link = storage.manifest_link(repository, &manifest.digest);
+        storage.dirs.write(&link, manifest.media_type.as_bytes())?;
+        for tag in tags {
+            let path = storage.tag_path(repository, tag);
+            storage.dirs.write(&path, manifest.digest.to_string().as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Removes a manifest with its tags and its entry as a referrer of `subject`; says whether
+    /// it was there.
+    ///
+    /// # Errors
+    /// [`StorageError`] where the disk fails.
+    pub fn delete_manifest(
+        &self,
+        digest: &ContentDigest,
+        subject: Option<&ContentDigest>,
+    ) -> Result<bool, StorageError> {
+        let (storage, repository) = (self.storage, self.repository);
+        let tags = storage.repository_path(repository).join("_tags");
+        for name in durable::list(&tags)? {
+            let path = tags.join(name);
+            if read_digest(&path).is_ok_and(|target| target.as_ref() == Some(digest)) {
+                durable::remove(&path)?;
+            }
+        }
+        let existed = durable::remove(&storage.manifest_link(repository, digest))?;
+        if let Some(subject) = subject {
+            let dir = storage.referrers_path(repository, subject);
+            durable::remove(&dir.join(digest.file_name()))?;
+        }
+        Ok(existed)
+    }
+
+    /// Removes a tag, not what it points to; says whether it was there.
+    ///
+    /// # Errors
+    /// [`StorageError`] where the disk fails.
+    pub fn delete_tag(&self, tag: &Tag) -> Result<bool, StorageError> {
+        durable::remove(&self.storage.tag_path(self.repository, tag))
     }
 }
 
@@ -282,7 +300,11 @@ mod tests {
 
     impl Fixture {
         fn put(&self, manifest: &StoredManifest, referrer: Option<&Referrer>, tags: &[Tag]) {
-            self.storage.put_manifest(&self.repository, manifest, &[], referrer, tags).unwrap();
+            self.change().put_manifest(manifest, &[], referrer, tags).unwrap();
+        }
+
+        fn change(&self) -> Change<'_> {
+            self.storage.change(&self.repository)
         }
 
         fn get(&self, reference: Reference) -> Option<StoredManifest> {
@@ -318,8 +340,8 @@ mod tests {
         let (one, two) = (manifest("one"), manifest("two"));
         f.put(&one, None, &[tag("a"), tag("b")]);
         f.put(&two, None, &[tag("c")]);
-        assert!(f.storage.delete_manifest(&f.repository, &one.digest, None).unwrap());
-        assert!(!f.storage.delete_manifest(&f.repository, &one.digest, None).unwrap());
+        assert!(f.change().delete_manifest(&one.digest, None).unwrap());
+        assert!(!f.change().delete_manifest(&one.digest, None).unwrap());
         assert_eq!(f.storage.tags(&f.repository).unwrap().unwrap(), ["c"]);
         assert_eq!(f.get(Reference::Digest(one.digest)), None);
     }
@@ -329,8 +351,8 @@ mod tests {
         let f = fixture();
         let one = manifest("one");
         f.put(&one, None, &[tag("a")]);
-        assert!(f.storage.delete_tag(&f.repository, &tag("a")).unwrap());
-        assert!(!f.storage.delete_tag(&f.repository, &tag("a")).unwrap());
+        assert!(f.change().delete_tag(&tag("a")).unwrap());
+        assert!(!f.change().delete_tag(&tag("a")).unwrap());
         assert!(f.get(Reference::Digest(one.digest)).is_some());
         assert_eq!(f.storage.tags(&f.repository).unwrap(), Some(vec![]));
     }
@@ -347,7 +369,7 @@ mod tests {
         assert_eq!(f.storage.referrers(&f.repository, &subject).unwrap().len(), 2);
         fs::remove_file(f.storage.manifest_link(&f.repository, &one.digest)).unwrap();
         assert_eq!(f.storage.referrers(&f.repository, &subject).unwrap(), [b"2"]);
-        f.storage.delete_manifest(&f.repository, &two.digest, Some(&subject)).unwrap();
+        f.change().delete_manifest(&two.digest, Some(&subject)).unwrap();
         assert!(f.storage.referrers(&f.repository, &subject).unwrap().is_empty());
     }
 
@@ -355,9 +377,8 @@ mod tests {
     fn only_repositories_with_a_manifest_exist() {
         let f = fixture();
         let digest = ContentDigest::of(Algorithm::Sha256, b"");
-        f.storage.commit(f.storage.begin("session"), &digest).unwrap();
         let empty = Repository::parse("empty").unwrap();
-        assert!(f.storage.link_blob(&empty, &digest).unwrap());
+        f.storage.commit(f.storage.begin("session"), &empty, &digest).unwrap();
         assert_eq!(f.storage.tags(&empty).unwrap(), None);
         f.put(&manifest("one"), None, &[]);
         assert_eq!(f.storage.repositories().unwrap(), [f.repository]);
@@ -367,12 +388,13 @@ mod tests {
     fn a_blob_belongs_to_the_repositories_that_were_given_it() {
         let f = fixture();
         let digest = ContentDigest::of(Algorithm::Sha256, b"");
-        assert!(!f.storage.link_blob(&f.repository, &digest).unwrap(), "nobody pushed it");
-        f.storage.commit(f.storage.begin("session"), &digest).unwrap();
+        assert!(!f.change().link_blob(&digest).unwrap(), "nobody pushed it");
+        let other = Repository::parse("other").unwrap();
+        f.storage.commit(f.storage.begin("session"), &other, &digest).unwrap();
         assert!(f.storage.blob(&f.repository, &digest).unwrap().is_none());
-        assert!(f.storage.link_blob(&f.repository, &digest).unwrap());
+        assert!(f.change().link_blob(&digest).unwrap());
         assert_eq!(f.storage.blob(&f.repository, &digest).unwrap().unwrap().size, 0);
-        assert!(f.storage.unlink_blob(&f.repository, &digest).unwrap());
+        assert!(f.change().unlink_blob(&digest).unwrap());
         assert!(f.storage.blob(&f.repository, &digest).unwrap().is_none());
     }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use super::super::digest::{Algorithm, ContentDigest, ContentHasher};
+use super::super::name::Repository;
 use super::{Blob, Storage, StorageError, durable};
 
 /// How much is read at a time to hash a file again.
@@ -51,14 +52,15 @@ impl Storage {
         Upload { path: self.dirs.temporary().join(session), file: None, len: 0, hasher }
     }
 
-    /// Makes the upload the blob `expected`, whatever repository it is for. Nothing of it is
-    /// seen unless all its bytes are on disk and hash right.
+    /// Makes the upload the blob `expected` of `repository`. Nothing of it is seen unless all
+    /// its bytes are on disk and hash right.
     ///
     /// # Errors
     /// [`CommitError`]; the upload is gone in either case.
     pub fn commit(
         &self,
         mut upload: Upload,
+        repository: &Repository,
         expected: &ContentDigest,
     ) -> Result<Blob, CommitError> {
         upload.open()?;
@@ -74,7 +76,10 @@ impl Storage {
         if let Some(parent) = path.parent() {
             self.dirs.ensure(parent)?;
         }
+        let change = self.change(repository);
+        self.usage.note(expected);
         durable::rename(&upload.path, &path)?;
+        change.link_blob(expected)?;
         Ok(Blob { file: reopen(&path)?, size: upload.len })
     }
 }
@@ -171,6 +176,10 @@ mod tests {
         (root, storage)
     }
 
+    fn repository() -> Repository {
+        Repository::parse("a").unwrap()
+    }
+
     fn upload(storage: &Storage, frames: &[&'static [u8]]) -> Upload {
         let mut upload = storage.begin("session");
         let frames: Vec<Bytes> = frames.iter().map(|frame| Bytes::from_static(frame)).collect();
@@ -188,7 +197,9 @@ mod tests {
         let (_root, storage) = storage();
         for algorithm in Algorithm::ALL {
             let digest = ContentDigest::of(algorithm, b"a layer");
-            let blob = storage.commit(upload(&storage, &[b"a ", b"layer"]), &digest).unwrap();
+            let blob = storage
+                .commit(upload(&storage, &[b"a ", b"layer"]), &repository(), &digest)
+                .unwrap();
             assert_eq!(blob.size, 7);
             assert_eq!(fs::read(storage.blob_path(&digest)).unwrap(), b"a layer");
         }
@@ -200,7 +211,8 @@ mod tests {
         let (_root, storage) = storage();
         for algorithm in Algorithm::ALL {
             let digest = ContentDigest::of(algorithm, b"a layer");
-            let error = storage.commit(upload(&storage, &[b"a lay"]), &digest).unwrap_err();
+            let error =
+                storage.commit(upload(&storage, &[b"a lay"]), &repository(), &digest).unwrap_err();
             assert!(matches!(error, CommitError::WrongDigest { .. }), "{error}");
             assert!(!storage.blob_path(&digest).exists());
         }
@@ -216,7 +228,7 @@ mod tests {
         upload.rewind(mark).unwrap();
         upload.append(&[Bytes::from_static(b"layer")]).unwrap();
         let digest = ContentDigest::of(Algorithm::Sha256, b"a layer");
-        storage.commit(upload, &digest).unwrap();
+        storage.commit(upload, &repository(), &digest).unwrap();
         assert_eq!(fs::read(storage.blob_path(&digest)).unwrap(), b"a layer");
     }
 
@@ -224,6 +236,9 @@ mod tests {
     fn an_empty_blob_is_a_blob() {
         let (_root, storage) = storage();
         let digest = ContentDigest::of(Algorithm::Sha256, b"");
-        assert_eq!(storage.commit(storage.begin("session"), &digest).unwrap().size, 0);
+        assert_eq!(
+            storage.commit(storage.begin("session"), &repository(), &digest).unwrap().size,
+            0
+        );
     }
 }
