@@ -20,6 +20,7 @@ mod owner;
 mod prepare;
 mod progress;
 mod registry;
+mod service;
 mod setup;
 mod signals;
 mod tripleo;

@@ -1,8 +1,9 @@
-//! The machine underneath: what is mounted, what its programs say, what its podman is.
+//! The machine underneath: its service manager, its mounts, its programs, its podman.
 //!
 //! Every look is bounded in time and none touches a mount: this serves those who want to know why
 //! a node is stuck.
 
+pub mod manager;
 pub mod mounts;
 pub mod podman;
 pub mod program;

@@ -22,5 +22,6 @@ pub mod process;
 pub mod proxy;
 pub mod registry;
 pub mod requirement;
+pub mod root;
 pub mod session;
 pub mod tree;

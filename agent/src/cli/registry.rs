@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use undermount::host::manager::Manager;
 use undermount::registry::server::{
     GarbageRules, IndexPolicy, PullPolicy, PushPolicy, Server, ServerConfig, Source, TlsFiles,
 };
 
 use super::exit::{CliResult, Exit};
-use super::signals;
+use super::{service, signals};
 
 /// Serve a directory as an OCI registry
 #[derive(Debug, Args)]
@@ -170,8 +171,11 @@ impl RegistryArgs {
             grace: Duration::from_secs(self.grace),
         };
         let server = Server::bind(config).await?;
-        writeln!(std::io::stdout(), "listening on {}", server.url())?;
+        let words = format!("listening on {}", server.url());
+        writeln!(std::io::stdout(), "{words}")?;
+        let manager = service::ready(&words);
         server.run(shutdown).await;
+        manager.inspect(Manager::stopping);
         Ok(Exit::Success)
     }
 }
