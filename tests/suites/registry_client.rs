@@ -13,8 +13,8 @@ use tempfile::TempDir;
 use undermount::image::artifact::{Artifact, LayerBlobs};
 use undermount::image::{Descriptor, Platform, Reference, Repository, media_type, referrers};
 use undermount::registry::client::{
-    Client, ClientConfig, Credential, Credentials, Listed, Mount, RegistryError, RetryPolicy,
-    Secret, Upload,
+    Client, ClientConfig, Credential, Credentials, Listed, Mount, RegistryError, RemoteBlob,
+    RetryPolicy, Secret, Upload,
 };
 use undermount_fs::digest::Digest;
 use undermount_tests::archive::Member;
@@ -160,6 +160,7 @@ async fn a_blob_is_mounted_instead_of_moved() {
         let Mount::Opened(upload) = client.mount(&to, &blob.digest, &from).await.unwrap() else {
             panic!("there is nothing to mount");
         };
+        let source = RemoteBlob::new(&client, &source, &blob);
         client.copy_blob(&blob, &source, &to, Some(upload), None).await.unwrap();
         assert_eq!(read(&client, &to, &other).await, other);
     }
@@ -193,7 +194,8 @@ async fn copy_over_cut_wires(source: &Registry, target: &Registry) {
         }
         heard
     });
-    client.copy_blob(&blob, &from, &to, None, Some(sender)).await.unwrap();
+    let source = RemoteBlob::new(&client, &from, &blob);
+    client.copy_blob(&blob, &source, &to, None, Some(sender)).await.unwrap();
     assert_eq!((wire_from.cuts(), wire.cuts()), (1, 1));
     assert_eq!(listen.await.unwrap(), bytes);
     let copied = repository(target.address(), "b");
@@ -278,7 +280,7 @@ async fn an_index_artifact_is_attached_found_and_survives_garbage_collection() {
     client.attach(&attached, &artifact).await.unwrap();
     client.attach(&attached, &artifact).await.unwrap();
     let kind = media_type::UNDERMOUNT_INDEX;
-    let listed = client.referrers(&attached, &image.digest(), kind).await.unwrap();
+    let listed = client.referrers(&attached, &image.digest(), Some(kind)).await.unwrap();
     assert_eq!(listed.len(), 1, "attaching twice lists it once");
     assert_eq!(client.tags(&attached).await.unwrap(), ["t"], "its tags are no versions");
 

@@ -25,6 +25,11 @@ pub fn own_tag(subject: &Digest) -> Tag {
     Tag::of_valid(format!("sha256-{}.undermount", subject.hex()))
 }
 
+/// Whether a tag is one of [`own_tag`].
+pub fn is_own_tag(tag: &str) -> bool {
+    is_reserved_tag(tag) && tag.ends_with(".undermount")
+}
+
 /// Whether a tag belongs to a manifest (`sha256-<64 hex digits>` and anything after), so that
 /// it is no version of an image and listings leave it out.
 pub fn is_reserved_tag(tag: &str) -> bool {
@@ -38,8 +43,22 @@ pub fn artifact_type(referrer: &Descriptor) -> Option<&str> {
     referrer.artifact_type.as_deref().filter(|kind| !kind.is_empty()).or_else(annotated)
 }
 
-/// The fallback index with `artifact` in the place of others of its artifact type; `None` where
-/// `existing` already says so. What other clients wrote stays as it is.
+/// What a list of referrers says of a manifest: its artifact type, or the type of its
+/// configuration, and its annotations (distribution-spec, "Listing Referrers").
+pub fn listed(manifest: &[u8], media_type: &str) -> Descriptor {
+    let mut listed = Descriptor::of(media_type, manifest);
+    let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+    let document: Value = serde_json::from_slice(manifest).unwrap_or_default();
+    listed.artifact_type =
+        text(&document["artifactType"]).or_else(|| text(&document["config"]["mediaType"]));
+    let annotations = document["annotations"].as_object().into_iter().flatten();
+    listed.annotations =
+        annotations.filter_map(|(key, value)| Some((key.clone(), text(value)?))).collect();
+    listed
+}
+
+/// The fallback index with `artifact` in it; `None` where `existing` already says so. Our own
+/// index artifact takes the place of an earlier one. What other clients wrote stays as it is.
 ///
 /// # Errors
 /// [`ManifestError`] where `existing` is something else than an index.
@@ -65,9 +84,9 @@ pub fn list_in_fallback(
     };
     let replaced = |entry: &Value| {
         serde_json::from_value::<Descriptor>(entry.clone()).is_ok_and(|entry| {
+            let is_index = artifact_type(&entry) == Some(media_type::UNDERMOUNT_INDEX);
             entry.digest == listed.digest
-                || (artifact_type(&entry).is_some()
-                    && artifact_type(&entry) == artifact_type(&listed))
+                || is_index && artifact_type(&listed) == artifact_type(&entry)
         })
     };
     let wanted = serde_json::to_value(&listed).expect("strings and numbers become JSON");

@@ -43,7 +43,7 @@ pub use super::Secret;
 pub use attach::FoundArtifact;
 pub use blob::BlobReader;
 pub use certificates::CertificateError;
-pub use copy::Listener;
+pub use copy::{BlobSource, BlobStream, Listener, RemoteBlob};
 pub use credentials::{Credential, CredentialError, Credentials};
 pub use error::{Fault, Message, RegistryError, Subject};
 pub use manifests::{Image, RawManifest};

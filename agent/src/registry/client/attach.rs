@@ -2,12 +2,13 @@
 
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use futures_util::stream::{StreamExt as _, TryStreamExt as _, iter};
 use undermount_fs::digest::{Digest, Verified};
 
 use crate::image::artifact::pack::{self, PackEntry};
 use crate::image::artifact::{self, Artifact, ArtifactError, LayerEntry, MAX_TREE};
-use crate::image::{Reference, Repository, media_type, referrers};
+use crate::image::{Descriptor, Reference, Repository, Tag, media_type, referrers};
 
 use super::error::{Fault, Message, RegistryError, Subject};
 use super::upload::Listed;
@@ -53,30 +54,52 @@ impl Client {
             .buffer_unordered(SIDE_BY_SIDE)
             .try_collect::<()>()
             .await?;
+        let Artifact { subject, descriptor, manifest, .. } = artifact;
+        let own_tag = referrers::own_tag(subject);
+        self.attach_manifest(repository, subject, descriptor, manifest, Some(own_tag)).await
+    }
+
+    /// Puts `manifest`, which `descriptor` names and whose blobs are in `repository`, so that
+    /// whoever looks for what belongs to `subject` finds it: listed by the registry, or else
+    /// under `own_tag` and in the fallback index.
+    ///
+    /// # Errors
+    /// [`RegistryError`] where the registry refuses or cannot be reached.
+    pub async fn attach_manifest(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        descriptor: &Descriptor,
+        manifest: &Bytes,
+        own_tag: Option<Tag>,
+    ) -> Result<(), RegistryError> {
         let put = |reference: Reference| async move {
-            let kind = &artifact.descriptor.media_type;
-            self.put_manifest(&reference, kind, &artifact.manifest).await
+            self.put_manifest(&reference, &descriptor.media_type, manifest).await
         };
         let endpoint = self.endpoint(repository);
-        if !endpoint.without_referrers.load(Ordering::Relaxed) {
-            let listed = put(repository.at(artifact.descriptor.digest)).await?;
+        let knows_referrers = !endpoint.without_referrers.load(Ordering::Relaxed);
+        if knows_referrers || own_tag.is_none() {
+            let listed = put(repository.at(descriptor.digest)).await?;
             if listed == Listed::ByRegistry {
                 return Ok(());
             }
         }
-        put(repository.tagged(referrers::own_tag(&artifact.subject))).await?;
+        if let Some(tag) = own_tag {
+            put(repository.tagged(tag)).await?;
+        }
         let _writing = endpoint.fallback.lock().await;
-        self.list_in_fallback(repository, artifact).await
+        self.list_in_fallback(repository, subject, descriptor).await
     }
 
-    /// Writes the fallback index and reads it again until the artifact is in it: registries
+    /// Writes the fallback index and reads it again until the manifest is in it: registries
     /// ignore conditions on a PUT, so another writer's update may undo ours.
     async fn list_in_fallback(
         &self,
         repository: &Repository,
-        artifact: &Artifact,
+        subject: &Digest,
+        descriptor: &Descriptor,
     ) -> Result<(), RegistryError> {
-        let tag = repository.tagged(referrers::fallback_tag(&artifact.subject));
+        let tag = repository.tagged(referrers::fallback_tag(subject));
         let subject = Subject::Manifest(tag.clone());
         for _ in 0..FALLBACK_ROUNDS {
             let existing = match self.manifest(&tag).await {
@@ -84,7 +107,7 @@ impl Client {
                 Err(error) if error.is_not_found() => None,
                 Err(error) => return Err(error),
             };
-            let updated = referrers::list_in_fallback(existing.as_deref(), &artifact.descriptor)
+            let updated = referrers::list_in_fallback(existing.as_deref(), descriptor)
                 .map_err(|error| Fault::Manifest(error).of(&subject))?;
             match updated {
                 None => return Ok(()),
@@ -106,7 +129,7 @@ impl Client {
         repository: &Repository,
         subject: &Digest,
     ) -> Result<Vec<FoundArtifact>, RegistryError> {
-        let kind = media_type::UNDERMOUNT_INDEX;
+        let kind = Some(media_type::UNDERMOUNT_INDEX);
         let mut found = Vec::new();
         match self.api_referrers(repository, subject, kind).await? {
             Some(listed) => {

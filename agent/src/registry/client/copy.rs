@@ -1,10 +1,11 @@
-//! Copying a blob from one repository to another, in one pass that others can listen to.
+//! Copying a blob into a repository, in one pass that others can listen to.
 //!
-//! Both sides may break at any byte. The reader goes on by Range; when the target breaks, it
-//! is asked how much it has, and the source is read again from there. What the listener hears
-//! is every byte once and in order, whatever had to be repeated.
+//! Both sides may break at any byte. A source goes on by itself (a registry by Range); when the
+//! target breaks, it is asked how much it has, and the source is opened again from there. What
+//! the listener hears is every byte once and in order, whatever had to be repeated.
 
 use bytes::Bytes;
+use futures_util::stream::{BoxStream, StreamExt as _, unfold};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use undermount_fs::digest::{Digest, Hasher, WrongDigest};
@@ -19,9 +20,56 @@ use super::upload::{Upload, UploadWriter};
 /// goes on without one that hangs up.
 pub type Listener = mpsc::Sender<Bytes>;
 
+/// Bytes in order, until they end or fail for good.
+pub type BlobStream = BoxStream<'static, Result<Bytes, RegistryError>>;
+
+/// One blob, wherever it is: in a repository, or in a file of this host. It may be opened again.
+pub trait BlobSource: Send + Sync {
+    /// The bytes from `offset` to the end. They are not verified; whoever reads them hashes them.
+    fn open(&self, offset: u64) -> BlobStream;
+    /// What an error about its bytes is about.
+    fn subject(&self) -> Subject;
+}
+
+/// A blob of a repository.
+#[derive(Debug, Clone)]
+pub struct RemoteBlob {
+    /// Who reads it.
+    pub client: Client,
+    /// Where it is.
+    pub repository: Repository,
+    /// Which it is.
+    pub digest: Digest,
+    /// Its bytes.
+    pub size: u64,
+}
+
+impl RemoteBlob {
+    /// `blob` of `repository`, read by `client`.
+    pub fn new(client: &Client, repository: &Repository, blob: &Descriptor) -> Self {
+        let (client, repository) = (client.clone(), repository.clone());
+        Self { client, repository, digest: blob.digest, size: blob.size }
+    }
+}
+
+impl BlobSource for RemoteBlob {
+    fn open(&self, offset: u64) -> BlobStream {
+        let reader = self.client.read_blob(&self.repository, &self.digest, self.size, offset);
+        unfold(reader, |mut reader| async {
+            let chunk = reader.next().await.transpose()?;
+            Some((chunk, reader))
+        })
+        .boxed()
+    }
+
+    fn subject(&self) -> Subject {
+        Subject::Blob(self.repository.clone(), self.digest)
+    }
+}
+
 impl Client {
-    /// Copies `blob` from the repository `from` to the repository `to`, which may be on another
-    /// registry, through `upload` where one is open already ([`super::Mount::Opened`]).
+    /// Copies `blob` from `source` to the repository `to`, through `upload` where one is open
+    /// already ([`super::Mount::Opened`]).
     ///
     /// The bytes are hashed on the way: a source that sends wrong ones is named, and the target
     /// does not get the last of them. What `listener` heard is worth something only on success.
@@ -31,7 +79,7 @@ impl Client {
     pub async fn copy_blob(
         &self,
         blob: &Descriptor,
-        from: &Repository,
+        source: &dyn BlobSource,
         to: &Repository,
         upload: Option<Upload>,
         listener: Option<Listener>,
@@ -40,7 +88,7 @@ impl Client {
             Some(upload) => upload,
             None => self.start_upload(to).await?,
         };
-        let mut copy = Copy { client: self, blob, from, heard: Heard::new(listener) };
+        let mut copy = Copy { blob, source, heard: Heard::new(listener) };
         let mut budget = self.shared.config.retry.budget();
         loop {
             let heard_before = copy.heard.bytes;
@@ -77,25 +125,25 @@ enum Failure {
 }
 
 struct Copy<'a> {
-    client: &'a Client,
     blob: &'a Descriptor,
-    from: &'a Repository,
+    source: &'a dyn BlobSource,
     heard: Heard,
 }
 
 impl Copy<'_> {
     /// Copies what the target does not have yet.
     async fn rest(&mut self, writer: &mut UploadWriter) -> Result<(), Failure> {
-        let Descriptor { digest, size, .. } = self.blob;
+        let size = self.blob.size;
         let held = writer.offset();
         // What the target holds and nobody heard yet has to be heard.
         let mut position = held.min(self.heard.bytes);
-        let mut reader = self.client.read_blob(self.from, digest, *size, position);
-        while let Some(chunk) = reader.next().await.map_err(Failure::Source)? {
+        let mut chunks = self.source.open(position);
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(Failure::Source)?;
             self.heard.hear(position, &chunk).await;
             let known = to_usize(held.saturating_sub(position)).min(chunk.len());
             position += chunk.len() as u64;
-            if position == *size {
+            if position == size {
                 self.check().map_err(Failure::Source)?;
             }
             if known < chunk.len() {
@@ -111,8 +159,7 @@ impl Copy<'_> {
         if expected == actual {
             return Ok(());
         }
-        let subject = Subject::Blob(self.from.clone(), expected);
-        Err(Fault::WrongDigest(WrongDigest { expected, actual }).of(&subject))
+        Err(Fault::WrongDigest(WrongDigest { expected, actual }).of(&self.source.subject()))
     }
 }
 

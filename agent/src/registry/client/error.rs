@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -37,6 +38,8 @@ pub enum Subject {
     Tags(Repository),
     /// What belongs to a manifest of a repository.
     Referrers(Repository, Digest),
+    /// A blob in a file of this host.
+    File(PathBuf, Digest),
 }
 
 /// How an operation failed.
@@ -160,6 +163,9 @@ pub enum Fault {
     /// Bytes that are what was asked for and cannot be used nevertheless.
     #[error("unusable{0}")]
     Unusable(Message),
+    /// A file of this host that cannot be read.
+    #[error("the file cannot be read")]
+    File(#[source] std::io::Error),
     /// An answer that breaks the distribution-spec.
     #[error("the registry's answer makes no sense: {0}")]
     Protocol(String),
@@ -304,6 +310,7 @@ impl fmt::Display for Subject {
             Self::Referrers(repository, digest) => {
                 write!(f, "referrers of {digest} in {repository}")
             }
+            Self::File(path, digest) => write!(f, "blob {digest} in {}", path.display()),
         }
     }
 }

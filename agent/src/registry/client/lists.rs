@@ -41,6 +41,17 @@ impl Client {
     /// # Errors
     /// [`RegistryError`] where the repository does not exist or cannot be listed.
     pub async fn tags(&self, repository: &Repository) -> Result<Vec<String>, RegistryError> {
+        let mut tags = self.all_tags(repository).await?;
+        tags.retain(|tag| !referrers::is_reserved_tag(tag));
+        Ok(tags)
+    }
+
+    /// The tags of `repository` in the registry's order, those that belong to a manifest
+    /// included.
+    ///
+    /// # Errors
+    /// [`RegistryError`] where the repository does not exist or cannot be listed.
+    pub async fn all_tags(&self, repository: &Repository) -> Result<Vec<String>, RegistryError> {
         let subject = Subject::Tags(repository.clone());
         let endpoint = self.endpoint(repository);
         let path = format!("v2/{}/tags/list", repository.path());
@@ -52,7 +63,6 @@ impl Client {
                 let page: TagList = read(&page)?;
                 tags.extend(page.tags.unwrap_or_default());
             }
-            tags.retain(|tag| !referrers::is_reserved_tag(tag));
             Ok(tags)
         })
         .await
@@ -78,8 +88,8 @@ impl Client {
         .await
     }
 
-    /// What belongs to the manifest `subject` and has `artifact_type`: from the referrers API,
-    /// or from the fallback tag where the registry does not have it.
+    /// What belongs to the manifest `subject`, of one `artifact_type` or of all: from the
+    /// referrers API, or from the fallback tag where the registry does not have it.
     ///
     /// # Errors
     /// [`RegistryError`] where that cannot be found out.
@@ -87,7 +97,7 @@ impl Client {
         &self,
         repository: &Repository,
         subject: &Digest,
-        artifact_type: &str,
+        artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>, RegistryError> {
         match self.api_referrers(repository, subject, artifact_type).await? {
             Some(listed) => Ok(listed),
@@ -101,7 +111,7 @@ impl Client {
         &self,
         repository: &Repository,
         subject: &Digest,
-        artifact_type: &str,
+        artifact_type: Option<&str>,
     ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
         let endpoint = self.endpoint(repository);
         if endpoint.without_referrers.load(Ordering::Relaxed) {
@@ -127,10 +137,10 @@ impl Client {
         endpoint: &Endpoint,
         repository: &Repository,
         subject: &Digest,
-        artifact_type: &str,
+        artifact_type: Option<&str>,
     ) -> Result<Option<Vec<Descriptor>>, Fault> {
-        let path =
-            format!("v2/{}/referrers/{subject}?artifactType={artifact_type}", repository.path());
+        let filter = artifact_type.map(|kind| format!("?artifactType={kind}")).unwrap_or_default();
+        let path = format!("v2/{}/referrers/{subject}{filter}", repository.path());
         let access = Access::pull(repository);
         let mut pages = self.pages(endpoint, &access, &path, media_type::OCI_INDEX).await?;
         let mut referrers = Vec::new();
@@ -147,7 +157,7 @@ impl Client {
         &self,
         repository: &Repository,
         subject: &Digest,
-        artifact_type: &str,
+        artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>, RegistryError> {
         let tag = repository.tagged(referrers::fallback_tag(subject));
         match self.manifest(&tag).await {
@@ -164,8 +174,11 @@ impl Client {
 }
 
 /// Registries may ignore the filter, and fallback indexes have none.
-fn of_type(mut listed: Vec<Descriptor>, artifact_type: &str) -> Vec<Descriptor> {
-    listed.retain(|entry| referrers::artifact_type(entry) == Some(artifact_type));
+fn of_type(mut listed: Vec<Descriptor>, artifact_type: Option<&str>) -> Vec<Descriptor> {
+    let wanted = |entry: &Descriptor| {
+        artifact_type.is_none() || referrers::artifact_type(entry) == artifact_type
+    };
+    listed.retain(wanted);
     listed
 }
 

@@ -10,7 +10,7 @@ use crate::image::artifact::{Artifact, LayerBlobs};
 use crate::image::{Descriptor, media_type, referrers};
 
 use super::super::testing::{Reply, Seen, Server, client};
-use super::super::{Listed, Mount};
+use super::super::{Listed, Mount, RemoteBlob};
 
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
@@ -102,7 +102,8 @@ async fn copied(server: &Server) -> (Result<(), String>, Vec<u8>) {
     let (sender, mut receiver) = tokio::sync::mpsc::channel(2);
     let client = client(|_| ());
     let repository = server.repository();
-    let copy = client.copy_blob(&blob, &from, &repository, None, Some(sender));
+    let source = RemoteBlob::new(&client, &from, &blob);
+    let copy = client.copy_blob(&blob, &source, &repository, None, Some(sender));
     let listen = async {
         let mut heard = Vec::new();
         while let Some(chunk) = receiver.recv().await {

@@ -364,11 +364,12 @@ async fn referrers_come_from_the_fallback_tag_where_there_is_no_api() {
     let repository = server.repository();
     for requests in [2, 3] {
         let kind = media_type::UNDERMOUNT_INDEX;
-        let found = client.referrers(&repository, &subject, kind).await.unwrap();
+        let found = client.referrers(&repository, &subject, Some(kind)).await.unwrap();
         assert_eq!(found[0].digest, artifact.digest);
         assert_eq!(server.seen().len(), requests, "the API is asked for once");
     }
-    let none = client.referrers(&repository, &Digest::of(b"x"), "application/x").await.unwrap();
+    let other = Some("application/x");
+    let none = client.referrers(&repository, &Digest::of(b"x"), other).await.unwrap();
     assert_eq!(none, []);
 }
 
@@ -382,7 +383,7 @@ async fn referrers_of_another_type_are_left_out() {
     let client = client(|_| ());
     let find = |kind: &'static str| {
         let (client, repository) = (client.clone(), server.repository());
-        async move { client.referrers(&repository, &subject, kind).await.unwrap().len() }
+        async move { client.referrers(&repository, &subject, Some(kind)).await.unwrap().len() }
     };
     assert_eq!(find(media_type::UNDERMOUNT_INDEX).await, 0);
     assert_eq!(find("application/x").await, 1);
