@@ -97,6 +97,8 @@ impl Undercloud {
         let mut names: Vec<_> = fs::read_dir(self.directory.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            // What a copy began is written down below it.
+            .filter(|name| name != ".local")
             .collect();
         names.sort();
         assert_eq!(names, ["prepare.yaml", "template.yaml.j2"]);

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use undermount::image::Platform;
-use undermount::prepare::copy::{self, CopyError, CopyJob, CopyOptions, ManifestFormat};
+use undermount::prepare::copy::{
+    self, Attached, CopyError, CopyJob, CopyOptions, Indexing, Location, ManifestFormat,
+};
 use undermount::prepare::discover::DiscoverError;
 use undermount::prepare::draft::Draft;
 use undermount::prepare::environment::{self, Environment};
@@ -312,18 +314,8 @@ impl CopyArgs {
         if jobs.is_empty() {
             return Ok(());
         }
-        let options = CopyOptions {
-            jobs: self.jobs.into(),
-            streams: self.jobs.into(),
-            index: self.index.unwrap_or(habits.index) == Index::Auto,
-            manifests: self.manifests.unwrap_or(habits.manifests).into(),
-            image_serve: self
-                .image_serve_dir
-                .clone()
-                .or_else(|| habits.image_serve.map(PathBuf::from)),
-            scratch: std::env::temp_dir(),
-        };
-        let report = copy::run(jobs, sources, &options, progress::for_stderr()).await?;
+        let report =
+            copy::run(jobs, sources, &self.options(habits), progress::for_stderr()).await?;
         let skips = |error: &CopyError| self.skip_missing && error.is_missing();
         let failures: Vec<_> = report.failures().filter(|(_, error)| !skips(error)).collect();
         if !failures.is_empty() {
@@ -331,11 +323,40 @@ impl CopyArgs {
         }
         let missing: Vec<_> = report.failures().map(|(job, _)| job.source.clone()).collect();
         resolved.plan.retain(|image| {
-            image.source().parse().map_or(true, |source| !missing.contains(&source))
+            image.source().parse::<Location>().map_or(true, |source| !missing.contains(&source))
         });
         resolved.missing.extend(missing.into_iter().map(DiscoverError::NotFound));
         Ok(())
     }
+
+    fn options(&self, habits: Habits) -> CopyOptions {
+        let index = self.index.unwrap_or(habits.index);
+        let manifests = self.manifests.unwrap_or(habits.manifests).into();
+        let (indexing, attached) = match index {
+            Index::Auto => (Indexing::Build, Attached::Always),
+            // Who wants no index wants few requests: none for images that are there.
+            Index::Off => (Indexing::Off, Attached::WithImage),
+        };
+        let image_serve = habits.image_serve.map(PathBuf::from);
+        CopyOptions {
+            jobs: self.jobs.into(),
+            streams: self.jobs.into(),
+            indexing,
+            attached,
+            manifests,
+            image_serve: self.image_serve_dir.clone().or(image_serve),
+            scratch: std::env::temp_dir(),
+            state: Some(copy_state()),
+        }
+    }
+}
+
+/// Where copies write down what they begin (XDG Base Directory Specification, "state").
+pub fn copy_state() -> PathBuf {
+    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
+    let home = || Some(std::env::home_dir()?.join(".local/state"));
+    let state = state.filter(|state| state.is_absolute()).or_else(home);
+    state.unwrap_or_else(|| "/var/lib".into()).join("undermount/copy")
 }
 
 /// Which images failed and why, one line each.

@@ -5,6 +5,7 @@ use futures_util::{StreamExt as _, stream};
 use crate::image::{Reference, ReferenceError};
 use crate::registry::client::RegistryError;
 
+use super::copy::Location;
 use super::draft::DraftEntry;
 use super::label::{TagLabel, TagLabelError};
 use super::plan::ResolvedImage;
@@ -26,7 +27,7 @@ pub enum DiscoverError {
     Label(#[from] TagLabelError),
     /// The source does not have it.
     #[error("Not found image: {0}")]
-    NotFound(Reference),
+    NotFound(Location),
     /// The source does not have the tag that the labels tell.
     #[error("Image {repository} has no tag {tag}.\nAvailable tags: {available}")]
     NoTag {
@@ -180,7 +181,7 @@ async fn last_tag(image: &Reference, sources: &Sources) -> Result<Reference, Dis
     let tags = sources.client().tags(image.repository()).await;
     let tags = tags.map_err(|error| about(image, error))?;
     let last = tags.last().and_then(|tag| tag.parse().ok());
-    last.map(|tag| image.with_tag(tag)).ok_or_else(|| DiscoverError::NotFound(image.clone()))
+    last.map(|tag| image.with_tag(tag)).ok_or_else(|| DiscoverError::NotFound(image.clone().into()))
 }
 
 async fn no_tag(image: &Reference, tag: String, sources: &Sources) -> DiscoverError {
@@ -196,7 +197,7 @@ async fn no_tag(image: &Reference, tag: String, sources: &Sources) -> DiscoverEr
 
 fn about(image: &Reference, error: RegistryError) -> DiscoverError {
     if error.is_not_found() {
-        return DiscoverError::NotFound(image.clone());
+        return DiscoverError::NotFound(image.clone().into());
     }
     DiscoverError::Registry { image: image.clone(), source: Box::new(error) }
 }

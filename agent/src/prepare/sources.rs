@@ -24,6 +24,11 @@ impl Sources {
         &self.client
     }
 
+    /// The platform whose image an index means.
+    pub fn platform(&self) -> &Platform {
+        &self.platform
+    }
+
     /// The manifest or index that `reference` names.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use undermount::image::{Platform, Reference};
-use undermount::prepare::copy::{self, CopyJob, CopyOptions, ManifestFormat};
+use undermount::prepare::copy::{self, Attached, CopyJob, CopyOptions, Indexing, ManifestFormat};
 use undermount::prepare::progress::Unseen;
 use undermount::prepare::sources::Sources;
 
@@ -46,12 +46,15 @@ impl PushArgs {
         let options = CopyOptions {
             jobs: 1,
             streams: 4,
-            index: false,
+            indexing: Indexing::Off,
+            attached: Attached::Never,
             manifests: ManifestFormat::Docker,
             image_serve: Some(self.registry.image_serve_dir.clone()),
             scratch: std::env::temp_dir(),
+            state: None,
         };
-        let job = CopyJob { source, target, multi_arch: self.multi_arch };
+        let job =
+            CopyJob { source: source.into(), target: target.into(), multi_arch: self.multi_arch };
         let report = copy::run(vec![job], &sources, &options, Arc::new(Unseen)).await?;
         match report.outcomes.into_iter().find_map(|(_, outcome)| outcome.err()) {
             Some(error) => Err(error.into()),

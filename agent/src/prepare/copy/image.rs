@@ -1,224 +1,369 @@
-//! One image: its blobs, its manifest or manifests, its index artifact, and last its tag.
-
-use std::sync::Arc;
+//! One image: its blobs, its manifest or manifests, what belongs to them, and last its name.
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use undermount_fs::digest::Digest;
 use undermount_fs::layer::LayerError;
 
-use crate::image::artifact::{Artifact, LayerBlobs};
-use crate::image::{Descriptor, Document, Manifest, ManifestError, Reference};
-use crate::registry::client::{Client, Fault, RawManifest, RegistryError};
-
-use super::blob::{BlobFailure, BlobMover, is_damage};
-use super::export::Export;
+use super::attachments::{self, Finder};
+use super::blob::{BlobFailure, BlobMover, Supply, is_damage};
+use super::destination::Destinations;
 use super::index::{IndexFailure, Indexes};
-use super::{CopyError, CopyJob, CopyOptions, ManifestFormat, docker};
-use crate::prepare::progress::{Done, Progress};
-use crate::prepare::sources::Sources;
+use super::origin::{Origin, Origins};
+use super::store::{Attachment, BlobRole, FoundBy, Spot, StoreError};
+use super::{Attached, CopyError, CopyJob, Indexing, ManifestFormat, docker};
+use crate::image::artifact::{Artifact, ArtifactError, LayerBlobs};
+use crate::image::{Descriptor, Document, Index, Manifest, referrers};
+use crate::prepare::progress::Done;
+use crate::registry::client::{Fault, RawManifest, RegistryError};
 
 /// Blobs of one image that are looked after at a time.
-pub(super) const BLOBS_AT_A_TIME: usize = 4;
+const BLOBS_AT_A_TIME: usize = 4;
+/// How deep lists may lie in lists, and things that belong to things.
+const MAX_DEPTH: usize = 4;
+/// The architecture whose image a tag means for clients that know no lists.
+const COMMON: &str = "amd64";
 
 /// Copies images one by one; shared by all of them.
 pub struct ImageCopier<'a> {
-    sources: &'a Sources,
-    client: Client,
-    mover: BlobMover,
-    indexes: Option<Indexes>,
-    manifests: ManifestFormat,
-    export: Option<Export>,
+    /// Where they come from.
+    pub origins: Origins<'a>,
+    /// Where they go.
+    pub destinations: Destinations,
+    /// What moves their blobs.
+    pub mover: BlobMover,
+    /// The indexes that are built.
+    pub indexes: Indexes,
+    /// What becomes of indexes.
+    pub indexing: Indexing,
+    /// When what belongs to images is looked for.
+    pub attached: Attached,
+    /// What manifests look like.
+    pub manifests: ManifestFormat,
+    /// What finds that.
+    pub finder: Finder,
 }
 
-/// What was done for an image so far.
+/// An image that is being copied.
+struct Work<'a> {
+    copier: &'a ImageCopier<'a>,
+    job: &'a CopyJob,
+    origin: Origin,
+    spot: Spot,
+    moved: Moved,
+    /// Whether the destination had it all before.
+    changed: bool,
+    /// What the registry refused while it had no manifest that it belongs to.
+    refused: Vec<(Digest, Attachment)>,
+}
+
 #[derive(Debug, Default)]
 struct Moved {
     bytes: u64,
     shared: usize,
     blobs: usize,
-    /// Artifacts that the registry refused while it had no manifest that they belong to.
-    refused: Vec<Artifact>,
 }
 
-impl<'a> ImageCopier<'a> {
-    /// A copier that behaves as `options` say.
-    ///
-    /// # Errors
-    /// Where the scratch directory cannot be made.
-    pub fn new(
-        sources: &'a Sources,
-        options: &CopyOptions,
-        progress: Arc<dyn Progress>,
-    ) -> std::io::Result<Self> {
-        let client = sources.client().clone();
-        Ok(Self {
-            sources,
-            mover: BlobMover::new(client.clone(), options.streams, progress),
-            indexes: options.index.then(|| Indexes::new(&options.scratch)).transpose()?,
-            client,
-            manifests: options.manifests,
-            export: options.image_serve.as_deref().map(Export::new),
-        })
-    }
-
+impl ImageCopier<'_> {
     /// Copies the image of `job`, unless it is at its destination already.
     ///
     /// # Errors
-    /// [`CopyError`] with whatever did not go well; the tag is then as it was.
+    /// [`CopyError`] with whatever did not go well; the name is then as it was.
     pub async fn copy(&self, job: &CopyJob) -> Result<Done, CopyError> {
-        let named = self.look_up(job).await?;
-        if let Some(export) = &self.export
-            && export.serves(&job.target, &self.client).await?
-        {
-            return export.copy(job, named, self.sources).await;
+        let (origin, found) = self.origins.find(&job.source, job.multi_arch).await?;
+        let spot = self.destinations.spot(&job.target).await?;
+        let (moved, refused) = (Moved::default(), Vec::new());
+        let mut work = Work { copier: self, job, origin, spot, moved, changed: false, refused };
+        let named = match self.manifests {
+            ManifestFormat::Keep => found.clone(),
+            ManifestFormat::Docker => docker::convert(found.clone()),
+        };
+        // What belongs to an image names it by digest.
+        let has_attachments = named.digest == found.digest;
+        let present = work.spot.has(&named).await? && work.is_indexed(&named).await?;
+        let document = work.read(&named)?;
+        let common = match present {
+            true => None,
+            false => work.bring(&named, &document, 0).await?,
+        };
+        if has_attachments && self.attached.applies(present) {
+            work.bring_all_attachments(&named, &document, present).await?;
         }
-        let present = self.client.resolve(&job.target).await?;
-        if present.is_some_and(|present| present.digest == named.digest)
-            && self.is_indexed(job, &named).await?
-        {
-            return Ok(Done::Unchanged);
+        if !present {
+            work.changed |= work.spot.name(&named, common.as_ref()).await?;
         }
-        let mut moved = Moved::default();
-        match named.document().map_err(|error| manifest_error(&job.source, error))? {
-            Document::Manifest(manifest) => {
-                self.bring_manifest(job, &named, &manifest, &mut moved).await?;
-            }
-            Document::Index(index) => {
-                for child in &index.manifests {
-                    self.bring_child(job, child, &mut moved).await?;
-                }
-            }
+        work.attach_refused().await?;
+        Ok(work.done())
+    }
+}
+
+impl Work<'_> {
+    fn done(self) -> Done {
+        let Moved { bytes, shared, blobs } = self.moved;
+        match self.changed {
+            true => Done::Copied { bytes, shared, blobs },
+            false => Done::Unchanged,
         }
-        self.client.put_manifest(&job.target, &named.media_type, &named.bytes).await?;
-        for artifact in &moved.refused {
-            self.attach_again(job, artifact).await?;
-        }
-        Ok(Done::Copied { bytes: moved.bytes, shared: moved.shared, blobs: moved.blobs })
     }
 
-    async fn look_up(&self, job: &CopyJob) -> Result<RawManifest, CopyError> {
-        let found = match job.multi_arch {
-            true => self.sources.manifest(&job.source).await,
-            false => self.sources.image(&job.source).await,
-        };
-        let found = found.map_err(|error| match error.is_not_found() {
-            true => CopyError::NotFound(job.source.clone()),
-            false => error.into(),
-        })?;
-        Ok(match self.manifests {
-            ManifestFormat::Keep => found,
-            ManifestFormat::Docker => docker::convert(found),
-        })
+    fn read(&self, raw: &RawManifest) -> Result<Document, CopyError> {
+        raw.document().map_err(|error| self.origin.unusable(raw, error))
     }
 
     /// Whether the image at the destination has its index, or none is wanted. That of a list is
     /// not asked for: its children were indexed before its tag was written.
-    async fn is_indexed(&self, job: &CopyJob, named: &RawManifest) -> Result<bool, CopyError> {
-        if self.indexes.is_none() {
+    async fn is_indexed(&self, named: &RawManifest) -> Result<bool, CopyError> {
+        if self.copier.indexing != Indexing::Build {
             return Ok(true);
         }
-        let Ok(Document::Manifest(manifest)) = named.document() else { return Ok(true) };
+        let Document::Manifest(manifest) = self.read(named)? else { return Ok(true) };
         if indexable_layers(&manifest).is_empty() {
             return Ok(true);
         }
-        let found = self.client.index_artifacts(job.target.repository(), &named.digest).await?;
-        Ok(!found.is_empty())
+        Ok(self.spot.is_indexed(&named.digest).await?)
     }
 
-    /// Brings one image of a list, by digest.
-    async fn bring_child(
-        &self,
-        job: &CopyJob,
-        child: &Descriptor,
-        moved: &mut Moved,
-    ) -> Result<(), CopyError> {
-        let source = job.source.repository().at(child.digest);
-        let raw = self.sources.manifest(&source).await?;
-        let document = raw.document().map_err(|error| manifest_error(&source, error))?;
-        let manifest = document.into_manifest().map_err(|error| manifest_error(&source, error))?;
-        self.bring_manifest(job, &raw, &manifest, moved).await?;
-        let target = job.target.repository().at(child.digest);
-        self.client.put_manifest(&target, &raw.media_type, &raw.bytes).await?;
-        Ok(())
+    /// Brings what `raw` names. Of a list, gives the image that clients without lists get.
+    async fn bring(
+        &mut self,
+        raw: &RawManifest,
+        document: &Document,
+        depth: usize,
+    ) -> Result<Option<RawManifest>, CopyError> {
+        match document {
+            Document::Manifest(manifest) => {
+                self.bring_manifest(raw, manifest).await?;
+                Ok(None)
+            }
+            Document::Index(index) => self.bring_children(raw, index, depth).await,
+        }
+    }
+
+    /// Brings the images of a list, by digest.
+    async fn bring_children(
+        &mut self,
+        list: &RawManifest,
+        index: &Index,
+        depth: usize,
+    ) -> Result<Option<RawManifest>, CopyError> {
+        if depth >= MAX_DEPTH {
+            return Err(CopyError::TooDeep(list.digest));
+        }
+        let mut common = None;
+        for child in &index.manifests {
+            let raw = self.origin.manifest(&child.digest).await?;
+            let document = self.read(&raw)?;
+            Box::pin(self.bring(&raw, &document, depth + 1)).await?;
+            self.changed |= self.spot.put(&raw).await?;
+            let platform = child.platform.as_ref();
+            let is_common = platform.is_some_and(|platform| platform.architecture == COMMON);
+            if common.is_none() || is_common {
+                common = common.filter(|(known, _)| *known).or(Some((is_common, raw)));
+            }
+        }
+        Ok(common.map(|(_, raw)| raw))
     }
 
     /// Brings what a manifest names, and attaches its index; the manifest itself comes after.
     async fn bring_manifest(
-        &self,
-        job: &CopyJob,
+        &mut self,
         raw: &RawManifest,
         manifest: &Manifest,
-        moved: &mut Moved,
     ) -> Result<(), CopyError> {
-        let (from, to) = (job.source.repository(), job.target.repository());
-        let indexable = indexable_layers(manifest);
-        let blobs = std::iter::once(&manifest.config).chain(&manifest.layers);
-        let arrivals: Vec<u64> = stream::iter(blobs.filter(|blob| !is_foreign(blob)))
-            .map(|blob| {
-                let is_layer = indexable.iter().any(|layer| layer.digest == blob.digest);
-                let indexes = self.indexes.as_ref().filter(|_| is_layer);
+        let is_image = manifest.check_is_image().is_ok();
+        let role = if is_image { BlobRole::Layer } else { BlobRole::Other };
+        let layers = manifest.layers.iter().map(|layer| (layer, role));
+        let blobs = std::iter::once((&manifest.config, BlobRole::Other)).chain(layers);
+        let indexable = match self.copier.indexing {
+            Indexing::Build => indexable_layers(manifest),
+            _ => Vec::new(),
+        };
+        let work = &*self;
+        let arrivals: Vec<u64> = stream::iter(blobs.filter(|(blob, _)| !is_foreign(blob)))
+            .map(|(blob, role)| {
+                let is_indexed = indexable.iter().any(|layer| layer.digest == blob.digest);
+                let indexes = is_indexed.then_some(&work.copier.indexes);
+                let (mover, from) = (&work.copier.mover, Supply::Origin(&work.origin));
                 async move {
-                    let arrival = self.mover.bring(blob, from, to, indexes).await;
-                    arrival.map_err(|failure| blob_error(job, blob, failure))
+                    let arrival = mover.bring(blob, role, from, &work.spot, indexes).await;
+                    arrival.map_err(|failure| work.blob_error(blob, failure))
                 }
             })
             .buffer_unordered(BLOBS_AT_A_TIME)
             .try_collect()
             .await?;
-        moved.bytes += arrivals.iter().sum::<u64>();
-        moved.shared += arrivals.iter().filter(|&&bytes| bytes == 0).count();
-        moved.blobs += arrivals.len();
-        if let Some(indexes) = &self.indexes
-            && !indexable.is_empty()
-        {
-            moved.refused.extend(self.attach_index(job, raw, &indexable, indexes).await?);
+        self.count(&arrivals);
+        if !indexable.is_empty() {
+            self.attach_index(raw, &indexable).await?;
         }
         Ok(())
     }
 
-    /// Builds the index artifact of a manifest and attaches it, so that nobody sees the tag
-    /// before it; gives it back where the registry wants the manifest first. An image whose
-    /// layers cannot be indexed goes without: nodes then build their own index.
+    fn count(&mut self, arrivals: &[u64]) {
+        self.moved.bytes += arrivals.iter().sum::<u64>();
+        self.moved.shared += arrivals.iter().filter(|&&bytes| bytes == 0).count();
+        self.moved.blobs += arrivals.len();
+        self.changed |= arrivals.iter().any(|&bytes| bytes > 0);
+    }
+
+    /// Builds the index artifact of a manifest and attaches it, so that nobody sees the name
+    /// before it. An image whose layers cannot be indexed goes without: nodes then build their
+    /// own index.
     async fn attach_index(
-        &self,
-        job: &CopyJob,
+        &mut self,
         raw: &RawManifest,
         layers: &[&Descriptor],
-        indexes: &Indexes,
-    ) -> Result<Option<Artifact>, CopyError> {
-        let to = job.target.repository();
+    ) -> Result<(), CopyError> {
         let mut built = Vec::new();
         for layer in layers {
-            match indexes.get(&self.client, layer, to).await {
+            let source = self.spot.blob(layer, BlobRole::Layer)?;
+            match self.copier.indexes.get(&layer.digest, &*source).await {
                 Ok(index) => built.push(index),
-                Err(failure) => return without_index(job, layer, failure).map(|()| None),
+                Err(failure) => return self.without_index(layer, failure),
             }
         }
         let artifact = build_artifact(raw.descriptor(), built).await;
         let artifact = artifact.map_err(|error| CopyError::Artifact {
-            image: job.target.clone(),
+            image: self.job.target.to_string(),
             source: Box::new(error),
         })?;
-        match self.client.attach(to, &artifact).await {
-            Ok(()) => Ok(None),
-            Err(RegistryError { fault: Fault::Status { .. } | Fault::NotFound(_), .. }) => {
-                Ok(Some(artifact))
+        let refused = self.push_artifact(&artifact).await?;
+        self.refused.extend(refused.map(|attachment| (raw.digest, attachment)));
+        Ok(())
+    }
+
+    /// Pushes an index artifact; gives it back where the registry wants its subject first.
+    async fn push_artifact(
+        &mut self,
+        artifact: &Artifact,
+    ) -> Result<Option<Attachment>, CopyError> {
+        for (blob, bytes) in &artifact.blobs {
+            let (mover, from) = (&self.copier.mover, Supply::Memory(bytes));
+            let moved = mover.bring(blob, BlobRole::Other, from, &self.spot, None).await;
+            let moved = moved.map_err(|failure| self.blob_error(blob, failure))?;
+            self.changed |= moved > 0;
+        }
+        let attachment = Attachment {
+            raw: RawManifest {
+                bytes: artifact.manifest.clone(),
+                media_type: artifact.descriptor.media_type.clone(),
+                digest: artifact.descriptor.digest,
+            },
+            descriptor: artifact.descriptor.clone(),
+            found_by: FoundBy::Subject(Some(referrers::own_tag(&artifact.subject))),
+        };
+        self.attach(&artifact.subject, attachment).await
+    }
+
+    /// Attaches; gives back what the registry refuses.
+    async fn attach(
+        &mut self,
+        subject: &Digest,
+        attachment: Attachment,
+    ) -> Result<Option<Attachment>, CopyError> {
+        match self.spot.attach(subject, &attachment).await {
+            Ok(changed) => {
+                self.changed |= changed;
+                Ok(None)
             }
+            Err(StoreError::Registry(error)) if is_refusal(&error) => Ok(Some(attachment)),
             Err(error) => Err(error.into()),
         }
     }
 
     /// Attaches what was refused before the manifest was there. A registry that still refuses
     /// takes no artifacts.
-    async fn attach_again(&self, job: &CopyJob, artifact: &Artifact) -> Result<(), CopyError> {
-        match self.client.attach(job.target.repository(), artifact).await {
-            Err(error @ RegistryError { fault: Fault::Status { .. }, .. }) => {
-                let error = error.in_words();
-                tracing::warn!(image = %job.target, error, "the registry takes no index");
+    async fn attach_refused(&mut self) -> Result<(), CopyError> {
+        for (subject, attachment) in std::mem::take(&mut self.refused) {
+            match self.spot.attach(&subject, &attachment).await {
+                Err(StoreError::Registry(error)) if is_refusal(&error) => {
+                    let (image, error) = (&self.job.target, error.in_words());
+                    let kind =
+                        referrers::artifact_type(&attachment.descriptor).unwrap_or("artifact");
+                    tracing::warn!(%image, kind, error, "the registry takes nothing that belongs to images");
+                }
+                attached => self.changed |= attached?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings what belongs to an image, or to a list and its images.
+    async fn bring_all_attachments(
+        &mut self,
+        named: &RawManifest,
+        document: &Document,
+        present: bool,
+    ) -> Result<(), CopyError> {
+        let children: Vec<Digest> = match document {
+            Document::Manifest(_) => Vec::new(),
+            Document::Index(index) => index.manifests.iter().map(|child| child.digest).collect(),
+        };
+        for subject in std::iter::once(named.digest).chain(children) {
+            self.bring_attachments(&subject, present, 0).await?;
+        }
+        Ok(())
+    }
+
+    async fn bring_attachments(
+        &mut self,
+        subject: &Digest,
+        present: bool,
+        depth: usize,
+    ) -> Result<(), CopyError> {
+        for attachment in self.copier.finder.find(&self.origin, subject).await? {
+            let is_index = attachments::is_index(&attachment.descriptor);
+            if is_index && self.copier.indexing != Indexing::Carry {
+                continue;
+            }
+            if present && self.spot.has_attachment(&attachment).await? {
+                continue;
+            }
+            let document = self.read(&attachment.raw)?;
+            let digest = attachment.raw.digest;
+            Box::pin(self.bring(&attachment.raw, &document, depth)).await?;
+            if let Some(refused) = self.attach(subject, attachment).await? {
+                self.refused.push((*subject, refused));
+            }
+            if depth < MAX_DEPTH && !is_index {
+                Box::pin(self.bring_attachments(&digest, present, depth + 1)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn without_index(&self, layer: &Descriptor, failure: IndexFailure) -> Result<(), CopyError> {
+        match failure {
+            IndexFailure::Source(error) => Err(error.into()),
+            IndexFailure::Scratch(source) => {
+                Err(CopyError::Scratch { layer: layer.digest, source })
+            }
+            IndexFailure::Layer(source) if is_damage(&source) => Err(self.damaged(layer, source)),
+            IndexFailure::Layer(error) => {
+                let (image, layer) = (&self.job.target, &layer.digest);
+                tracing::warn!(%image, %layer, %error, "no index for this image");
                 Ok(())
             }
-            attached => Ok(attached?),
         }
     }
+
+    fn blob_error(&self, blob: &Descriptor, failure: BlobFailure) -> CopyError {
+        match failure {
+            BlobFailure::Store(error) => error.into(),
+            BlobFailure::Source(error) => *error,
+            BlobFailure::Scratch(source) => CopyError::Scratch { layer: blob.digest, source },
+            BlobFailure::Layer(source) => self.damaged(blob, source),
+        }
+    }
+
+    fn damaged(&self, layer: &Descriptor, source: LayerError) -> CopyError {
+        let (image, source) = (self.job.source.to_string(), Box::new(source));
+        CopyError::Layer { image, layer: layer.digest, source }
+    }
+}
+
+/// Whether a registry refuses, rather than fails.
+fn is_refusal(error: &RegistryError) -> bool {
+    matches!(error.fault, Fault::Status { .. } | Fault::NotFound(_))
 }
 
 /// The layers of an image that have an index: none where the manifest is not that of an image.
@@ -232,7 +377,7 @@ fn indexable_layers(manifest: &Manifest) -> Vec<&Descriptor> {
 }
 
 /// Whether the blob lies elsewhere, by the will of its owner, and is never in a registry.
-pub(super) fn is_foreign(blob: &Descriptor) -> bool {
+fn is_foreign(blob: &Descriptor) -> bool {
     !blob.urls.is_empty()
         && (blob.media_type.contains("nondistributable") || blob.media_type.contains("foreign"))
 }
@@ -241,41 +386,8 @@ pub(super) fn is_foreign(blob: &Descriptor) -> bool {
 async fn build_artifact(
     subject: Descriptor,
     layers: Vec<LayerBlobs>,
-) -> Result<Artifact, crate::image::artifact::ArtifactError> {
+) -> Result<Artifact, ArtifactError> {
     tokio::task::spawn_blocking(move || Artifact::build(&subject, &layers))
         .await
         .expect("the artifact is built without a panic")
-}
-
-fn without_index(
-    job: &CopyJob,
-    layer: &Descriptor,
-    failure: IndexFailure,
-) -> Result<(), CopyError> {
-    match failure {
-        IndexFailure::Registry(error) => Err(error.into()),
-        IndexFailure::Scratch(source) => Err(CopyError::Scratch { layer: layer.digest, source }),
-        IndexFailure::Layer(source) if is_damage(&source) => Err(damaged(job, layer, source)),
-        IndexFailure::Layer(error) => {
-            tracing::warn!(image = %job.target, layer = %layer.digest, %error, "no index for this image");
-            Ok(())
-        }
-    }
-}
-
-fn blob_error(job: &CopyJob, blob: &Descriptor, failure: BlobFailure) -> CopyError {
-    match failure {
-        BlobFailure::Registry(error) => error.into(),
-        BlobFailure::Scratch(source) => CopyError::Scratch { layer: blob.digest, source },
-        BlobFailure::Layer(source) => damaged(job, blob, source),
-    }
-}
-
-fn damaged(job: &CopyJob, layer: &Descriptor, source: LayerError) -> CopyError {
-    let (image, source) = (Box::new(job.source.clone()), Box::new(source));
-    CopyError::Layer { image, layer: layer.digest, source }
-}
-
-pub(super) fn manifest_error(image: &Reference, source: ManifestError) -> CopyError {
-    CopyError::Manifest { image: image.clone(), source: Box::new(source) }
 }

@@ -1,34 +1,38 @@
 //! The indexes of layers, each built once for a whole run.
 //!
 //! An index is built while its layer is copied. A layer that the destination had already is
-//! read from there. Until the last image is done, indexes lie in a scratch directory: those of a
-//! release would not fit into memory.
+//! read from there. Until the last image is done, indexes lie on disk: those of a release would
+//! not fit into memory, and a run that was killed need not build them again.
+//!
+//! ```text
+//! file   := SHA-256 of the rest, 32 bytes | length of the tree, u64 little-endian | tree | spans
+//! ```
 
 use std::collections::HashMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
-use tempfile::TempDir;
+use bytes::{Buf as _, Bytes};
+use futures_util::StreamExt as _;
 use tokio::sync::{OnceCell, mpsc};
 use tokio::task::JoinHandle;
-use undermount_fs::digest::{Digest, WrongDigest};
+use undermount_fs::digest::{Digest, Hasher, WrongDigest};
 use undermount_fs::layer::{Indexer, LayerError, LayerIndex};
 
 use crate::image::artifact::LayerBlobs;
-use crate::image::{Descriptor, Repository};
-use crate::registry::client::{Client, Fault, Listener, RegistryError, Subject};
+use crate::registry::client::{BlobSource, Fault, Listener, RegistryError};
 
 /// Chunks between a copy and the indexer that listens to it.
 const QUEUE: usize = 8;
+const HEAD: usize = 32 + 8;
 
 /// Why there is no index of a layer.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexFailure {
-    /// The layer cannot be read from its registry.
+    /// The layer cannot be read.
     #[error(transparent)]
-    Registry(#[from] RegistryError),
+    Source(#[from] RegistryError),
     /// The blob is not a layer, or one that cannot be indexed.
     #[error(transparent)]
     Layer(#[from] LayerError),
@@ -37,26 +41,27 @@ pub enum IndexFailure {
     Scratch(#[from] io::Error),
 }
 
-/// The indexes that were built in this run.
+/// The indexes that were built in this run, and by those that were killed before it.
 #[derive(Debug)]
 pub struct Indexes {
-    scratch: TempDir,
+    directory: PathBuf,
     built: Mutex<HashMap<Digest, Arc<OnceCell<()>>>>,
 }
 
 impl Indexes {
-    /// No indexes yet; they will lie in a new directory below `scratch`.
-    ///
-    /// # Errors
-    /// Where that directory cannot be made.
-    pub fn new(scratch: &Path) -> io::Result<Self> {
-        let scratch = tempfile::Builder::new().prefix("undermount-prepare-").tempdir_in(scratch)?;
-        Ok(Self { scratch, built: Mutex::default() })
+    /// The indexes in `directory`.
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory, built: Mutex::default() }
     }
 
     /// Whether the index of `layer` is there.
-    pub fn has(&self, layer: &Digest) -> bool {
-        self.cell(layer).initialized()
+    pub async fn has(&self, layer: &Digest) -> bool {
+        let cell = self.cell(layer);
+        if !cell.initialized() && self.read(layer).await.is_some() {
+            // Another task that noticed it too has said so.
+            let _ = cell.set(());
+        }
+        cell.initialized()
     }
 
     /// Keeps the index of a layer.
@@ -68,37 +73,58 @@ impl Indexes {
         cell.get_or_try_init(|| self.write(index)).await.map(drop)
     }
 
-    /// The index of `layer`, which `repository` has. Where it is not there yet the layer is read
+    /// The index of `layer`, which `source` has. Where it is not there yet the layer is read
     /// once for all who ask.
     ///
     /// # Errors
     /// [`IndexFailure`] where the layer cannot be read or indexed.
     pub async fn get(
         &self,
-        client: &Client,
-        layer: &Descriptor,
-        repository: &Repository,
+        layer: &Digest,
+        source: &dyn BlobSource,
     ) -> Result<LayerBlobs, IndexFailure> {
-        let cell = self.cell(&layer.digest);
+        let cell = self.cell(layer);
         cell.get_or_try_init(|| async {
-            let index = build(client, layer, repository).await?;
-            Ok::<_, IndexFailure>(self.write(index).await?)
+            if self.read(layer).await.is_none() {
+                self.write(build(layer, source).await?).await?;
+            }
+            Ok::<_, IndexFailure>(())
         })
         .await?;
-        let (tree, spans) = self.paths(&layer.digest);
-        let bytes = async |path| tokio::fs::read(path).await.map(Bytes::from);
-        Ok(LayerBlobs { layer: layer.digest, tree: bytes(tree).await?, spans: bytes(spans).await? })
+        let gone = || io::Error::other("the index was damaged or taken away");
+        Ok(self.read(layer).await.ok_or_else(gone)?)
+    }
+
+    /// The index in its file, if it is there and whole.
+    async fn read(&self, layer: &Digest) -> Option<LayerBlobs> {
+        let file = Bytes::from(tokio::fs::read(self.path(layer)).await.ok()?);
+        let (digest, mut rest) = file.split_at_checked(32)?;
+        if Digest::of(rest).as_bytes() != digest {
+            return None;
+        }
+        let tree_length = usize::try_from(rest.try_get_u64_le().ok()?).ok()?;
+        let parts = file.slice(HEAD..);
+        let (tree, spans) = (tree_length <= parts.len())
+            .then(|| (parts.slice(..tree_length), parts.slice(tree_length..)))?;
+        Some(LayerBlobs { layer: *layer, tree, spans })
     }
 
     async fn write(&self, index: LayerIndex) -> io::Result<()> {
-        let (tree, spans) = self.paths(&index.layer);
-        tokio::fs::write(tree, &index.tree).await?;
-        tokio::fs::write(spans, &index.spans).await
+        let path = self.path(&index.layer);
+        let write = move || {
+            let length = (index.tree.len() as u64).to_le_bytes();
+            let mut hasher = Hasher::default();
+            let parts: [&[u8]; 3] = [&length, &index.tree, &index.spans];
+            parts.iter().for_each(|part| hasher.update(part));
+            let digest = hasher.finish();
+            let bytes = [digest.as_bytes().as_slice(), parts[0], parts[1], parts[2]].concat();
+            super::blob_file::write(&path, &bytes)
+        };
+        tokio::task::spawn_blocking(write).await.map_err(io::Error::other)?
     }
 
-    fn paths(&self, layer: &Digest) -> (PathBuf, PathBuf) {
-        let path = |kind| self.scratch.path().join(format!("{}.{kind}", layer.hex()));
-        (path("tree"), path("spans"))
+    fn path(&self, layer: &Digest) -> PathBuf {
+        self.directory.join(layer.hex())
     }
 
     fn cell(&self, layer: &Digest) -> Arc<OnceCell<()>> {
@@ -141,23 +167,46 @@ impl Listening {
     }
 }
 
-/// Reads `layer` from `repository` and indexes it.
-async fn build(
-    client: &Client,
-    layer: &Descriptor,
-    repository: &Repository,
-) -> Result<LayerIndex, IndexFailure> {
+/// Reads `layer` from `source` and indexes it.
+async fn build(layer: &Digest, source: &dyn BlobSource) -> Result<LayerIndex, IndexFailure> {
     let listening = Listening::new(|_| {});
-    let mut reader = client.read_blob(repository, &layer.digest, layer.size, 0);
-    while let Some(chunk) = reader.next().await? {
+    let mut chunks = source.open(0);
+    while let Some(chunk) = chunks.next().await.transpose()? {
         // A listener that is gone tells why below.
         let _ = listening.listener.send(chunk).await;
     }
     let index = listening.finish().await?;
-    if index.layer == layer.digest {
+    if index.layer == *layer {
         return Ok(index);
     }
-    let wrong = WrongDigest { expected: layer.digest, actual: index.layer };
-    let subject = Subject::Blob(repository.clone(), layer.digest);
-    Err(Fault::WrongDigest(wrong).of(&subject).into())
+    let wrong = WrongDigest { expected: *layer, actual: index.layer };
+    Err(Fault::WrongDigest(wrong).of(&source.subject()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index(text: &'static [u8]) -> LayerIndex {
+        let mut indexer = Indexer::new();
+        indexer.write_bytes(Bytes::from_static(text)).unwrap();
+        indexer.finish().unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_index_outlives_its_run_and_a_damaged_one_does_not_count() {
+        let root = tempfile::tempdir().unwrap();
+        let new = || Indexes::new(root.path().to_owned());
+        let index = index(&[0; 1024]);
+        new().keep(index.clone()).await.unwrap();
+        let (next, layer) = (new(), index.layer);
+        assert!(next.has(&layer).await);
+        let read = next.read(&layer).await.unwrap();
+        assert_eq!((&read.tree, &read.spans), (&index.tree, &index.spans));
+        let path = root.path().join(layer.hex());
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        assert!(!new().has(&layer).await);
+    }
 }

@@ -1,7 +1,7 @@
 //! Which blob is where at the destinations: each distinct blob moves once for a whole run.
 //!
 //! Whoever needs a blob in a repository asks the ledger what to do. The first to ask for a blob
-//! at a registry moves it; those who come meanwhile wait; those who come later mount it.
+//! at a registry moves it; those who come meanwhile wait; those who come later share it. A store is a registry, or files below one directory.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -30,8 +30,8 @@ enum State {
 pub enum Step<'a> {
     /// The repository has it.
     Here,
-    /// This repository of the same registry has it.
-    MountFrom(Repository),
+    /// This repository of the same store has it.
+    ShareFrom(Repository),
     /// Nobody has it: move it, then say so.
     Move(Claim<'a>),
 }
@@ -45,9 +45,9 @@ pub struct Claim<'a> {
 }
 
 impl Ledger {
-    /// What to do so that `repository` has the blob; waits while somebody else moves it.
-    pub async fn next(&self, repository: &Repository, blob: &Digest) -> Step<'_> {
-        let key = (repository.host().to_owned(), *blob);
+    /// What to do so that `repository` of `store` has the blob; waits while somebody else moves it.
+    pub async fn next(&self, store: &str, repository: &Repository, blob: &Digest) -> Step<'_> {
+        let key = (store.to_owned(), *blob);
         loop {
             let mut moved = match self.look(repository, &key) {
                 Ok(step) => return step,
@@ -67,7 +67,7 @@ impl Ledger {
         match blobs.get(key) {
             Some(State::Moving(moving)) => Err(moving.clone()),
             Some(State::In(repositories)) if repositories.contains(repository) => Ok(Step::Here),
-            Some(State::In(repositories)) => Ok(Step::MountFrom(repositories[0].clone())),
+            Some(State::In(repositories)) => Ok(Step::ShareFrom(repositories[0].clone())),
             None => {
                 let (sender, moving) = watch::channel(());
                 blobs.insert(key.clone(), State::Moving(moving));
@@ -76,9 +76,9 @@ impl Ledger {
         }
     }
 
-    /// Notes that `repository` has the blob.
-    pub fn add(&self, repository: &Repository, blob: &Digest) {
-        self.insert((repository.host().to_owned(), *blob), repository);
+    /// Notes that `repository` of `store` has the blob.
+    pub fn add(&self, store: &str, repository: &Repository, blob: &Digest) {
+        self.insert((store.to_owned(), *blob), repository);
     }
 
     fn insert(&self, key: (String, Digest), repository: &Repository) {
@@ -130,27 +130,27 @@ mod tests {
     async fn the_first_moves_and_later_ones_mount() {
         let ledger = Ledger::default();
         let (a, b, blob) = (repository("d:1/a"), repository("d:1/b"), Digest::of(b"layer"));
-        moves(ledger.next(&a, &blob).await).done(&a);
-        assert!(matches!(ledger.next(&a, &blob).await, Step::Here));
-        assert!(matches!(ledger.next(&b, &blob).await, Step::MountFrom(from) if from == a));
-        ledger.add(&b, &blob);
-        assert!(matches!(ledger.next(&b, &blob).await, Step::Here));
-        moves(ledger.next(&repository("other:1/a"), &blob).await);
+        moves(ledger.next("d:1", &a, &blob).await).done(&a);
+        assert!(matches!(ledger.next("d:1", &a, &blob).await, Step::Here));
+        assert!(matches!(ledger.next("d:1", &b, &blob).await, Step::ShareFrom(from) if from == a));
+        ledger.add("d:1", &b, &blob);
+        assert!(matches!(ledger.next("d:1", &b, &blob).await, Step::Here));
+        moves(ledger.next("other:1", &repository("other:1/a"), &blob).await);
     }
 
     #[tokio::test]
     async fn those_who_come_meanwhile_wait_and_take_over_after_a_failure() {
         let ledger = Arc::new(Ledger::default());
         let (a, b, blob) = (repository("d:1/a"), repository("d:1/b"), Digest::of(b"layer"));
-        let claim = moves(ledger.next(&a, &blob).await);
+        let claim = moves(ledger.next("d:1", &a, &blob).await);
         let waiting = {
             let (ledger, b) = (Arc::clone(&ledger), b.clone());
-            tokio::spawn(async move { moves(ledger.next(&b, &blob).await).done(&b) })
+            tokio::spawn(async move { moves(ledger.next("d:1", &b, &blob).await).done(&b) })
         };
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
         drop(claim);
         waiting.await.unwrap();
-        assert!(matches!(ledger.next(&a, &blob).await, Step::MountFrom(from) if from == b));
+        assert!(matches!(ledger.next("d:1", &a, &blob).await, Step::ShareFrom(from) if from == b));
     }
 }
