@@ -12,6 +12,8 @@ pub mod host;
 pub mod image;
 pub mod mirror;
 pub mod prepare;
+pub mod profile;
 pub mod registry;
 pub mod setup;
+pub mod start;
 pub mod supply;

@@ -24,7 +24,7 @@ const FS: Layers = Layers(&[
 const AGENT: Layers = Layers(&[
     &["host", "image"],
     &["peer", "registry"],
-    &["podman", "profile", "supply"],
+    &["podman", "profile", "start", "supply"],
     &["control", "mirror"],
     &["agent", "prepare", "setup"],
     &["demo"],
