@@ -12,6 +12,7 @@ pub mod cache;
 pub mod completion;
 pub mod images;
 pub mod owner;
+pub mod packing;
 pub mod process;
 
 pub use binding::{BindError, check_mount_point};

@@ -17,7 +17,9 @@ mod man;
 mod mount;
 mod overcloud;
 mod owner;
+mod pack;
 mod prepare;
+mod profile;
 mod progress;
 mod registry;
 mod service;
@@ -54,6 +56,10 @@ enum Command {
     Worker(owner::WorkerArgs),
     Prepare(prepare::PrepareArgs),
     Registry(registry::RegistryArgs),
+    #[command(subcommand)]
+    Profile(profile::Profile),
+    #[command(subcommand)]
+    Pack(pack::Pack),
     Demo(demo::DemoArgs),
     #[command(subcommand)]
     Config(config::Config),
@@ -88,6 +94,8 @@ impl Command {
             Self::Mount(args) => block_on(args.run()),
             Self::Umount(args) => block_on(args.run()),
             Self::Pull(args) => block_on(args.run()),
+            Self::Profile(command) => block_on(command.run()),
+            Self::Pack(command) => block_on(command.run()),
             Self::Status(args) => block_on(args.run()),
             Self::Keeper(args) => args.run(),
             Self::Worker(args) => args.run(),

@@ -7,6 +7,10 @@
 //! POST   /v1/mounts   MountRequest      -> 200 a stream of Events, one JSON object a line
 //! POST   /v1/pulls    PullRequest       -> 200 a stream of Events
 //! DELETE /v1/mounts   UnmountRequest    -> 204, or an error as Failure
+//! POST   /v1/recordings RecordingRequest -> 204: reads are recorded from now on
+//! GET    /v1/recordings?dir=…           -> 200 RecordingStatus
+//! DELETE /v1/recordings RecordingRequest -> 200 the profile (see crate::profile)
+//! POST   /v1/packs    PackRequest       -> 200 a stream of Events
 //! ```
 //!
 //! A stream ends with `done` or `failed`. Who goes away before that cancels what was asked for.
@@ -58,6 +62,38 @@ pub struct UnmountRequest {
     /// Whether to detach it even if it is in use.
     #[serde(default)]
     pub lazy: bool,
+}
+
+/// Which reads to record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordingRequest {
+    /// Where the image is mounted, as an absolute path.
+    pub dir: PathBuf,
+}
+
+/// How far a recording is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordingStatus {
+    /// Distinct units of files that were read.
+    pub units: usize,
+    /// Milliseconds since a unit was read for the first time; `None` before that.
+    pub quiet_ms: Option<u64>,
+}
+
+/// Which pack to build and to attach to its image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PackRequest {
+    /// The image.
+    #[serde(flatten)]
+    pub image: PullRequest,
+    /// Files with profiles of its starts, for a start-up pack.
+    #[serde(default)]
+    pub profiles: Vec<PathBuf>,
+    /// The image that nodes have, for an update pack.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update_from: Option<String>,
 }
 
 /// A step of what was asked for.

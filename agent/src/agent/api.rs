@@ -1,5 +1,8 @@
 //! The control socket: requests in, events out (see [`crate::control`]).
 
+mod packs;
+
+use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -17,6 +20,7 @@ use undermount_fs::digest::Digest;
 use undermount_fs::fill::Progress;
 
 use super::owner::{Owner, OwnerError};
+use super::packing::{Packer, Recordings};
 use crate::control::{Event, Failure, MountRequest, PullRequest, Status, Transfer, UnmountRequest};
 
 /// How often progress is told.
@@ -26,6 +30,8 @@ const TICK: Duration = Duration::from_millis(200);
 #[derive(Clone)]
 pub struct Api {
     owner: Arc<Owner>,
+    recordings: Recordings,
+    packer: Packer,
     /// What of a status does not change.
     base: Arc<Status>,
     busy: Arc<AtomicUsize>,
@@ -33,8 +39,8 @@ pub struct Api {
 
 impl Api {
     /// The API of `owner`; `base` holds the process's part of a status.
-    pub fn new(owner: Arc<Owner>, base: Status) -> Self {
-        Self { owner, base: Arc::new(base), busy: Arc::default() }
+    pub fn new(owner: Arc<Owner>, recordings: Recordings, packer: Packer, base: Status) -> Self {
+        Self { owner, recordings, packer, base: Arc::new(base), busy: Arc::default() }
     }
 
     /// Requests that are being worked on.
@@ -48,6 +54,7 @@ impl Api {
             .route("/v1/status", get(status))
             .route("/v1/mounts", post(mount).delete(unmount))
             .route("/v1/pulls", post(pull))
+            .nest("/v1", packs::routes())
             .with_state(self)
     }
 
@@ -102,9 +109,10 @@ async fn pull(State(api): State<Api>, Json(request): Json<PullRequest>) -> Respo
 
 /// Runs `work` in a task of its own and streams how far it is. When the client goes away, the
 /// stream is dropped and the task with it.
-fn follow<F>(api: &Api, work: impl FnOnce(Arc<Progress>) -> F) -> Response
+fn follow<F, E>(api: &Api, work: impl FnOnce(Arc<Progress>) -> F) -> Response
 where
-    F: Future<Output = Result<Digest, OwnerError>> + Send + 'static,
+    F: Future<Output = Result<Digest, E>> + Send + 'static,
+    E: Error + Send,
 {
     let busy = api.enter();
     let progress = Arc::new(Progress::default());

@@ -294,6 +294,11 @@ impl Owner {
         Ok(ready.image.digest)
     }
 
+    /// The image that is mounted at `dir`.
+    pub async fn mounted(&self, dir: &Path) -> Option<Arc<Ready>> {
+        self.state.lock().await.mounts.get(dir).map(|mounted| mounted.ready.clone())
+    }
+
     /// What is mounted, and how much of it is here.
     pub async fn mounts(&self) -> Vec<MountStatus> {
         let mounted: Vec<(Record, Arc<Ready>, Option<String>)> = {

@@ -29,6 +29,7 @@ use super::cache::{Cache, CacheError};
 use super::completion::Completer;
 use super::images::Images;
 use super::owner::{Owner, OwnerError};
+use super::packing::{Packer, Recordings};
 use crate::control::{Failure, Runtime, Status};
 use crate::registry::client::{Client, ClientConfig};
 use crate::supply::{Ledger, RegistrySource};
@@ -247,6 +248,8 @@ fn serve(
             .collect::<Option<_>>()
             .ok_or_else(missing("mounts"))?;
     let data_mode = mounts.first().map(|(mount, _)| mount.data_mode()).unwrap_or_default();
+    let recordings = Recordings::new(view.clone());
+    let packer = Packer::new(images.clone(), client.clone());
     let owner =
         Owner::new(images, completer, view.clone(), client, ledger, runtime.clone(), data_mode)?;
     let owner = Arc::new(owner);
@@ -269,7 +272,8 @@ fn serve(
     };
     let farewell = await_farewell(worker.clone());
     let listener = UnixListener::from(socket);
-    threads.block_on(answer(owner, status, listener, worker, farewell.clone()));
+    let api = Api::new(owner.clone(), recordings, packer, status);
+    threads.block_on(answer(owner, api, listener, worker, farewell.clone()));
     if let Some(Farewell::Orphaned) = farewell.reason() {
         // The keeper would have done this. Its lock is still ours.
         let detached: Result<Vec<()>, _> = dirs.iter().map(|dir| detach(dir)).collect();
@@ -305,20 +309,13 @@ fn await_farewell(worker: Arc<Worker>) -> End {
 }
 
 /// Answers requests until the end, or until there was nothing to do for a while.
-async fn answer(
-    owner: Arc<Owner>,
-    status: Status,
-    listener: UnixListener,
-    worker: &Worker,
-    end: End,
-) {
+async fn answer(owner: Arc<Owner>, api: Api, listener: UnixListener, worker: &Worker, end: End) {
     let listener =
         listener.set_nonblocking(true).and_then(|()| tokio::net::UnixListener::from_std(listener));
     let listener = match listener {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "cannot listen on the control socket"),
     };
-    let api = Api::new(owner.clone(), status);
     let server = axum::serve(listener, api.clone().router()).into_future();
     tokio::select! {
         outcome = server => tracing::error!(?outcome, "the control socket failed"),

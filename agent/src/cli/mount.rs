@@ -18,7 +18,7 @@ use super::signals;
 const LOOK: Duration = Duration::from_millis(500);
 
 /// An image and its registry
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct ImageArgs {
     /// Image to fetch, HOST[:PORT]/NAME[:TAG][@DIGEST]
     #[arg(value_name = "REF")]

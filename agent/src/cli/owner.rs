@@ -30,7 +30,7 @@ const ATTEMPTS: usize = 40;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Where the cache is, and how its owner behaves if this command starts it
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Cache")]
 pub struct CacheArgs {
     #[command(flatten)]
@@ -70,6 +70,11 @@ fn hexadecimal(word: &str) -> Result<u64, std::num::ParseIntError> {
 }
 
 impl CacheArgs {
+    /// A cache of a command's own in the directory `cache`, which fetches only what is read.
+    pub fn private(cache: PathBuf) -> Self {
+        Self { cache: Some(cache), complete_within: Seconds::new(0), ..Self::default() }
+    }
+
     /// The data mode that was asked for in so many words.
     pub fn data_mode(&self) -> Option<DataMode> {
         self.data_mode

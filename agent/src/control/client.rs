@@ -4,12 +4,16 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::Method;
 use serde::Serialize;
 use undermount_fs::digest::Digest;
 
-use super::{Event, Failure, MountRequest, PullRequest, Runtime, Status, Transfer, UnmountRequest};
+use super::{
+    Event, Failure, MountRequest, PackRequest, PullRequest, RecordingRequest, RecordingStatus,
+    Runtime, Status, Transfer, UnmountRequest,
+};
 
 /// How long the owner may be silent: it reports progress every second.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -66,8 +70,7 @@ impl Control {
     /// # Errors
     /// [`ControlError`] where there is none or it does not answer.
     pub async fn status(&self) -> Result<Status, ControlError> {
-        let answer = self.send(Method::GET, "status", &()).await?;
-        let bytes = answer.bytes().await.map_err(|error| self.lost(error))?;
+        let bytes = self.answer(Method::GET, "status", &()).await?;
         serde_json::from_slice(&bytes).map_err(|error| self.lost(error))
     }
 
@@ -101,6 +104,57 @@ impl Control {
     /// [`ControlError`] where it is not mounted, or in use.
     pub async fn unmount(&self, request: &UnmountRequest) -> Result<(), ControlError> {
         self.send(Method::DELETE, "mounts", request).await.map(drop)
+    }
+
+    /// Begins to record which files of a mounted image are read.
+    ///
+    /// # Errors
+    /// [`ControlError`] where nothing is mounted there.
+    pub async fn record(&self, request: &RecordingRequest) -> Result<(), ControlError> {
+        self.send(Method::POST, "recordings", request).await.map(drop)
+    }
+
+    /// How far a recording is.
+    ///
+    /// # Errors
+    /// [`ControlError`] where nothing is recorded there.
+    pub async fn recording(
+        &self,
+        request: &RecordingRequest,
+    ) -> Result<RecordingStatus, ControlError> {
+        let bytes = self.answer(Method::GET, "recordings", request).await?;
+        serde_json::from_slice(&bytes).map_err(|error| self.lost(error))
+    }
+
+    /// Ends a recording: the profile as JSON (see [`crate::profile`]), without a command.
+    ///
+    /// # Errors
+    /// [`ControlError`] where nothing is recorded there.
+    pub async fn end_recording(&self, request: &RecordingRequest) -> Result<Bytes, ControlError> {
+        self.answer(Method::DELETE, "recordings", request).await
+    }
+
+    /// Builds a pack and attaches it; the digest of the image's manifest. `progress` hears how far
+    /// the layers are that had to be fetched whole.
+    ///
+    /// # Errors
+    /// [`ControlError`] where it could not be built or attached.
+    pub async fn pack(
+        &self,
+        request: &PackRequest,
+        progress: impl FnMut(Transfer),
+    ) -> Result<Digest, ControlError> {
+        self.follow("packs", request, progress).await
+    }
+
+    async fn answer(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<Bytes, ControlError> {
+        let answer = self.send(method, path, body).await?;
+        answer.bytes().await.map_err(|error| self.lost(error))
     }
 
     /// Sends a request and follows the stream of events.

@@ -44,10 +44,11 @@ impl Client {
         repository: &Repository,
         artifact: &Artifact,
     ) -> Result<(), RegistryError> {
-        iter(&artifact.blobs)
+        // Owned, since a future that borrows from an iterator's item cannot be spawned.
+        iter(artifact.blobs.clone())
             .map(|(blob, bytes)| async move {
                 if !self.blob_exists(repository, &blob.digest).await? {
-                    self.push_blob(repository, bytes).await?;
+                    self.push_blob(repository, &bytes).await?;
                 }
                 Ok::<_, RegistryError>(())
             })

@@ -1,0 +1,165 @@
+//! `undermount profile`: what starts of an image read.
+
+mod record;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use undermount::profile::{self, Profiles};
+use undermount_fs::digest::Digest;
+
+use super::exit::{CliResult, Exit};
+
+pub use record::RecordArgs;
+
+/// Record and keep what starts of an image read: start-up packs are made from it
+#[derive(Debug, Subcommand)]
+pub enum Profile {
+    Record(RecordArgs),
+    List(ListArgs),
+    Show(ShowArgs),
+    Export(ExportArgs),
+    Import(ImportArgs),
+    Rm(RmArgs),
+}
+
+impl Profile {
+    /// Runs the command.
+    pub async fn run(self) -> CliResult {
+        match self {
+            Self::Record(args) => args.run().await,
+            Self::List(args) => args.run(),
+            Self::Show(args) => args.run(),
+            Self::Export(args) => args.run(),
+            Self::Import(args) => args.run(),
+            Self::Rm(args) => args.run(),
+        }
+    }
+}
+
+/// Where profiles are kept
+#[derive(Debug, Clone, Args)]
+pub struct ProfilesArgs {
+    /// Directory of the profiles
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/undermount/profiles")]
+    profiles: PathBuf,
+}
+
+impl ProfilesArgs {
+    /// The profiles there.
+    pub fn open(&self) -> Profiles {
+        Profiles::new(self.profiles.clone())
+    }
+
+    /// The file of each profile of the image `manifest`.
+    pub fn files(&self, manifest: &Digest) -> CliResult<Vec<PathBuf>> {
+        let listed = self.open().list()?;
+        let own = listed.into_iter().filter(|(_, record)| record.manifest == *manifest);
+        Ok(own.map(|(name, _)| self.profiles.join(format!("{name}.json"))).collect())
+    }
+}
+
+/// List the profiles
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    #[command(flatten)]
+    profiles: ProfilesArgs,
+}
+
+impl ListArgs {
+    fn run(self) -> CliResult {
+        let mut out = std::io::stdout();
+        for (name, record) in self.profiles.open().list()? {
+            let units = record.profile().units().len();
+            let (starts, reference, command) =
+                (record.starts.len(), &record.reference, &record.command);
+            writeln!(out, "{name}  {starts} starts  {units} units  {reference}  {command}")?;
+        }
+        Ok(Exit::Success)
+    }
+}
+
+/// Show one profile
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// Its name, as `list` shows it
+    name: String,
+    #[command(flatten)]
+    profiles: ProfilesArgs,
+}
+
+impl ShowArgs {
+    fn run(self) -> CliResult {
+        let record = self.profiles.open().get(&self.name)?;
+        let mut out = std::io::stdout();
+        writeln!(out, "image     {}\nmanifest  {}", record.reference, record.manifest)?;
+        writeln!(out, "command   {}\nstarts    {}", record.command, record.starts.len())?;
+        for unit in record.profile().units() {
+            writeln!(out, "{} inode {} unit {}", unit.layer, unit.inode, unit.number)?;
+        }
+        Ok(Exit::Success)
+    }
+}
+
+/// Print a profile as JSON, to be imported elsewhere
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// Its name, as `list` shows it
+    name: String,
+    #[command(flatten)]
+    profiles: ProfilesArgs,
+}
+
+impl ExportArgs {
+    fn run(self) -> CliResult {
+        let record = self.profiles.open().get(&self.name)?;
+        let mut out = std::io::stdout();
+        out.write_all(&record.to_json())?;
+        writeln!(out)?;
+        Ok(Exit::Success)
+    }
+}
+
+/// Keep profiles that were exported, together with those of the same command
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// Files that `export` wrote
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    profiles: ProfilesArgs,
+}
+
+impl ImportArgs {
+    fn run(self) -> CliResult {
+        let profiles = self.profiles.open();
+        // All are read before any is kept: a damaged one changes nothing.
+        let records =
+            self.files.iter().map(|file| profile::read(file)).collect::<Result<Vec<_>, _>>()?;
+        for record in records {
+            writeln!(std::io::stdout(), "{}", profiles.add(record)?)?;
+        }
+        Ok(Exit::Success)
+    }
+}
+
+/// Remove profiles
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    /// Their names, as `list` shows them
+    #[arg(required = true)]
+    names: Vec<String>,
+    #[command(flatten)]
+    profiles: ProfilesArgs,
+}
+
+impl RmArgs {
+    fn run(self) -> CliResult {
+        let profiles = self.profiles.open();
+        for name in &self.names {
+            profiles.remove(name)?;
+        }
+        Ok(Exit::Success)
+    }
+}
