@@ -5,6 +5,7 @@
 
 pub mod architecture;
 pub mod archive;
+pub mod commands;
 pub mod compression;
 pub mod conformance;
 pub mod debian;

@@ -1,0 +1,226 @@
+//! Start-up packs and update packs, from a recorded start to a node that needs nothing else.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+use undermount_tests::archive::{Member, noise};
+use undermount_tests::commands::runnable;
+use undermount_tests::image::Image;
+use undermount_tests::node::{self, Node, PATIENCE};
+use undermount_tests::process::{Outcome, eventually, run, undermount};
+use undermount_tests::registry::{Registry, files_below};
+use undermount_tests::requirement::lacking;
+
+/// What the start in these tests reads, besides the shell and what it needs.
+const READ: [usize; 3] = [150, 7, 299];
+
+fn name(file: usize) -> String {
+    format!("data/{file}")
+}
+
+fn content(file: usize) -> Vec<u8> {
+    noise(file as u64, 60_000)
+}
+
+/// A shell above 300 files of 60,000 bytes.
+fn shell_image() -> Image {
+    let data: Vec<Member> = (0..300).map(|file| Member::file(name(file), content(file))).collect();
+    Image::of(&[&data, &runnable(&["/bin/sh", "/bin/cat"])])
+}
+
+/// A registry with the image, and a directory for profiles.
+struct Setting {
+    scratch: TempDir,
+    registry: Registry,
+    reference: String,
+    image: Image,
+}
+
+impl Setting {
+    fn new() -> Self {
+        let scratch = tempfile::tempdir().unwrap();
+        let registry = Registry::undermount(&scratch.path().join("registry"));
+        let image = shell_image();
+        let reference = registry.push_image(&image, "shell");
+        Self { scratch, registry, reference, image }
+    }
+
+    fn profiles(&self) -> PathBuf {
+        self.scratch.path().join("profiles")
+    }
+
+    fn profile(&self, words: &[&str]) -> Outcome {
+        let mut command = undermount();
+        command.arg("profile").args(&words[..1]).arg("--profiles").arg(self.profiles());
+        run(command.args(&words[1..]), PATIENCE)
+    }
+
+    /// Records a start; the name of its profile.
+    fn record(&self) -> String {
+        let script = READ.map(|file| format!("cat /{} > /dev/null", name(file))).join("; ");
+        let words = ["record", &self.reference, "--", "/bin/sh", "-c", &script];
+        self.profile(&words).success().stdout.trim().to_owned()
+    }
+
+    fn pack(&self, words: &[&str]) -> Outcome {
+        let mut command = undermount();
+        let cache = self.scratch.path().join("pack-cache");
+        command.args(["pack", "build"]).arg("--cache").arg(cache);
+        run(command.arg("--profiles").arg(self.profiles()).args(words), PATIENCE)
+    }
+
+    /// The largest blob of the registry that is not among the layers of `image`: the pack.
+    fn pack_blob(&self) -> PathBuf {
+        let layers: Vec<String> =
+            self.image.layers().iter().map(|(digest, _)| digest.hex()).collect();
+        let blobs = files_below(&self.scratch.path().join("registry"));
+        let is_layer = |path: &Path| layers.iter().any(|hex| path.to_string_lossy().contains(hex));
+        let others = blobs.into_iter().filter(|(path, _)| !is_layer(path));
+        others.max_by_key(|(_, size)| *size).unwrap().0
+    }
+}
+
+fn local_bytes(node: &Node, directory: &Path) -> u64 {
+    node.mount_status(directory)["local_bytes"].as_u64().unwrap()
+}
+
+fn run_start(directory: &Path) -> Outcome {
+    let mut command = Command::new("chroot");
+    let paths = READ.map(|file| format!("/{}", name(file)));
+    run(command.arg(directory).arg("/bin/cat").args(paths), PATIENCE)
+}
+
+fn start_bytes() -> u64 {
+    READ.iter().map(|file| content(*file).len() as u64).sum()
+}
+
+#[test]
+fn a_recorded_start_comes_to_the_next_node_as_a_pack() {
+    if lacking(node::NEEDS) {
+        return;
+    }
+    let mut setting = Setting::new();
+    let profile = setting.record();
+    let listed = setting.profile(&["list"]).success().stdout;
+    assert!(listed.contains(&profile) && listed.contains(&setting.reference), "{listed}");
+    setting.pack(&[&setting.reference.clone()]).success();
+
+    let mut node = Node::new();
+    let directory = node.mount(&setting.reference);
+    eventually("the pack is here", PATIENCE, || local_bytes(&node, &directory) > start_bytes());
+    eventually("nothing more comes", PATIENCE, || {
+        let before = node.fetched(&directory);
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        node.fetched(&directory) == before
+    });
+    assert!(node.fetched(&directory) < setting.image.compressed_size() / 3);
+    setting.registry.process().kill();
+    let said = run_start(&directory).success();
+    let expected: String =
+        READ.map(|file| String::from_utf8_lossy(&content(file)).into_owned()).concat();
+    assert!(said.stdout == expected);
+    node.umount(&directory);
+}
+
+#[test]
+fn a_damaged_pack_costs_nothing_but_its_transfer() {
+    if lacking(node::NEEDS) {
+        return;
+    }
+    let setting = Setting::new();
+    setting.record();
+    setting.pack(&[&setting.reference]).success();
+    let blob = setting.pack_blob();
+    let mut bytes = fs::read(&blob).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&blob, bytes).unwrap();
+    let mut node = Node::new();
+    let directory = node.mount(&setting.reference);
+    for file in 0..300 {
+        assert!(fs::read(directory.join(name(file))).unwrap() == content(file), "{file}");
+    }
+    node.umount(&directory);
+}
+
+#[test]
+fn an_update_pack_brings_what_has_changed() {
+    if lacking(node::NEEDS) {
+        return;
+    }
+    let mut setting = Setting::new();
+    let changed = [Member::file(name(3), noise(1003, 50_000)), Member::file("new", "new")];
+    let data: Vec<Member> = (0..300)
+        .map(|file| Member::file(name(file), content(file)))
+        .filter(|member| member.path != name(3).as_bytes())
+        .chain(changed)
+        .collect();
+    let rebuilt = Image::of(&[&data, &runnable(&["/bin/sh", "/bin/cat"])]);
+    let newer = setting.registry.push_image(&rebuilt, "newer");
+    setting.pack(&["--update-from", &setting.reference, &newer]).success();
+
+    let mut node = Node::new();
+    node.pull(&setting.reference);
+    let directory = node.mount(&newer);
+    let content_bytes = node.mount_status(&directory)["content_bytes"].as_u64().unwrap();
+    eventually("all is here", PATIENCE, || local_bytes(&node, &directory) == content_bytes);
+    setting.registry.process().kill();
+    assert!(fs::read(directory.join(name(3))).unwrap() == noise(1003, 50_000));
+    assert_eq!(fs::read(directory.join("new")).unwrap(), b"new");
+    assert!(fs::read(directory.join(name(299))).unwrap() == content(299));
+    node.umount(&directory);
+}
+
+#[test]
+fn profiles_are_exported_imported_and_removed() {
+    if lacking(node::NEEDS) {
+        return;
+    }
+    let setting = Setting::new();
+    let name = setting.record();
+    let exported = setting.profile(&["export", &name]).success().stdout;
+    let file = setting.scratch.path().join("exported.json");
+    fs::write(&file, exported).unwrap();
+    setting.profile(&["rm", &name]).success();
+    assert_eq!(setting.profile(&["list"]).success().stdout, "");
+    let path = file.to_str().unwrap();
+    assert_eq!(setting.profile(&["import", path]).success().stdout.trim(), name);
+    let shown = setting.profile(&["show", &name]).success().stdout;
+    assert!(shown.contains("/bin/sh -c cat /data/150"), "{shown}");
+    setting.pack(&["--profile", path, &setting.reference]).success();
+}
+
+#[test]
+fn what_cannot_be_packed_or_recorded_is_refused_with_the_reason() {
+    if lacking(node::NEEDS) {
+        return;
+    }
+    let setting = Setting::new();
+    let reference = setting.reference.as_str();
+    let refused = |outcome: Outcome, words: &str| {
+        let said = outcome.refusal();
+        assert!(said.contains(words), "`{words}` is not in: {said}");
+    };
+    refused(setting.pack(&[reference]), "undermount profile record");
+    refused(setting.profile(&["show", "123-456"]), "no profile is named `123-456`");
+    refused(setting.profile(&["record", reference]), "the image names no command");
+    let failing = ["record", reference, "--", "/bin/sh", "-c", "echo oh no; exit 3"];
+    refused(setting.profile(&failing), "oh no");
+    let rubbish = setting.scratch.path().join("rubbish.json");
+    fs::write(&rubbish, "{}").unwrap();
+    refused(setting.pack(&["--profile", rubbish.to_str().unwrap(), reference]), "rubbish.json");
+
+    let other = Image::of(&[&[Member::file("a", "other")]]);
+    let other = setting.registry.push_image(&other, "other");
+    let name = setting.record();
+    let file = setting.profiles().join(format!("{name}.json"));
+    refused(setting.pack(&["--profile", file.to_str().unwrap(), &other]), "is of the image");
+
+    let bare = setting.scratch.path().join("bare");
+    let bare = Registry::undermount_with(&bare, &["--index", "off"]);
+    let unindexed = bare.push_image(&setting.image, "shell");
+    refused(setting.pack(&["--profile", file.to_str().unwrap(), &unindexed]), "has no index");
+}
