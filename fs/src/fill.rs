@@ -186,8 +186,28 @@ impl Filler {
             .collect()
     }
 
-    /// Fetches the spans that hold those of `units` that are not among the `found`.
+    /// Fetches those of `units` that are not among the `found`: their spans, or, where no source
+    /// has the layer's spans (it was indexed for another registry), the whole layer.
     async fn fetch_missing(
+        &self,
+        layer: &Arc<Layer>,
+        content: &Arc<Content>,
+        units: Range<usize>,
+        found: &mut HashMap<usize, Bytes>,
+    ) -> Result<(), FillError> {
+        match self.fetch_spans(layer, content, units.clone(), found).await {
+            Err(FillError::Source(SourceError::NotFound { blob, .. }))
+                if blob == layer.tree.header().spans =>
+            {
+                found.extend(self.fetch_whole(layer, content, units.collect()).await?);
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Fetches the spans that hold those of `units` that are not among the `found`.
+    async fn fetch_spans(
         &self,
         layer: &Arc<Layer>,
         content: &Arc<Content>,

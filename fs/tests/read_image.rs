@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use machine::{Compress, Expected, Machine, MemorySource, archive, gzip, noise, publish, sample};
+use undermount_fs::digest::Digest;
 use undermount_fs::fill::{IngestError, Layer, Pace, Progress};
 use undermount_fs::index::LayerTree;
 use undermount_fs::layer::LayerIndex;
@@ -216,4 +217,13 @@ async fn an_index_that_lies_about_contents_never_gives_wrong_bytes() {
     let error = machine.read(node, 0, 4096).await.unwrap_err();
     assert!(!expected["/lib/d3/f3"].is_empty());
     assert!(matches!(error, ViewError::Fill(_)), "{error}");
+}
+
+#[tokio::test]
+async fn regression_a_layer_whose_spans_nobody_has_is_fetched_whole() {
+    let (source, index, expected) = sample(gzip);
+    source.blobs.lock().unwrap().remove(&Digest::of(&index.spans));
+    let machine = Machine::new(source);
+    let root = machine.mount(&[index]);
+    assert!(machine.files(root).await == expected);
 }
