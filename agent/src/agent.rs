@@ -10,6 +10,7 @@ pub mod api;
 mod binding;
 pub mod cache;
 pub mod completion;
+mod health;
 pub mod images;
 pub mod owner;
 pub mod packing;

@@ -26,6 +26,7 @@ mod service;
 mod setup;
 mod signals;
 mod tripleo;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -50,6 +51,7 @@ enum Command {
     Umount(mount::UmountArgs),
     Pull(mount::PullArgs),
     Status(mount::StatusArgs),
+    Upgrade(upgrade::UpgradeArgs),
     #[command(hide = true)]
     Keeper(owner::KeeperArgs),
     #[command(hide = true)]
@@ -97,6 +99,7 @@ impl Command {
             Self::Profile(command) => block_on(command.run()),
             Self::Pack(command) => block_on(command.run()),
             Self::Status(args) => block_on(args.run()),
+            Self::Upgrade(args) => block_on(args.run()),
             Self::Keeper(args) => args.run(),
             Self::Worker(args) => args.run(),
             Self::Prepare(args) => block_on(args.run(prepare::Habits::OWN)),

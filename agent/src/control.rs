@@ -11,6 +11,7 @@
 //! GET    /v1/recordings?dir=…           -> 200 RecordingStatus
 //! DELETE /v1/recordings RecordingRequest -> 200 the profile (see crate::profile)
 //! POST   /v1/packs    PackRequest       -> 200 a stream of Events
+//! POST   /v1/upgrade  UpgradeRequest    -> 202, and another worker soon after
 //! ```
 //!
 //! A stream ends with `done` or `failed`. Who goes away before that cancels what was asked for.
@@ -96,6 +97,14 @@ pub struct PackRequest {
     pub update_from: Option<String>,
 }
 
+/// What is to serve the mounts from now on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpgradeRequest {
+    /// The program of the next worker, as an absolute path.
+    pub program: PathBuf,
+}
+
 /// A step of what was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
@@ -178,6 +187,9 @@ pub struct Status {
     pub cache_bytes: u64,
     /// The process that serves the mounts.
     pub worker: u32,
+    /// Its program.
+    #[serde(default)]
+    pub program: PathBuf,
     /// How the kernel gets the bytes of files.
     pub data_mode: DataMode,
     /// How often that process had to be replaced.

@@ -6,4 +6,6 @@
 
 pub mod figure;
 pub mod machine;
+pub mod race;
+pub mod stage;
 pub mod workload;

@@ -31,7 +31,12 @@ pub fn on_one_core<T>(work: impl FnOnce() -> T) -> T {
 
 /// Anonymous memory of this process in bytes (`RssAnon`).
 pub fn anonymous_memory() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
+    anonymous_memory_of("self")
+}
+
+/// Anonymous memory of a process.
+pub fn anonymous_memory_of(process: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
     let kilobytes: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     kilobytes << 10

@@ -9,18 +9,27 @@ use undermount_tests::archive::{Archive, Member};
 /// An archive of files of this machine below `/usr`, in the order of their paths, until it has
 /// `limit` bytes: programs, libraries, scripts and data as images hold them.
 pub fn host_archive(limit: usize) -> Vec<u8> {
-    let mut archive = tar::Builder::new(Vec::new());
-    for directory in ["/usr/bin", "/usr/lib", "/usr/share"] {
-        add(&mut archive, Path::new(directory), limit);
-    }
-    archive.into_inner().unwrap()
+    host_archives(1, limit).remove(0)
 }
 
-fn add(archive: &mut tar::Builder<Vec<u8>>, directory: &Path, limit: usize) {
+/// The same files spread over `count` archives, which have about `limit` bytes together.
+pub fn host_archives(count: usize, limit: usize) -> Vec<Vec<u8>> {
+    let mut archives: Vec<_> = (0..count).map(|_| tar::Builder::new(Vec::new())).collect();
+    for directory in ["/usr/bin", "/usr/lib", "/usr/share"] {
+        let mut turn = 0;
+        add(&mut archives, &mut turn, Path::new(directory), limit / count);
+    }
+    archives.into_iter().map(|archive| archive.into_inner().unwrap()).collect()
+}
+
+/// Adds what `directory` holds, each member to the next archive in turn.
+fn add(archives: &mut [tar::Builder<Vec<u8>>], turn: &mut usize, directory: &Path, limit: usize) {
     let Ok(children) = fs::read_dir(directory) else { return };
     let mut children: Vec<_> = children.filter_map(Result::ok).map(|child| child.path()).collect();
     children.sort();
     for child in children {
+        *turn = (*turn + 1) % archives.len();
+        let archive = &mut archives[*turn];
         if archive.get_ref().len() >= limit {
             return;
         }
@@ -31,7 +40,7 @@ fn add(archive: &mut tar::Builder<Vec<u8>>, directory: &Path, limit: usize) {
         if metadata.is_dir() {
             header.set_size(0);
             archive.append_data(&mut header, name, &[][..]).unwrap();
-            add(archive, &child, limit);
+            add(archives, turn, &child, limit);
         } else if metadata.is_symlink() {
             header.set_size(0);
             archive.append_link(&mut header, name, fs::read_link(&child).unwrap()).unwrap();

@@ -36,7 +36,7 @@ use tracing::span::EnteredSpan;
 use self::attr::{absent, file_attr, file_type};
 use self::passthrough::PendingOpen;
 use crate::session::worker::InheritedMount;
-use crate::session::{Inflight, Opens, Ticket};
+use crate::session::{Inflight, Opens, Pulse, Ticket, Turn};
 use crate::view::{Entry, Lookup, Miss, NodeId, Read, View, ViewError};
 
 /// 68 years, which every kernel can count in jiffies.
@@ -69,29 +69,39 @@ pub struct Adapter {
     inflight: Inflight,
     /// The open files, in passthrough mode.
     opens: Option<Arc<Opens>>,
+    pulse: Arc<Pulse>,
     runtime: Handle,
     /// What was agreed with the kernel.
     agreed: InitFlags,
 }
 
-/// A question in hand: its entry in the log and in the record of the session.
-struct Question {
+/// A question in hand: its entry in the log and in the record of the session. The ticket goes
+/// along where the question moves to a task; the thread's turn ends here.
+struct Question<'a> {
     _span: EnteredSpan,
+    _turn: Turn<'a>,
     ticket: Ticket,
 }
 
 impl Adapter {
     /// An adapter for `mount` that fetches in tasks of `runtime`.
     pub fn new(view: Arc<View>, xattrs: Xattrs, mount: &InheritedMount, runtime: Handle) -> Self {
-        let (inflight, opens) = (mount.inflight(), mount.opens());
-        Self { view, xattrs, inflight, opens, runtime, agreed: InitFlags::empty() }
+        Self {
+            view,
+            xattrs,
+            inflight: mount.inflight(),
+            opens: mount.opens(),
+            pulse: mount.pulse(),
+            runtime,
+            agreed: InitFlags::empty(),
+        }
     }
 
     /// To be called before anything else; `None` where the question must be refused.
-    fn take(&self, what: &'static str, request: &Request, node: INodeNo) -> Option<Question> {
+    fn take(&self, what: &'static str, request: &Request, node: INodeNo) -> Option<Question<'_>> {
         let span = tracing::trace_span!("fuse", what, node = node.0).entered();
         match self.inflight.enter(request.unique().0) {
-            Ok(ticket) => Some(Question { _span: span, ticket }),
+            Ok(ticket) => Some(Question { _span: span, _turn: self.pulse.turn(), ticket }),
             Err(error) => {
                 tracing::error!(%error, "request refused");
                 None
@@ -109,7 +119,7 @@ impl Adapter {
     }
 
     /// Fetches in a task what a read found missing, and answers there.
-    fn fetch(&self, miss: Miss, question: Question, reply: ReplyData) {
+    fn fetch(&self, miss: Miss, question: Question<'_>, reply: ReplyData) {
         let span = tracing::Span::current();
         let view = self.view.clone();
         let ticket = question.ticket;

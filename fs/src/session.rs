@@ -24,6 +24,7 @@ pub mod keeper;
 mod link;
 mod mountpoint;
 mod opens;
+mod pulse;
 mod shared;
 mod wire;
 pub mod worker;
@@ -36,6 +37,7 @@ pub use self::inflight::{Inflight, Ticket, TooManyRequests};
 pub use self::link::History;
 pub use self::mountpoint::detach;
 pub use self::opens::{OpenError, Opened, Opens};
+pub use self::pulse::{Pulse, Turn};
 
 /// Why a session cannot be set up or kept.
 #[derive(Debug, thiserror::Error)]

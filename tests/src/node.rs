@@ -99,7 +99,13 @@ impl Node {
     /// Fetches all of an image.
     #[track_caller]
     pub fn pull(&self, reference: &str) -> Outcome {
-        run(self.command("pull").arg(reference), PATIENCE).success()
+        self.pull_with(&[], reference)
+    }
+
+    /// Fetches all of an image, with more flags.
+    #[track_caller]
+    pub fn pull_with(&self, flags: &[&str], reference: &str) -> Outcome {
+        run(self.command("pull").args(flags).arg(reference), PATIENCE).success()
     }
 
     /// What `status --json` says.

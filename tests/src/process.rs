@@ -250,6 +250,13 @@ impl Drop for Running {
     }
 }
 
+/// The process that started `process`.
+pub fn parent(process: i32) -> i32 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
+    line.trim().parse().unwrap()
+}
+
 /// Waits until `condition` holds; panics with `what` otherwise.
 #[track_caller]
 pub fn eventually(what: &str, deadline: Duration, mut condition: impl FnMut() -> bool) {

@@ -30,6 +30,8 @@ pub struct NodeConfig {
     pub answer_after: Duration,
     /// See `RestartPolicy`.
     pub unsound_limit: Duration,
+    /// See `RestartPolicy`.
+    pub silent_limit: Duration,
     /// How the kernel gets the bytes of files.
     pub data_mode: DataMode,
     /// `FUSE_INIT` flags that the kernel may use.
@@ -44,6 +46,7 @@ impl Default for NodeConfig {
             ready_within: Duration::from_secs(10),
             answer_after: Duration::from_secs(60),
             unsound_limit: Duration::from_secs(600),
+            silent_limit: Duration::from_secs(60),
             data_mode: DataMode::Cached,
             init_mask: u64::MAX,
         }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::mount::{MntFlags, umount2};
@@ -12,10 +12,10 @@ use serde_json::Value;
 use tempfile::TempDir;
 use undermount_tests::archive::{Member, noise};
 use undermount_tests::image::Image;
-use undermount_tests::process::{SOON, eventually, run, undermount};
+use undermount_tests::process::{SOON, binary, eventually, parent, run, undermount};
 use undermount_tests::registry::Registry;
 use undermount_tests::requirement::{Need, lacking};
-use undermount_tests::session::is_alive;
+use undermount_tests::session::{LINUX_5_14, is_alive};
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::Program("skopeo")];
 
@@ -29,6 +29,11 @@ struct Node {
 
 impl Node {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With more flags for `mount`.
+    fn start_with(flags: &[&str]) -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let registry = Registry::undermount(&scratch.path().join("registry"));
         let members: Vec<Member> =
@@ -38,8 +43,9 @@ impl Node {
         let mut node = Self { scratch, _registry: registry, keeper: Pid::from_raw(0) };
         let mount = node.mount();
         let mut command = node.command("mount");
-        run(command.arg("--plain-http").arg(reference).arg(mount), SOON).success();
-        node.keeper = parent(node.worker());
+        command.arg("--plain-http").args(flags);
+        run(command.arg(reference).arg(mount), SOON).success();
+        node.keeper = Pid::from_raw(parent(node.worker().as_raw()));
         node
     }
 
@@ -94,13 +100,6 @@ fn content(n: u64) -> Vec<u8> {
     noise(n + 1, (n * 131 % 20_000) as usize)
 }
 
-fn parent(process: Pid) -> Pid {
-    let status = fs::read_to_string(Path::new("/proc").join(process.to_string()).join("status"));
-    let status = status.unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
-    Pid::from_raw(line.trim().parse().unwrap())
-}
-
 #[test]
 fn an_owner_that_is_told_to_stop_leaves_no_mount_and_no_process() {
     if lacking(&NEEDS) {
@@ -139,4 +138,56 @@ fn twenty_killed_workers_are_replaced_and_counted() {
         eventually("the reader comes back", SOON, || reader.is_finished());
     });
     assert_eq!(node.status()["restarts"], 20);
+}
+
+#[test]
+fn on_an_old_kernel_killed_workers_cost_errors_but_nobody_hangs() {
+    if lacking(&NEEDS) {
+        return;
+    }
+    let node = Node::start_with(&[&format!("--init-mask={LINUX_5_14:x}")]);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            for n in (0..300).cycle().take(2000) {
+                match fs::read(node.mount().join(format!("d{}/f{n}", n % 5))) {
+                    Ok(bytes) => assert!(bytes == content(n), "wrong bytes in file {n}"),
+                    Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO)),
+                }
+            }
+        });
+        for n in 0..10 {
+            kill(node.worker(), Signal::SIGKILL).unwrap();
+            std::thread::sleep(Duration::from_millis(n * 7 % 50));
+        }
+        eventually("the reader comes back", SOON, || reader.is_finished());
+    });
+    node.assert_all_files_read();
+}
+
+#[test]
+fn an_upgrade_hands_the_mounts_to_another_program_and_a_bad_one_is_taken_back() {
+    if lacking(&NEEDS) {
+        return;
+    }
+    let node = Node::start();
+    let newer = node.scratch.path().canonicalize().unwrap().join("newer");
+    fs::copy(binary(), &newer).unwrap();
+    let program = || PathBuf::from(node.status()["program"].as_str().unwrap());
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| (0..5).for_each(|_| node.assert_all_files_read()));
+        run(node.command("upgrade").arg(&newer), SOON).success();
+        assert_eq!(program(), newer);
+        eventually("the reader comes back", SOON, || reader.is_finished());
+        reader.join().unwrap();
+    });
+    let outcome = run(node.command("upgrade").arg("/etc/passwd"), SOON);
+    assert!(outcome.refusal().contains("/etc/passwd is no program"), "{}", outcome.stderr);
+    let outcome = run(node.command("upgrade").arg("/bin/false"), SOON * 2);
+    assert!(outcome.refusal().contains("/bin/false does not come up"), "{}", outcome.stderr);
+    assert_eq!(program(), newer);
+    node.assert_all_files_read();
+    // Without an owner there is nothing to upgrade.
+    run(node.command("umount").arg(node.mount()), SOON).success();
+    eventually("the owner ends", SOON, || !is_alive(node.keeper));
+    run(node.command("upgrade").arg(&newer), SOON).success();
 }

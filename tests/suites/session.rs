@@ -219,6 +219,48 @@ fn a_worker_that_never_gets_ready_is_replaced() {
 }
 
 #[test]
+fn a_worker_that_hangs_without_dying_is_replaced() {
+    if lacking() {
+        return;
+    }
+    let config = NodeConfig { silent_limit: Duration::from_secs(2), ..NodeConfig::default() };
+    let node = Node::start(PROGRAM, config);
+    let hung = node.worker().unwrap();
+    // It has to have been alive once: a worker that never gives a sign is one from before there
+    // were any.
+    thread::sleep(Duration::from_secs(1));
+    nix::sys::signal::kill(hung, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let reader = {
+        let file = node.mount().join(grove::path(4, 2));
+        thread::spawn(move || read_whole(&file, grove::inode(4, 2)))
+    };
+    node.wait_for_successor(hung);
+    assert!(!is_alive(hung));
+    eventually("the reader comes back", HANG, || reader.is_finished());
+    reader.join().unwrap().unwrap();
+}
+
+#[test]
+fn without_a_program_to_start_requests_get_eio_until_it_is_back() {
+    if lacking() {
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    let (program, away) = (home.path().join("node"), home.path().join("away"));
+    fs::copy(PROGRAM, &program).unwrap();
+    let answer_after = Duration::from_millis(400);
+    let config = NodeConfig { answer_after, ..NodeConfig::default() };
+    let node = Node::start(program.to_str().unwrap(), config);
+    fs::rename(&program, &away).unwrap();
+    node.kill_worker();
+    let file = node.mount().join(grove::path(6, 6));
+    let error = fs::read(&file).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    fs::rename(&away, &program).unwrap();
+    eventually("the file reads again", SOON, || fs::read(&file).is_ok());
+}
+
+#[test]
 fn a_request_that_kills_every_worker_gets_eio_and_others_are_served() {
     if lacking() {
         return;

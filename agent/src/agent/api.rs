@@ -3,6 +3,8 @@
 mod packs;
 
 use std::error::Error;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -21,7 +23,9 @@ use undermount_fs::fill::Progress;
 
 use super::owner::{Owner, OwnerError};
 use super::packing::{Packer, Recordings};
-use crate::control::{Event, Failure, MountRequest, PullRequest, Status, Transfer, UnmountRequest};
+use crate::control::{
+    Event, Failure, MountRequest, PullRequest, Status, Transfer, UnmountRequest, UpgradeRequest,
+};
 
 /// How often progress is told.
 const TICK: Duration = Duration::from_millis(200);
@@ -35,12 +39,21 @@ pub struct Api {
     /// What of a status does not change.
     base: Arc<Status>,
     busy: Arc<AtomicUsize>,
+    upgrades: mpsc::Sender<PathBuf>,
 }
 
 impl Api {
-    /// The API of `owner`; `base` holds the process's part of a status.
-    pub fn new(owner: Arc<Owner>, recordings: Recordings, packer: Packer, base: Status) -> Self {
-        Self { owner, recordings, packer, base: Arc::new(base), busy: Arc::default() }
+    /// The API of `owner`; `base` holds the process's part of a status. Programs that are to take
+    /// over come out of the channel.
+    pub fn new(
+        owner: Arc<Owner>,
+        recordings: Recordings,
+        packer: Packer,
+        base: Status,
+    ) -> (Self, mpsc::Receiver<PathBuf>) {
+        let (upgrades, asked_for) = mpsc::channel(1);
+        let base = Arc::new(base);
+        (Self { owner, recordings, packer, base, busy: Arc::default(), upgrades }, asked_for)
     }
 
     /// Requests that are being worked on.
@@ -55,6 +68,7 @@ impl Api {
             .route("/v1/mounts", post(mount).delete(unmount))
             .route("/v1/pulls", post(pull))
             .nest("/v1", packs::routes())
+            .route("/v1/upgrade", post(upgrade))
             .with_state(self)
     }
 
@@ -105,6 +119,18 @@ async fn mount(State(api): State<Api>, Json(request): Json<MountRequest>) -> Res
 async fn pull(State(api): State<Api>, Json(request): Json<PullRequest>) -> Response {
     let owner = api.owner.clone();
     follow(&api, |progress| async move { owner.pull(&request, &progress).await })
+}
+
+async fn upgrade(State(api): State<Api>, Json(request): Json<UpgradeRequest>) -> Response {
+    let program = request.program;
+    let file = std::fs::metadata(&program);
+    if !file.is_ok_and(|file| file.is_file() && file.mode() & 0o111 != 0) {
+        let error = format!("{} is no program that can be run", program.display());
+        return (StatusCode::CONFLICT, Json(Failure { error, cause: None })).into_response();
+    }
+    // A second one before the first was followed changes nothing.
+    let _ = api.upgrades.try_send(program);
+    StatusCode::ACCEPTED.into_response()
 }
 
 /// Runs `work` in a task of its own and streams how far it is. When the client goes away, the

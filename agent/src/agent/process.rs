@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use undermount_fs::fuse::{Adapter, Xattrs};
 use undermount_fs::object::StoreLimits;
@@ -27,6 +28,7 @@ use undermount_fs::view::View;
 use super::api::Api;
 use super::cache::{Cache, CacheError};
 use super::completion::Completer;
+use super::health;
 use super::images::Images;
 use super::owner::{Owner, OwnerError};
 use super::packing::{Packer, Recordings};
@@ -43,6 +45,9 @@ const FUSE_THREADS: usize = 2;
 
 /// An owner without mounts and requests goes away after this time.
 const IDLE: Duration = Duration::from_secs(3);
+
+/// How long a worker that makes room for another one still answers.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// How an owner behaves.
 #[derive(Debug, Clone)]
@@ -208,6 +213,7 @@ fn tidy(runtime: &Runtime) {
 /// [`ProcessError`] where this process cannot serve; the keeper is told.
 pub fn work(config: OwnerConfig) -> Result<(), ProcessError> {
     end_process_on_panic();
+    health::raise_descriptor_limit();
     let (worker, inheritance) = Worker::from_stdin()?;
     let worker = Arc::new(worker);
     let served = serve(config, &worker, inheritance);
@@ -262,9 +268,11 @@ fn serve(
         let adapter = Adapter::new(view.clone(), xattrs, &mount, handle);
         mount.serve(adapter, FUSE_THREADS)?;
     }
+    threads.spawn(health::beat(worker.clone(), inheritance.pulse));
     let status = Status {
         cache: config.cache,
         worker: std::process::id(),
+        program: own_program(),
         data_mode,
         restarts: worker.history().restarts,
         last_exit: worker.history().last_exit.clone(),
@@ -272,8 +280,8 @@ fn serve(
     };
     let farewell = await_farewell(worker.clone());
     let listener = UnixListener::from(socket);
-    let api = Api::new(owner.clone(), recordings, packer, status);
-    threads.block_on(answer(owner, api, listener, worker, farewell.clone()));
+    let (api, upgrades) = Api::new(owner.clone(), recordings, packer, status);
+    threads.block_on(answer(owner, api, upgrades, listener, worker, farewell.clone()));
     if let Some(Farewell::Orphaned) = farewell.reason() {
         // The keeper would have done this. Its lock is still ours.
         let detached: Result<Vec<()>, _> = dirs.iter().map(|dir| detach(dir)).collect();
@@ -309,7 +317,14 @@ fn await_farewell(worker: Arc<Worker>) -> End {
 }
 
 /// Answers requests until the end, or until there was nothing to do for a while.
-async fn answer(owner: Arc<Owner>, api: Api, listener: UnixListener, worker: &Worker, end: End) {
+async fn answer(
+    owner: Arc<Owner>,
+    api: Api,
+    mut upgrades: mpsc::Receiver<PathBuf>,
+    listener: UnixListener,
+    worker: &Worker,
+    end: End,
+) {
     let listener =
         listener.set_nonblocking(true).and_then(|()| tokio::net::UnixListener::from_std(listener));
     let listener = match listener {
@@ -320,6 +335,7 @@ async fn answer(owner: Arc<Owner>, api: Api, listener: UnixListener, worker: &Wo
     tokio::select! {
         outcome = server => tracing::error!(?outcome, "the control socket failed"),
         () = end.token.cancelled() => {}
+        Some(program) = upgrades.recv() => make_room(worker, &program).await,
         () = until_idle(&owner, &api) => {
             if let Err(error) = worker.done() {
                 tracing::error!(%error, "cannot say good-bye to the keeper");
@@ -328,6 +344,21 @@ async fn answer(owner: Arc<Owner>, api: Api, listener: UnixListener, worker: &Wo
             let _ = tokio::time::timeout(IDLE, end.token.cancelled()).await;
         }
     }
+}
+
+/// Has the keeper start `program` in place of this process, which is to end now. What it has in
+/// hand is answered by its successor.
+async fn make_room(worker: &Worker, program: &Path) {
+    if let Err(error) = worker.replace(program) {
+        tracing::error!(%error, "cannot tell the keeper of an upgrade");
+    }
+    // Whoever asked for it has yet to hear that it was understood.
+    tokio::time::sleep(LAST_WORDS).await;
+}
+
+/// The program that this process runs.
+fn own_program() -> PathBuf {
+    std::fs::read_link("/proc/self/exe").unwrap_or_default()
 }
 
 /// Returns when nothing has been mounted and nothing asked for during [`IDLE`].

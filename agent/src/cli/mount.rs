@@ -160,11 +160,19 @@ impl StatusArgs {
         } else if status.mounts.is_empty() {
             "nothing is mounted".to_owned()
         } else {
-            status.mounts.iter().map(in_words).collect::<Vec<_>>().join("\n")
+            let mounts = status.mounts.iter().map(in_words);
+            mounts.chain(restarts_in_words(&status)).collect::<Vec<_>>().join("\n")
         };
         writeln!(std::io::stdout(), "{words}")?;
         Ok(Exit::Success)
     }
+}
+
+/// How often and why the process that serves the mounts was replaced, if it was.
+fn restarts_in_words(status: &Status) -> Option<String> {
+    let reason = status.last_exit.as_deref().unwrap_or("for an unknown reason");
+    let Status { worker, restarts, .. } = status;
+    (*restarts > 0).then(|| format!("worker {worker} is number {}: {reason}", restarts + 1))
 }
 
 fn in_words(mount: &MountStatus) -> String {

@@ -12,7 +12,7 @@ use undermount_fs::digest::Digest;
 
 use super::{
     Event, Failure, MountRequest, PackRequest, PullRequest, RecordingRequest, RecordingStatus,
-    Runtime, Status, Transfer, UnmountRequest,
+    Runtime, Status, Transfer, UnmountRequest, UpgradeRequest,
 };
 
 /// How long the owner may be silent: it reports progress every second.
@@ -155,6 +155,15 @@ impl Control {
     ) -> Result<Bytes, ControlError> {
         let answer = self.send(method, path, body).await?;
         answer.bytes().await.map_err(|error| self.lost(error))
+    }
+
+    /// Has another program serve the mounts. Returns when the owner has agreed; whether the
+    /// program comes up shows in the status.
+    ///
+    /// # Errors
+    /// [`ControlError`] where the program cannot be run.
+    pub async fn upgrade(&self, request: &UpgradeRequest) -> Result<(), ControlError> {
+        self.send(Method::POST, "upgrade", request).await.map(drop)
     }
 
     /// Sends a request and follows the stream of events.

@@ -23,7 +23,7 @@ pub(super) struct PendingOpen {
 
 impl Adapter {
     /// Answers an OPEN, in a task where a content has to be checked for long.
-    pub(super) fn open_through(&self, open: PendingOpen, question: Question) {
+    pub(super) fn open_through(&self, open: PendingOpen, question: Question<'_>) {
         match open.opens.join(open.unique, open.node.0) {
             Ok(None) => {}
             Ok(Some(opened)) => return open.answer(Ok(opened)),

@@ -124,7 +124,7 @@ impl Keeper {
             match self.watch.duty(now) {
                 Duty::Start => self.start_worker(proven, now)?,
                 Duty::Kill => {
-                    self.kill_worker("it takes too long");
+                    self.kill_worker("it takes too long, or has fallen silent");
                     self.watch.condemned();
                 }
                 Duty::Wait => {}
@@ -214,6 +214,7 @@ impl Keeper {
         while let Some(message) = self.worker.as_mut().and_then(Worker::next_message) {
             match message {
                 ToKeeper::Ready => self.worker_is_ready(now),
+                ToKeeper::Alive => self.watch.alive(now),
                 ToKeeper::Done => self.watch.stopping(now),
                 ToKeeper::Replace { program } => self.plan_upgrade(program),
                 ToKeeper::Failed { reason } => {

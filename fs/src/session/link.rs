@@ -9,7 +9,7 @@
 //! keeper                            worker
 //!   | -- start + descriptors ---------> |  resumes the mounts
 //!   | <------------- ready / failed --- |
-//!   |                                   |  serves
+//!   | <----------- alive, alive, ... -- |  serves
 //!   | <--------------------- replace -- |  an upgrade: exits, the named program takes over
 //!   | <------------------------ done -- |  no more work: exits, the keeper unmounts
 //!   | -- stop ------------------------> |  clears up, exits
@@ -52,8 +52,14 @@ pub(super) enum ToWorker {
 #[serde(tag = "message", rename_all = "kebab-case")]
 pub(super) enum ToKeeper {
     Ready,
-    Failed { reason: String },
-    Replace { program: PathBuf },
+    /// All is well. A worker that has said so once and falls silent is replaced.
+    Alive,
+    Failed {
+        reason: String,
+    },
+    Replace {
+        program: PathBuf,
+    },
     Done,
 }
 

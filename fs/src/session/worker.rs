@@ -28,6 +28,7 @@ use super::handshake::{Agreement, DataMode};
 use super::inflight::{Inflight, Table};
 use super::link::{History, Link, PROTOCOL, Start, StartMount, ToKeeper, ToWorker};
 use super::opens::{OpenTable, Opens};
+use super::pulse::Pulse;
 use super::wire;
 
 /// How long a thread that panicked may take to answer its request.
@@ -47,6 +48,8 @@ pub struct Worker {
 pub struct Inheritance {
     /// The mounts to be served, by name.
     pub mounts: BTreeMap<String, InheritedMount>,
+    /// Whether the threads that serve them still do.
+    pub pulse: Arc<Pulse>,
     /// The descriptors that the caller of the keeper wanted kept, by name.
     pub keepsakes: BTreeMap<String, OwnedFd>,
 }
@@ -59,6 +62,7 @@ pub struct InheritedMount {
     device: OwnedFd,
     inflight: Inflight,
     opens: Option<Arc<Opens>>,
+    pulse: Arc<Pulse>,
 }
 
 /// A mount that is being served.
@@ -118,6 +122,15 @@ impl Worker {
         self.tell(&ToKeeper::Ready)
     }
 
+    /// Tells the keeper that all is well. From the first time on it is to be said again within
+    /// [`RestartPolicy::silent_limit`], or the keeper replaces this worker.
+    ///
+    /// [`RestartPolicy::silent_limit`]: super::keeper::RestartPolicy::silent_limit
+    #[expect(clippy::missing_errors_doc, reason = "see `ready`")]
+    pub fn alive(&self) -> Result<(), SessionError> {
+        self.tell(&ToKeeper::Alive)
+    }
+
     /// Tells the keeper why this worker will exit without having served. The words of the first
     /// worker are what the keeper fails with.
     #[expect(clippy::missing_errors_doc, reason = "see `ready`")]
@@ -168,20 +181,22 @@ fn inherit(start: Start, descriptors: Vec<OwnedFd>) -> Result<Inheritance, Sessi
         let missing = || io::Error::other("a descriptor is missing");
         descriptors.next().ok_or_else(missing).map_err(|source| SessionError::NoKeeper { source })
     };
+    let pulse = Arc::new(Pulse::default());
     let mut mounts = BTreeMap::new();
     for mount in start.mounts {
         let name = mount.name.clone();
-        mounts.insert(name, InheritedMount::take(mount, &mut next)?);
+        mounts.insert(name, InheritedMount::take(mount, pulse.clone(), &mut next)?);
     }
     let keepsakes =
         start.keepsakes.into_iter().map(|name| Ok((name, next()?))).collect::<Result<_, _>>()?;
-    Ok(Inheritance { mounts, keepsakes })
+    Ok(Inheritance { mounts, pulse, keepsakes })
 }
 
 impl InheritedMount {
     /// The mount that `start` tells of, with the descriptors that belong to it.
     fn take(
         start: StartMount,
+        pulse: Arc<Pulse>,
         mut next: impl FnMut() -> Result<OwnedFd, SessionError>,
     ) -> Result<Self, SessionError> {
         let memory = |source| SessionError::Memory { source };
@@ -198,7 +213,7 @@ impl InheritedMount {
         } else {
             None
         };
-        Ok(Self { dir: start.dir, agreement: start.agreement, device, inflight, opens })
+        Ok(Self { dir: start.dir, agreement: start.agreement, device, inflight, opens, pulse })
     }
 
     /// Where it is mounted.
@@ -209,6 +224,12 @@ impl InheritedMount {
     /// The recorder of requests in hand, which the file system has to use.
     pub fn inflight(&self) -> Inflight {
         self.inflight.clone()
+    }
+
+    /// Where each thread that takes a request has to begin its turn. All mounts of a worker have
+    /// the same.
+    pub fn pulse(&self) -> Arc<Pulse> {
+        self.pulse.clone()
     }
 
     /// How the kernel gets the bytes of its files.
@@ -234,7 +255,7 @@ impl InheritedMount {
         file_system: F,
         threads: usize,
     ) -> Result<Serving, SessionError> {
-        let Self { dir, agreement, device, inflight: _, opens: _ } = self;
+        let Self { dir, agreement, device, .. } = self;
         let resume = || -> io::Result<_> {
             let session = resume(file_system, &agreement, device, threads)?;
             let notifier = session.notifier();

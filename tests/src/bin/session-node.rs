@@ -55,6 +55,7 @@ fn keep(config: NodeConfig) -> Result<(), Box<dyn std::error::Error>> {
             ready_within: config.ready_within,
             answer_after: config.answer_after,
             unsound_limit: config.unsound_limit,
+            silent_limit: config.silent_limit,
             stop_within: Duration::from_secs(3),
             longest_pause: Duration::from_millis(200),
             ..RestartPolicy::default()
@@ -99,6 +100,7 @@ fn work(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
     }
     thread::scope(|scope| {
         scope.spawn(|| obey_files(dir, &worker));
+        scope.spawn(|| beat(&worker));
         if worker.wait_for_farewell() == Farewell::Orphaned {
             dirs.iter().for_each(|dir| detach(dir).unwrap());
         }
@@ -111,6 +113,13 @@ fn leave_note(dir: &Path, name: &str, words: &str) -> std::io::Result<()> {
     let draft = dir.join(format!("{name}.draft"));
     fs::write(&draft, words)?;
     fs::rename(draft, dir.join(name))
+}
+
+/// Tells the keeper again and again that all is well.
+fn beat(worker: &Worker) {
+    while worker.alive().is_ok() {
+        thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// Does what the files in `dir` ask for.

@@ -23,6 +23,8 @@ pub struct RestartPolicy {
     pub first_pause: Duration,
     /// The longest pause between a crash and the next start.
     pub longest_pause: Duration,
+    /// A serving worker that has said that it is alive, but not again for this long, is killed.
+    pub silent_limit: Duration,
     /// A worker that is told to stop must exit within this time or is killed.
     pub stop_within: Duration,
 }
@@ -36,6 +38,7 @@ impl Default for RestartPolicy {
             unsound_limit: Duration::from_secs(120),
             first_pause: Duration::from_millis(50),
             longest_pause: Duration::from_secs(5),
+            silent_limit: Duration::from_secs(30),
             stop_within: Duration::from_secs(10),
         }
     }
@@ -60,10 +63,20 @@ pub(super) enum Duty {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    Down { start_at: Instant },
-    Starting { since: Instant },
-    Serving { since: Instant },
-    Stopping { since: Instant },
+    Down {
+        start_at: Instant,
+    },
+    Starting {
+        since: Instant,
+    },
+    /// Workers from before there was a sign of life give none.
+    Serving {
+        since: Instant,
+        alive: Option<Instant>,
+    },
+    Stopping {
+        since: Instant,
+    },
 }
 
 /// Follows the workers of one keeper.
@@ -90,7 +103,14 @@ impl Watch {
 
     pub(super) fn ready(&mut self, now: Instant) {
         if matches!(self.phase, Phase::Starting { .. }) {
-            self.phase = Phase::Serving { since: now };
+            self.phase = Phase::Serving { since: now, alive: None };
+        }
+    }
+
+    /// The worker has given a sign of life.
+    pub(super) fn alive(&mut self, now: Instant) {
+        if let Phase::Serving { alive, .. } = &mut self.phase {
+            *alive = Some(now);
         }
     }
 
@@ -106,10 +126,13 @@ impl Watch {
     }
 
     pub(super) fn died(&mut self, death: Death, now: Instant) {
-        self.condemned = false;
-        if let Phase::Serving { since } = self.phase {
+        // One that had to be killed was not sound, however long it served: what it hung in may
+        // make the next one hang as well.
+        let hung = std::mem::take(&mut self.condemned);
+        let death = if hung { Death::Crash } else { death };
+        if let Phase::Serving { since, .. } = self.phase {
             self.down_since = now;
-            if now - since >= self.policy.sound_after {
+            if !hung && now - since >= self.policy.sound_after {
                 self.unsound_since = None;
                 self.crashes = 0;
             }
@@ -155,6 +178,11 @@ impl Watch {
             Phase::Down { start_at } if now >= start_at => Duty::Start,
             Phase::Starting { since } if now >= since + self.policy.ready_within => Duty::Kill,
             Phase::Stopping { since } if now >= since + self.policy.stop_within => Duty::Kill,
+            Phase::Serving { alive: Some(alive), .. }
+                if now >= alive + self.policy.silent_limit =>
+            {
+                Duty::Kill
+            }
             _ => Duty::Wait,
         }
     }
@@ -166,7 +194,7 @@ impl Watch {
             Phase::Down { start_at } => Some(start_at),
             Phase::Starting { since } => Some(since + self.policy.ready_within),
             Phase::Stopping { since } => Some(since + self.policy.stop_within),
-            Phase::Serving { .. } => None,
+            Phase::Serving { alive, .. } => alive.map(|alive| alive + self.policy.silent_limit),
         };
         let answer = (self.is_waiting() && !self.answers(now)).then(|| self.answers_from());
         duty.into_iter().chain(answer).min()
@@ -275,6 +303,37 @@ mod tests {
             watch.died(Death::Harmless, now);
         }
         assert!(now >= start + policy().unsound_limit);
+    }
+
+    #[test]
+    fn a_worker_that_falls_silent_is_killed_and_was_not_sound() {
+        let start = Instant::now();
+        let mut watch = serving(start);
+        assert_eq!(watch.duty(start + seconds(1000)), Duty::Wait, "it never gave a sign of life");
+        let mut now = start + seconds(1000);
+        while !watch.answers(now) {
+            assert!(now < start + seconds(2000), "one that hangs every worker is told in the end");
+            watch.alive(now);
+            let silent = now + policy().silent_limit;
+            assert_eq!((watch.duty(now), watch.next_look(now)), (Duty::Wait, Some(silent)));
+            now = silent;
+            assert_eq!(watch.duty(now), Duty::Kill);
+            watch.condemned();
+            watch.died(Death::Harmless, now);
+            if let Some(next) = watch.next_look(now) {
+                now = next;
+            }
+            if !watch.answers(now) {
+                watch.started(now);
+                watch.ready(now);
+            }
+        }
+        watch.started(now);
+        watch.ready(now);
+        now += seconds(10);
+        watch.alive(now);
+        watch.died(Death::Harmless, now);
+        assert!(!watch.answers(now), "one that was killed by others while it was well was sound");
     }
 
     #[test]

@@ -1,0 +1,105 @@
+//! Whether the threads that take requests still answer them.
+//!
+//! Such a thread never waits for the network: what takes long moves to a task with a deadline of
+//! its own. One that has been at a request for long is therefore stuck, be it in a lock or in a
+//! system call, and with it the mount. A worker whose pulse is well tells its keeper so again and
+//! again; a keeper that hears nothing replaces the worker.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// Requests that came within this time of each other are counted together.
+const STEP: Duration = Duration::from_secs(2);
+/// Steps that are told apart.
+const STEPS: u64 = 64;
+
+/// Counts the requests that threads are at, by the time when they came.
+#[derive(Debug)]
+pub struct Pulse {
+    begun: Instant,
+    at: [AtomicU32; STEPS as usize],
+}
+
+/// A thread is at a request until this is dropped.
+#[derive(Debug)]
+#[must_use = "the thread is at the request for as long as this lives"]
+pub struct Turn<'a>(&'a AtomicU32);
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self { begun: Instant::now(), at: std::array::from_fn(|_| AtomicU32::new(0)) }
+    }
+}
+
+impl Pulse {
+    /// The calling thread begins with a request.
+    pub fn turn(&self) -> Turn<'_> {
+        self.turn_at(Instant::now())
+    }
+
+    fn turn_at(&self, now: Instant) -> Turn<'_> {
+        let count = self.count(self.step(now));
+        count.fetch_add(1, Ordering::Relaxed);
+        Turn(count)
+    }
+
+    /// Whether some thread has been at its request for `limit`, give or take [`STEP`]; at most two
+    /// minutes are told apart.
+    pub fn is_stuck(&self, limit: Duration) -> bool {
+        self.is_stuck_at(Instant::now(), limit)
+    }
+
+    fn is_stuck_at(&self, now: Instant, limit: Duration) -> bool {
+        let step = self.step(now);
+        let steps = limit.as_secs() / STEP.as_secs();
+        // Of what is older than all steps, a count stays behind in one of them.
+        let old = (steps.min(STEPS - 1)..STEPS).filter_map(|age| step.checked_sub(age));
+        old.into_iter().any(|step| self.count(step).load(Ordering::Relaxed) > 0)
+    }
+
+    fn step(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.begun).as_secs() / STEP.as_secs()
+    }
+
+    fn count(&self, step: u64) -> &AtomicU32 {
+        &self.at[(step % STEPS) as usize]
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    fn after(pulse: &Pulse, seconds: u64) -> Instant {
+        pulse.begun + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_thread_that_does_not_come_back_is_stuck_after_the_limit_and_for_good() {
+        let pulse = Pulse::default();
+        let _stuck = pulse.turn_at(after(&pulse, 100));
+        assert!(!pulse.is_stuck_at(after(&pulse, 101), LIMIT));
+        assert!(!pulse.is_stuck_at(after(&pulse, 117), LIMIT));
+        assert!(pulse.is_stuck_at(after(&pulse, 122), LIMIT));
+        assert!(pulse.is_stuck_at(after(&pulse, 200), LIMIT));
+    }
+
+    #[test]
+    fn threads_that_come_and_go_are_well() {
+        let pulse = Pulse::default();
+        for second in 0..600 {
+            drop(pulse.turn_at(after(&pulse, second)));
+            let present = pulse.turn_at(after(&pulse, second));
+            assert!(!pulse.is_stuck_at(after(&pulse, second), LIMIT));
+            drop(present);
+        }
+    }
+}
