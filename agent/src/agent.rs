@@ -12,6 +12,7 @@ pub mod cache;
 pub mod completion;
 mod health;
 pub mod images;
+pub mod layers;
 pub mod owner;
 pub mod packing;
 pub mod process;

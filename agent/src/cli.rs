@@ -6,12 +6,14 @@
 //!
 //! stdout is data, stderr is words ([`logging`], [`exit::report`]).
 
+mod agent;
 mod client;
 mod clock;
 mod completions;
 mod config;
 mod demo;
 mod exit;
+mod explain;
 mod logging;
 mod man;
 mod mount;
@@ -47,11 +49,13 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Agent(agent::AgentArgs),
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
     Pull(mount::PullArgs),
     Status(mount::StatusArgs),
     Upgrade(upgrade::UpgradeArgs),
+    Explain(explain::ExplainArgs),
     #[command(hide = true)]
     Keeper(owner::KeeperArgs),
     #[command(hide = true)]
@@ -84,7 +88,7 @@ impl Command {
     /// they do, tools only what went wrong.
     fn default_log(&self) -> &'static str {
         match self {
-            Self::Registry(_) => "info",
+            Self::Agent(_) | Self::Registry(_) => "info",
             _ => "warn",
         }
     }
@@ -93,6 +97,7 @@ impl Command {
     /// mounts has other needs than one that serves HTTP.
     fn run(self) -> CliResult {
         match self {
+            Self::Agent(args) => args.run(),
             Self::Mount(args) => block_on(args.run()),
             Self::Umount(args) => block_on(args.run()),
             Self::Pull(args) => block_on(args.run()),
@@ -100,6 +105,7 @@ impl Command {
             Self::Pack(command) => block_on(command.run()),
             Self::Status(args) => block_on(args.run()),
             Self::Upgrade(args) => block_on(args.run()),
+            Self::Explain(args) => block_on(args.run()),
             Self::Keeper(args) => args.run(),
             Self::Worker(args) => args.run(),
             Self::Prepare(args) => block_on(args.run(prepare::Habits::OWN)),

@@ -12,6 +12,7 @@
 //! DELETE /v1/recordings RecordingRequest -> 200 the profile (see crate::profile)
 //! POST   /v1/packs    PackRequest       -> 200 a stream of Events
 //! POST   /v1/upgrade  UpgradeRequest    -> 202, and another worker soon after
+//! POST   /v1/explain  ExplainRequest    -> 200 Explanation
 //! ```
 //!
 //! A stream ends with `done` or `failed`. Who goes away before that cancels what was asked for.
@@ -22,6 +23,7 @@ mod runtime;
 pub use client::{Control, ControlError};
 pub use runtime::Runtime;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -199,6 +201,44 @@ pub struct Status {
     pub last_exit: Option<String>,
     /// What is mounted.
     pub mounts: Vec<MountStatus>,
+    /// What podman uses; `None` where no agent runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreStatus>,
+}
+
+/// What podman uses of the layer store.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreStatus {
+    /// Where it is mounted.
+    pub dir: PathBuf,
+    /// The images that podman uses, or has looked for since the process started.
+    pub images: Vec<StoreImage>,
+    /// How often podman had to pull a layer by itself since the process started, by reason.
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// An image that podman knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreImage {
+    /// The name by which podman knows it.
+    pub reference: String,
+    /// The digest of its manifest.
+    pub manifest: Digest,
+    /// How many of its layers podman uses, as far as it has told.
+    pub layers_in_use: usize,
+    /// How many layers it has, and
+    pub layers: usize,
+    /// how many of these can be read lazily.
+    pub lazy_layers: usize,
+    /// Bytes of the compressed lazy layers, each counted once.
+    pub image_bytes: u64,
+    /// Bytes of their distinct file contents.
+    pub content_bytes: u64,
+    /// Bytes of these that are here.
+    pub local_bytes: u64,
+    /// Why the image could not be made fully local, if that failed last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 /// A mounted image.
@@ -221,6 +261,36 @@ pub struct MountStatus {
     /// Why the image could not be made fully local, if that failed last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+}
+
+/// Which image is to be explained.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExplainRequest {
+    /// The image.
+    pub reference: String,
+}
+
+/// Which way podman takes for the layers of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The image.
+    pub reference: String,
+    /// The digest of the manifest that it means now.
+    pub manifest: Digest,
+    /// Its layers, the lowest first.
+    pub layers: Vec<LayerFate>,
+}
+
+/// What becomes of a layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerFate {
+    /// The layer blob.
+    pub layer: Digest,
+    /// Whether podman is offered it; it downloads what it is not offered.
+    pub lazy: bool,
+    /// How, or why not.
+    pub reason: String,
 }
 
 /// Bytes from one place.

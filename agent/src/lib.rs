@@ -11,6 +11,7 @@ pub mod demo;
 pub mod host;
 pub mod image;
 pub mod mirror;
+pub mod podman;
 pub mod prepare;
 pub mod profile;
 pub mod registry;

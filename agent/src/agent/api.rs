@@ -21,19 +21,36 @@ use tokio_util::task::AbortOnDropHandle;
 use undermount_fs::digest::Digest;
 use undermount_fs::fill::Progress;
 
+use super::layers::LayerShelf;
 use super::owner::{Owner, OwnerError};
 use super::packing::{Packer, Recordings};
 use crate::control::{
-    Event, Failure, MountRequest, PullRequest, Status, Transfer, UnmountRequest, UpgradeRequest,
+    Event, ExplainRequest, Failure, MountRequest, PullRequest, Status, StoreStatus, Transfer,
+    UnmountRequest, UpgradeRequest,
 };
+use crate::image::Reference;
 
 /// How often progress is told.
 const TICK: Duration = Duration::from_millis(200);
+
+/// What a worker can be asked for.
+#[derive(Clone)]
+pub struct Services {
+    /// Mounts.
+    pub owner: Arc<Owner>,
+    /// The layers that podman is offered.
+    pub layers: LayerShelf,
+    /// Starts that are being recorded.
+    pub recordings: Recordings,
+    /// Makes packs of them.
+    pub packer: Packer,
+}
 
 /// What the handlers share.
 #[derive(Clone)]
 pub struct Api {
     owner: Arc<Owner>,
+    layers: LayerShelf,
     recordings: Recordings,
     packer: Packer,
     /// What of a status does not change.
@@ -43,17 +60,13 @@ pub struct Api {
 }
 
 impl Api {
-    /// The API of `owner`; `base` holds the process's part of a status. Programs that are to take
+    /// The API of a worker; `base` holds the process's part of a status. Programs that are to take
     /// over come out of the channel.
-    pub fn new(
-        owner: Arc<Owner>,
-        recordings: Recordings,
-        packer: Packer,
-        base: Status,
-    ) -> (Self, mpsc::Receiver<PathBuf>) {
+    pub fn new(services: Services, base: Status) -> (Self, mpsc::Receiver<PathBuf>) {
+        let Services { owner, layers, recordings, packer } = services;
         let (upgrades, asked_for) = mpsc::channel(1);
-        let base = Arc::new(base);
-        (Self { owner, recordings, packer, base, busy: Arc::default(), upgrades }, asked_for)
+        let (base, busy) = (Arc::new(base), Arc::default());
+        (Self { owner, layers, recordings, packer, base, busy, upgrades }, asked_for)
     }
 
     /// Requests that are being worked on.
@@ -69,7 +82,14 @@ impl Api {
             .route("/v1/pulls", post(pull))
             .nest("/v1", packs::routes())
             .route("/v1/upgrade", post(upgrade))
+            .route("/v1/explain", post(explain))
             .with_state(self)
+    }
+
+    async fn store(&self) -> Option<StoreStatus> {
+        let StoreStatus { dir, .. } = self.base.store.clone()?;
+        let (images, refused) = (self.layers.images().await, self.layers.refusals());
+        Some(StoreStatus { dir, images, refused })
     }
 
     fn enter(&self) -> Busy {
@@ -92,6 +112,7 @@ async fn status(State(api): State<Api>) -> Json<Status> {
     Json(Status {
         cache_bytes: api.owner.cache_bytes(),
         mounts: api.owner.mounts().await,
+        store: api.store().await,
         ..(*api.base).clone()
     })
 }
@@ -106,7 +127,7 @@ async fn unmount(State(api): State<Api>, Json(request): Json<UnmountRequest>) ->
                 OwnerError::Bind(_) => StatusCode::CONFLICT,
                 _ => StatusCode::INTERNAL_SERVER_ERROR,
             };
-            (status, Json(Failure::of(&error))).into_response()
+            refused(status, &error)
         }
     }
 }
@@ -131,6 +152,22 @@ async fn upgrade(State(api): State<Api>, Json(request): Json<UpgradeRequest>) ->
     // A second one before the first was followed changes nothing.
     let _ = api.upgrades.try_send(program);
     StatusCode::ACCEPTED.into_response()
+}
+
+async fn explain(State(api): State<Api>, Json(request): Json<ExplainRequest>) -> Response {
+    let _busy = api.enter();
+    let reference = match request.reference.parse::<Reference>() {
+        Ok(reference) => reference,
+        Err(error) => return refused(StatusCode::BAD_REQUEST, &error),
+    };
+    match api.layers.explain(&reference).await {
+        Ok(explanation) => Json(explanation).into_response(),
+        Err(refusal) => refused(StatusCode::BAD_GATEWAY, &refusal),
+    }
+}
+
+fn refused(status: StatusCode, error: &dyn Error) -> Response {
+    (status, Json(Failure::of(error))).into_response()
 }
 
 /// Runs `work` in a task of its own and streams how far it is. When the client goes away, the

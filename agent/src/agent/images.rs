@@ -11,7 +11,10 @@
 //! used; whether it tells the truth about the contents shows when they are read (every object is
 //! hashed) and when the layer is complete (the index is built again and compared).
 
+mod holder;
 mod indexes;
+
+pub use holder::{Holder, Indexed};
 
 use std::error::Error;
 use std::fmt;
@@ -91,6 +94,12 @@ pub enum ImageFault {
         /// What contradicts what.
         what: &'static str,
     },
+    /// No index of the layer is known or attached to the image.
+    #[error("the registry has no index of it; `undermount prepare` makes one")]
+    NoIndex,
+    /// The image has fewer layers.
+    #[error("the image has no such layer")]
+    NoSuchLayer,
     /// The layers do not make an image.
     #[error(transparent)]
     Tree(#[from] TreeError),

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -92,42 +92,39 @@ struct Mounted {
     completion: Completion,
 }
 
-struct State {
-    slots: SlotTable,
-    mounts: BTreeMap<PathBuf, Mounted>,
+/// The mounts by directory.
+type Mounts = BTreeMap<PathBuf, Mounted>;
+
+/// What an owner works with.
+pub struct Parts {
+    /// The images of the cache.
+    pub images: Arc<Images>,
+    /// Completes what is mounted.
+    pub completer: Completer,
+    /// Shows what is mounted.
+    pub view: Arc<View>,
+    /// The nodeids of [`Self::view`].
+    pub slots: Arc<std::sync::Mutex<SlotTable>>,
+    /// Speaks to registries.
+    pub client: Client,
+    /// Knows what was fetched from where.
+    pub ledger: Arc<Ledger>,
+    /// The runtime directory.
+    pub runtime: Runtime,
+    /// How the kernel gets the bytes of files, in all mounts of this owner.
+    pub data_mode: DataMode,
 }
 
 /// The owner of a cache.
 pub struct Owner {
-    images: Arc<Images>,
-    completer: Completer,
-    view: Arc<View>,
-    client: Client,
-    ledger: Arc<Ledger>,
-    runtime: Runtime,
-    /// How the kernel gets the bytes of files, in all mounts of this owner.
-    data_mode: DataMode,
-    state: Mutex<State>,
+    parts: Parts,
+    mounts: Mutex<Mounts>,
 }
 
 impl Owner {
-    /// An owner that shows `images` through `view`, in mounts of the given data mode.
-    ///
-    /// # Errors
-    /// [`OwnerError::Record`] where the slot table cannot be read.
-    pub fn new(
-        images: Arc<Images>,
-        completer: Completer,
-        view: Arc<View>,
-        client: Client,
-        ledger: Arc<Ledger>,
-        runtime: Runtime,
-        data_mode: DataMode,
-    ) -> Result<Self, OwnerError> {
-        let path = runtime.slots();
-        let slots = SlotTable::open(&path).map_err(|source| OwnerError::Record { path, source })?;
-        let state = Mutex::new(State { slots, mounts: BTreeMap::new() });
-        Ok(Self { images, completer, view, client, ledger, runtime, data_mode, state })
+    /// An owner that has mounted nothing yet.
+    pub fn new(parts: Parts) -> Self {
+        Self { parts, mounts: Mutex::default() }
     }
 
     /// Detaches and forgets what an owner that is gone, or about to go, has mounted.
@@ -138,7 +135,8 @@ impl Owner {
                 tracing::error!(%error, "cannot detach a dead mount");
             }
         }
-        for path in [runtime.mounts(), runtime.slots()] {
+        let tables = [runtime.slots(), runtime.layers(), runtime.store_nodes()];
+        for path in tables.into_iter().chain([runtime.mounts()]) {
             // What is not there need not go; what cannot go fails to open, loudly.
             let _ = std::fs::remove_file(path);
         }
@@ -147,7 +145,7 @@ impl Owner {
     /// Shows again what the worker before showed. An image that cannot be had any more is logged:
     /// its mount answers with errors.
     pub async fn restore(&self) {
-        for record in read_records(&self.runtime.mounts()) {
+        for record in read_records(&self.parts.runtime.mounts()) {
             if let Err(error) = self.restore_one(&record).await {
                 let error = &error as &dyn std::error::Error;
                 tracing::error!(dir = %record.dir.display(), error, "cannot restore a mount");
@@ -158,11 +156,11 @@ impl Owner {
     async fn restore_one(&self, record: &Record) -> Result<(), OwnerError> {
         let pinned: Reference = record.reference.parse::<Reference>()?.pinned(record.manifest);
         let ready = self.prepare(&pinned, record.plain_http, &Progress::default()).await?;
-        let mut state = self.state.lock().await;
-        self.show(&mut state, &ready)?;
-        let completion = self.completer.begin(ready.clone());
+        let mut mounts = self.mounts.lock().await;
+        self.show(&mut mounts, &ready)?;
+        let completion = self.parts.completer.begin(ready.clone());
         let mounted = Mounted { record: record.clone(), ready, completion };
-        state.mounts.insert(record.dir.clone(), mounted);
+        mounts.insert(record.dir.clone(), mounted);
         Ok(())
     }
 
@@ -173,20 +171,21 @@ impl Owner {
         progress: &Progress,
     ) -> Result<Arc<Ready>, OwnerError> {
         if plain_http {
-            self.client.allow_plain_http(reference.repository().host());
+            self.parts.client.allow_plain_http(reference.repository().host());
         }
-        let image = self.images.resolve(reference).await?;
-        Ok(Arc::new(self.images.make_ready(image, progress).await?))
+        let image = self.parts.images.resolve(reference).await?;
+        Ok(Arc::new(self.parts.images.make_ready(image, progress).await?))
     }
 
-    /// Puts an image into the view.
-    fn show(&self, state: &mut State, ready: &Ready) -> Result<(), OwnerError> {
-        let tree = self.images.merge(ready)?;
+    /// Puts an image into the view. Not while another is put there or taken away, which is what
+    /// the lock on the mounts is for.
+    fn show(&self, _mounts: &mut Mounts, ready: &Ready) -> Result<(), OwnerError> {
+        let tree = self.parts.images.merge(ready)?;
         let image = NewImage { manifest: ready.image.digest, tree, layers: ready.layers.clone() };
-        let path = self.runtime.slots();
-        self.view
-            .add_image(image, &mut state.slots)
-            .map_err(|source| OwnerError::Record { path, source })
+        let path = self.parts.runtime.slots();
+        let mut slots = self.parts.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let added = self.parts.view.add_image(image, &mut slots);
+        added.map_err(|source| OwnerError::Record { path, source })
     }
 
     /// Mounts an image; the digest of its manifest.
@@ -200,33 +199,33 @@ impl Owner {
     ) -> Result<Digest, OwnerError> {
         let PullRequest { reference, plain_http } = &request.image;
         let dir = &request.dir;
-        if let Some(wanted) = request.data_mode.filter(|wanted| *wanted != self.data_mode) {
-            return Err(OwnerError::DataMode { wanted, present: self.data_mode });
+        if let Some(wanted) = request.data_mode.filter(|wanted| *wanted != self.parts.data_mode) {
+            return Err(OwnerError::DataMode { wanted, present: self.parts.data_mode });
         }
-        check_free(&*self.state.lock().await, dir)?;
+        check_free(&*self.mounts.lock().await, dir)?;
         let parsed: Reference = reference.parse()?;
         let ready = self.prepare(&parsed, *plain_http, progress).await?;
         let manifest = ready.image.digest;
 
-        let mut state = self.state.lock().await;
+        let mut mounts = self.mounts.lock().await;
         // Preparing takes time: somebody else may have mounted there meanwhile.
-        check_free(&state, dir)?;
-        self.show(&mut state, &ready)?;
+        check_free(&mounts, dir)?;
+        self.show(&mut mounts, &ready)?;
         let record = Record {
             dir: dir.clone(),
             reference: parsed.to_string(),
             manifest,
             plain_http: *plain_http,
         };
-        let content = self.runtime.content(has_xattrs(&ready));
-        let completion = self.completer.begin(ready.clone());
-        state.mounts.insert(dir.clone(), Mounted { record, ready, completion });
-        let shown = match self.write_records(&state) {
+        let content = self.parts.runtime.content(has_xattrs(&ready));
+        let completion = self.parts.completer.begin(ready.clone());
+        mounts.insert(dir.clone(), Mounted { record, ready, completion });
+        let shown = match self.write_records(&mounts) {
             Ok(()) => bind(content.join("images").join(manifest.hex()), dir.clone()).await,
             Err(error) => Err(error),
         };
         if let Err(error) = shown {
-            self.forget(&mut state, dir)?;
+            self.forget(&mut mounts, dir)?;
             return Err(error);
         }
         Ok(manifest)
@@ -238,23 +237,23 @@ impl Owner {
     /// [`OwnerError`] where none is mounted there, or it is in use.
     pub async fn unmount(&self, request: &UnmountRequest) -> Result<(), OwnerError> {
         let UnmountRequest { dir, lazy } = request.clone();
-        let mut state = self.state.lock().await;
-        if !state.mounts.contains_key(&dir) {
+        let mut mounts = self.mounts.lock().await;
+        if !mounts.contains_key(&dir) {
             return Err(OwnerError::NotMounted { dir });
         }
         let unbound = dir.clone();
         blocking(move || binding::unbind(&unbound, lazy)).await??;
-        self.forget(&mut state, &dir)
+        self.forget(&mut mounts, &dir)
     }
 
     /// No longer counts `dir` as mounted, and drops its image where no other mount shows it.
-    fn forget(&self, state: &mut State, dir: &Path) -> Result<(), OwnerError> {
-        let Some(gone) = state.mounts.remove(dir) else { return Ok(()) };
+    fn forget(&self, mounts: &mut Mounts, dir: &Path) -> Result<(), OwnerError> {
+        let Some(gone) = mounts.remove(dir) else { return Ok(()) };
         let manifest = gone.record.manifest;
-        if state.mounts.values().all(|mounted| mounted.record.manifest != manifest) {
-            self.view.remove_image(&manifest);
+        if mounts.values().all(|mounted| mounted.record.manifest != manifest) {
+            self.parts.view.remove_image(&manifest);
         }
-        self.write_records(state)
+        self.write_records(mounts)
     }
 
     /// Forgets the mounts that somebody took away with umount(8).
@@ -262,20 +261,20 @@ impl Owner {
     /// # Errors
     /// [`OwnerError::Record`] where that cannot be written down.
     pub async fn notice_unmounts(&self) -> Result<usize, OwnerError> {
-        let mut state = self.state.lock().await;
+        let mut mounts = self.mounts.lock().await;
         let gone: Vec<PathBuf> =
-            state.mounts.keys().filter(|dir| !binding::is_mounted(dir)).cloned().collect();
+            mounts.keys().filter(|dir| !binding::is_mounted(dir)).cloned().collect();
         for dir in gone {
-            self.forget(&mut state, &dir)?;
+            self.forget(&mut mounts, &dir)?;
         }
-        Ok(state.mounts.len())
+        Ok(mounts.len())
     }
 
-    fn write_records(&self, state: &State) -> Result<(), OwnerError> {
-        let records: Vec<&Record> = state.mounts.values().map(|mounted| &mounted.record).collect();
+    fn write_records(&self, mounts: &Mounts) -> Result<(), OwnerError> {
+        let records: Vec<&Record> = mounts.values().map(|mounted| &mounted.record).collect();
         let json = serde_json::to_vec_pretty(&records).expect("records are plain data");
-        let path = self.runtime.mounts();
-        write_atomically(self.runtime.root(), "mounts.json", &json)
+        let path = self.parts.runtime.mounts();
+        write_atomically(self.parts.runtime.root(), "mounts.json", &json)
             .map_err(|source| OwnerError::Record { path, source })
     }
 
@@ -290,22 +289,22 @@ impl Owner {
     ) -> Result<Digest, OwnerError> {
         let reference: Reference = request.reference.parse()?;
         let ready = self.prepare(&reference, request.plain_http, progress).await?;
-        self.images.complete(&ready, Pace::unlimited(Priority::Pack), progress).await?;
+        self.parts.images.complete(&ready, Pace::unlimited(Priority::Pack), progress).await?;
         Ok(ready.image.digest)
     }
 
     /// The image that is mounted at `dir`.
     pub async fn mounted(&self, dir: &Path) -> Option<Arc<Ready>> {
-        self.state.lock().await.mounts.get(dir).map(|mounted| mounted.ready.clone())
+        self.mounts.lock().await.get(dir).map(|mounted| mounted.ready.clone())
     }
 
     /// What is mounted, and how much of it is here.
     pub async fn mounts(&self) -> Vec<MountStatus> {
         let mounted: Vec<(Record, Arc<Ready>, Option<String>)> = {
-            let state = self.state.lock().await;
+            let mounts = self.mounts.lock().await;
             let clone =
                 |it: &Mounted| (it.record.clone(), it.ready.clone(), it.completion.trouble());
-            state.mounts.values().map(clone).collect()
+            mounts.values().map(clone).collect()
         };
         mounted
             .into_iter()
@@ -314,9 +313,10 @@ impl Owner {
     }
 
     fn mount_status(&self, record: Record, ready: &Ready, trouble: Option<String>) -> MountStatus {
-        let extent = self.images.extent(ready);
+        let extent = self.parts.images.extent(ready);
         let scope = ready.image.reference.repository().scope();
         let fetched = self
+            .parts
             .ledger
             .entries()
             .into_iter()
@@ -335,15 +335,20 @@ impl Owner {
         }
     }
 
+    /// How the kernel gets the bytes of files.
+    pub fn data_mode(&self) -> DataMode {
+        self.parts.data_mode
+    }
+
     /// Bytes of file contents in the cache.
     pub fn cache_bytes(&self) -> u64 {
-        self.images.filler().store().usage().bytes
+        self.parts.images.filler().store().usage().bytes
     }
 }
 
 /// Checks that nothing is, and something can be, mounted at `dir`.
-fn check_free(state: &State, dir: &Path) -> Result<(), OwnerError> {
-    if let Some(mounted) = state.mounts.get(dir)
+fn check_free(mounts: &Mounts, dir: &Path) -> Result<(), OwnerError> {
+    if let Some(mounted) = mounts.get(dir)
         && binding::is_mounted(dir)
     {
         let reference = mounted.record.reference.clone();

@@ -4,6 +4,8 @@
 //! socket, and starts the worker, which does everything else. See
 //! [`undermount_fs::session`] for what happens when either dies.
 
+mod node;
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -16,31 +18,25 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use undermount_fs::fuse::{Adapter, Xattrs};
-use undermount_fs::object::StoreLimits;
 use undermount_fs::session::keeper::{Keeper, KeeperConfig, MountKind, MountSpec, RestartPolicy};
-use undermount_fs::session::worker::{
-    Farewell, Inheritance, InheritedMount, Worker, end_process_on_panic,
-};
+use undermount_fs::session::worker::{Farewell, Inheritance, Worker, end_process_on_panic};
 use undermount_fs::session::{DataMode, SessionError, detach};
-use undermount_fs::view::View;
 
+use self::node::{Mounts, Node};
 use super::api::Api;
-use super::cache::{Cache, CacheError};
-use super::completion::Completer;
+use super::cache::CacheError;
 use super::health;
-use super::images::Images;
-use super::owner::{Owner, OwnerError};
-use super::packing::{Packer, Recordings};
-use crate::control::{Failure, Runtime, Status};
-use crate::registry::client::{Client, ClientConfig};
-use crate::supply::{Ledger, RegistrySource};
+use super::layers::ShelfError;
+use super::owner::Owner;
+use crate::control::{Failure, Runtime, Status, StoreStatus};
+use crate::registry::client::ClientConfig;
 
 const SOCKET: &str = "control";
 const PLAIN: &str = "plain";
 const XATTR: &str = "xattr";
+const STORE: &str = "store";
 
-/// Threads that take requests from the kernel, for each content mount.
+/// Threads that take requests from the kernel, for each mount.
 const FUSE_THREADS: usize = 2;
 
 /// An owner without mounts and requests goes away after this time.
@@ -87,9 +83,9 @@ pub enum ProcessError {
     /// The mounts cannot be made or served.
     #[error(transparent)]
     Session(#[from] SessionError),
-    /// What is mounted cannot be told.
+    /// What podman is offered cannot be kept.
     #[error(transparent)]
-    Owner(#[from] OwnerError),
+    Shelf(#[from] ShelfError),
     /// The keeper handed over too little.
     #[error("the keeper handed over no {what}")]
     Inheritance {
@@ -138,6 +134,9 @@ pub struct KeeperSettings {
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<OsString>,
+    /// Where podman's additional layer store is mounted, if this is the agent of the node. An
+    /// agent stays when there is nothing to do.
+    pub store: Option<PathBuf>,
     /// How the kernel gets the bytes of files.
     pub data_mode: DataMode,
     /// The features of the kernel that may be used, see [`KeeperConfig::init_mask`].
@@ -171,8 +170,12 @@ pub fn keep(
         let (name, dir) = (name.to_owned(), runtime.content(xattrs));
         MountSpec { name, dir, kind: MountKind::Content, data }
     };
+    let store = settings.store.map(|dir| {
+        let (name, kind) = (STORE.to_owned(), MountKind::Control);
+        MountSpec { name, dir, kind, data: DataMode::default() }
+    });
     let keeper = Keeper::mount(KeeperConfig {
-        mounts: vec![spec(PLAIN, false), spec(XATTR, true)],
+        mounts: [spec(PLAIN, false), spec(XATTR, true)].into_iter().chain(store).collect(),
         program: settings.program,
         arguments: settings.arguments,
         keepsakes: vec![(SOCKET.to_owned(), listener.into()), ("lock".to_owned(), shared_lock)],
@@ -197,7 +200,8 @@ fn dismantle(runtime: &Runtime) {
 fn tidy(runtime: &Runtime) {
     let empty_log = std::fs::metadata(runtime.log()).is_ok_and(|log| log.len() == 0);
     let log = empty_log.then(|| runtime.log());
-    for file in [runtime.socket(), runtime.mounts(), runtime.slots()].into_iter().chain(log) {
+    let tables = [runtime.slots(), runtime.layers(), runtime.store_nodes()];
+    for file in [runtime.socket(), runtime.mounts()].into_iter().chain(tables).chain(log) {
         let _ = std::fs::remove_file(file);
     }
     let content = runtime.root().join("content");
@@ -236,52 +240,34 @@ fn serve(
         .enable_all()
         .build()
         .map_err(ProcessError::Start)?;
-    let limits = StoreLimits { quota: config.quota };
-    let cache = Cache::open(&config.cache, limits)?;
-    let client = Client::new(config.client.clone());
-    let ledger = Arc::new(Ledger::default());
-    let source = Arc::new(RegistrySource::new(client.clone(), ledger.clone()));
-    let images = Images::new(cache, client.clone(), source, config.read_timeout);
-    let images = Arc::new(images);
-    let completer = Completer::new(images.clone(), config.complete_within);
-    let view = Arc::new(View::new(images.filler().clone()));
     let missing = |what| move || ProcessError::Inheritance { what };
     let socket = inheritance.keepsakes.remove(SOCKET).ok_or_else(missing("control socket"))?;
-    let mounts: Vec<(InheritedMount, Xattrs)> =
-        [(PLAIN, Xattrs::Refused), (XATTR, Xattrs::Answered)]
-            .into_iter()
-            .map(|(name, xattrs)| Some((inheritance.mounts.remove(name)?, xattrs)))
-            .collect::<Option<_>>()
-            .ok_or_else(missing("mounts"))?;
-    let data_mode = mounts.first().map(|(mount, _)| mount.data_mode()).unwrap_or_default();
-    let recordings = Recordings::new(view.clone());
-    let packer = Packer::new(images.clone(), client.clone());
-    let owner =
-        Owner::new(images, completer, view.clone(), client, ledger, runtime.clone(), data_mode)?;
-    let owner = Arc::new(owner);
-    let dirs: Vec<PathBuf> = mounts.iter().map(|(mount, _)| mount.dir().to_owned()).collect();
+    let dirs: Vec<PathBuf> =
+        inheritance.mounts.values().map(|mount| mount.dir().to_owned()).collect();
+    let mounts = Mounts::of(&mut inheritance).ok_or_else(missing("mounts"))?;
+    let node = Node::new(&config, &runtime, &mounts, threads.handle())?;
 
-    threads.block_on(owner.restore());
+    threads.block_on(node.restore());
     worker.ready()?;
-    for (mount, xattrs) in mounts {
-        let handle = threads.handle().clone();
-        let adapter = Adapter::new(view.clone(), xattrs, &mount, handle);
-        mount.serve(adapter, FUSE_THREADS)?;
-    }
+    let store = mounts.store_dir();
+    mounts.serve(&node, &runtime, threads.handle())?;
     threads.spawn(health::beat(worker.clone(), inheritance.pulse));
     let status = Status {
         cache: config.cache,
         worker: std::process::id(),
         program: own_program(),
-        data_mode,
+        data_mode: node.services.owner.data_mode(),
         restarts: worker.history().restarts,
         last_exit: worker.history().last_exit.clone(),
+        store: store.map(|dir| StoreStatus { dir, ..StoreStatus::default() }),
         ..Status::default()
     };
     let farewell = await_farewell(worker.clone());
     let listener = UnixListener::from(socket);
-    let (api, upgrades) = Api::new(owner.clone(), recordings, packer, status);
-    threads.block_on(answer(owner, api, upgrades, listener, worker, farewell.clone()));
+    let stay = if status.store.is_some() { Stay::Always } else { Stay::WhileNeeded };
+    let (api, upgrades) = Api::new(node.services.clone(), status);
+    let until = Until { end: farewell.clone(), upgrades, stay };
+    threads.block_on(answer(&node.services.owner, api, listener, worker, until));
     if let Some(Farewell::Orphaned) = farewell.reason() {
         // The keeper would have done this. Its lock is still ours.
         let detached: Result<Vec<()>, _> = dirs.iter().map(|dir| detach(dir)).collect();
@@ -291,6 +277,25 @@ fn serve(
     // Reads that still wait for the network need not be waited for.
     threads.shutdown_background();
     Ok(())
+}
+
+/// When a worker that nobody ends may end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stay {
+    /// When there is nothing to do.
+    WhileNeeded,
+    /// Never.
+    Always,
+}
+
+/// What ends a worker.
+struct Until {
+    /// The keeper.
+    end: End,
+    /// Somebody who wants another program in its place.
+    upgrades: mpsc::Receiver<PathBuf>,
+    /// That there is nothing to do.
+    stay: Stay,
 }
 
 /// The end of the worker, when the keeper asks for it.
@@ -318,12 +323,11 @@ fn await_farewell(worker: Arc<Worker>) -> End {
 
 /// Answers requests until the end, or until there was nothing to do for a while.
 async fn answer(
-    owner: Arc<Owner>,
+    owner: &Owner,
     api: Api,
-    mut upgrades: mpsc::Receiver<PathBuf>,
     listener: UnixListener,
     worker: &Worker,
-    end: End,
+    mut until: Until,
 ) {
     let listener =
         listener.set_nonblocking(true).and_then(|()| tokio::net::UnixListener::from_std(listener));
@@ -334,14 +338,14 @@ async fn answer(
     let server = axum::serve(listener, api.clone().router()).into_future();
     tokio::select! {
         outcome = server => tracing::error!(?outcome, "the control socket failed"),
-        () = end.token.cancelled() => {}
-        Some(program) = upgrades.recv() => make_room(worker, &program).await,
-        () = until_idle(&owner, &api) => {
+        () = until.end.token.cancelled() => {}
+        Some(program) = until.upgrades.recv() => make_room(worker, &program).await,
+        () = until_idle(owner, &api, until.stay) => {
             if let Err(error) = worker.done() {
                 tracing::error!(%error, "cannot say good-bye to the keeper");
             }
             // The keeper answers by ending us; if it does not, we go all the same.
-            let _ = tokio::time::timeout(IDLE, end.token.cancelled()).await;
+            let _ = tokio::time::timeout(IDLE, until.end.token.cancelled()).await;
         }
     }
 }
@@ -361,8 +365,9 @@ fn own_program() -> PathBuf {
     std::fs::read_link("/proc/self/exe").unwrap_or_default()
 }
 
-/// Returns when nothing has been mounted and nothing asked for during [`IDLE`].
-async fn until_idle(owner: &Owner, api: &Api) {
+/// Returns when nothing has been mounted and nothing asked for during [`IDLE`]; never for who is
+/// to stay.
+async fn until_idle(owner: &Owner, api: &Api, stay: Stay) {
     let mut idle = false;
     loop {
         tokio::time::sleep(IDLE / 2).await;
@@ -370,7 +375,7 @@ async fn until_idle(owner: &Owner, api: &Api) {
             tracing::error!(%error, "cannot look after the mounts");
             1
         });
-        let still = mounted == 0 && api.busy() == 0;
+        let still = stay == Stay::WhileNeeded && mounted == 0 && api.busy() == 0;
         if still && idle {
             return;
         }

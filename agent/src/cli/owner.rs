@@ -75,13 +75,18 @@ impl CacheArgs {
         Self { cache: Some(cache), complete_within: Seconds::new(0), ..Self::default() }
     }
 
+    /// The features of the kernel that may be used.
+    pub fn init_mask(&self) -> u64 {
+        self.init_mask.unwrap_or(u64::MAX)
+    }
+
     /// The data mode that was asked for in so many words.
     pub fn data_mode(&self) -> Option<DataMode> {
         self.data_mode
     }
 
     /// What the configuration file says, under the flags.
-    fn settings(&self) -> CliResult<Settings> {
+    pub(super) fn settings(&self) -> CliResult<Settings> {
         let mut settings = self.config.settings()?;
         if let Some(cache) = &self.cache {
             settings.cache.directory = cache.clone().into();
@@ -145,26 +150,43 @@ impl KeeperArgs {
     }
 
     fn keep(&self) -> Result<(), Failure> {
-        let failed = |error: ProcessError| match error {
-            ProcessError::Session(SessionError::FirstWorker { reason }) => {
-                Failure::from_json(&reason)
-            }
-            error => Failure::of(&error),
-        };
-        let mut settings = self.handed.settings.clone();
-        let lock = CacheLock::take(&settings.cache.directory).map_err(failed)?;
-        settings.cache.directory = lock.cache.clone().into();
-        let program = std::env::current_exe().map_err(|error| Failure::of(&error))?;
-        let mut arguments = vec!["worker".into()];
-        arguments.extend(handing(&settings));
         let on_ready = || {
             // A starter that is gone has no use for it.
             let _ = writeln!(std::io::stdout(), "{READY}");
         };
-        let (data_mode, init_mask) = (settings.reads.data_mode, self.init_mask);
-        let settings = KeeperSettings { program, arguments, data_mode, init_mask };
-        process::keep(&lock, settings, on_ready).map_err(failed)
+        keep(self.handed.settings.clone(), Role::Owner, self.init_mask, on_ready)
     }
+}
+
+/// What a keeper keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// The mounts of a cache, as long as there are any.
+    Owner,
+    /// Also podman's layer store, always.
+    Agent,
+}
+
+/// Takes the cache and keeps its mounts.
+pub(super) fn keep(
+    mut settings: Settings,
+    role: Role,
+    init_mask: u64,
+    on_ready: impl FnMut(),
+) -> Result<(), Failure> {
+    let failed = |error: ProcessError| match error {
+        ProcessError::Session(SessionError::FirstWorker { reason }) => Failure::from_json(&reason),
+        error => Failure::of(&error),
+    };
+    let lock = CacheLock::take(&settings.cache.directory).map_err(failed)?;
+    settings.cache.directory = lock.cache.clone().into();
+    let program = std::env::current_exe().map_err(|error| Failure::of(&error))?;
+    let mut arguments = vec!["worker".into()];
+    arguments.extend(handing(&settings));
+    let store = (role == Role::Agent).then(|| settings.store.mount.to_path_buf());
+    let data_mode = settings.reads.data_mode;
+    let settings = KeeperSettings { program, arguments, store, data_mode, init_mask };
+    process::keep(&lock, settings, on_ready).map_err(failed)
 }
 
 /// Serve the mounts of a keeper (started by it)

@@ -11,8 +11,8 @@ use serde::Serialize;
 use undermount_fs::digest::Digest;
 
 use super::{
-    Event, Failure, MountRequest, PackRequest, PullRequest, RecordingRequest, RecordingStatus,
-    Runtime, Status, Transfer, UnmountRequest, UpgradeRequest,
+    Event, ExplainRequest, Explanation, Failure, MountRequest, PackRequest, PullRequest,
+    RecordingRequest, RecordingStatus, Runtime, Status, Transfer, UnmountRequest, UpgradeRequest,
 };
 
 /// How long the owner may be silent: it reports progress every second.
@@ -96,6 +96,16 @@ impl Control {
         progress: impl FnMut(Transfer),
     ) -> Result<Digest, ControlError> {
         self.follow("pulls", request, progress).await
+    }
+
+    /// Which way podman takes for the layers of an image, and why.
+    ///
+    /// # Errors
+    /// [`ControlError`] where nobody knows the image.
+    pub async fn explain(&self, request: &ExplainRequest) -> Result<Explanation, ControlError> {
+        let answer = self.send(Method::POST, "explain", request).await?;
+        let bytes = answer.bytes().await.map_err(|error| self.lost(error))?;
+        serde_json::from_slice(&bytes).map_err(|error| self.lost(error))
     }
 
     /// Unmounts an image.

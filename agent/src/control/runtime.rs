@@ -18,6 +18,8 @@ const ROOT: &str = "/run/undermount";
 /// content/xattr     and for those with them
 /// mounts.json       what is mounted where
 /// slots             nodeids in use (undermount_fs::view::SlotTable)
+/// layers            layers that podman was shown, and how
+/// store-nodes       nodeids of the layer store (podman::NodeTable)
 /// log               what the owner says when nobody watches it
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +65,16 @@ impl Runtime {
     /// The slot table.
     pub fn slots(&self) -> PathBuf {
         self.root.join("slots")
+    }
+
+    /// The layers that podman was shown.
+    pub fn layers(&self) -> PathBuf {
+        self.root.join("layers")
+    }
+
+    /// The node table of the layer store.
+    pub fn store_nodes(&self) -> PathBuf {
+        self.root.join("store-nodes")
     }
 
     /// The log file.

@@ -349,7 +349,7 @@ impl Index {
     /// # Errors
     /// [`ManifestError::NoPlatform`] with what there is.
     pub fn select(&self, platform: &Platform) -> Result<&Descriptor, ManifestError> {
-        let images = || self.manifests.iter().filter(|entry| entry.is_image());
+        let images = || self.images();
         let suits = |entry: &&Descriptor| {
             entry.platform.as_ref().and_then(|offer| platform.suits(offer)).unwrap_or(0)
         };
@@ -368,11 +368,14 @@ impl Index {
         }
     }
 
+    /// The images that it lists, as opposed to artifacts and attestations.
+    pub fn images(&self) -> impl DoubleEndedIterator<Item = &Descriptor> {
+        self.manifests.iter().filter(|entry| entry.is_image())
+    }
+
     fn platforms(&self) -> String {
         let names: Vec<String> = self
-            .manifests
-            .iter()
-            .filter(|entry| entry.is_image())
+            .images()
             .map(|entry| entry.platform.as_ref().map_or("(none)".into(), Platform::to_string))
             .collect();
         if names.is_empty() { "none at all".into() } else { names.join(", ") }

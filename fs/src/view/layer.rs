@@ -173,6 +173,12 @@ fn directories_of<'a>(
 }
 
 impl View {
+    /// Whether a layer view with this name is shown.
+    pub fn has_layer(&self, name: &Digest) -> bool {
+        let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
+        contents.layers.contains_key(&name.hex())
+    }
+
     /// Shows a layer below `/layers`; returns its name there. Layers that are shown already are
     /// shared.
     ///

@@ -35,16 +35,35 @@ impl Images {
         attached: &Attached,
         progress: &Progress,
     ) -> Result<Arc<Layer>, ImageFault> {
-        let tree = match self.known_tree(&layer.digest) {
+        let tree = match self.lazy_tree(image, &layer, attached).await {
             Some(tree) => tree,
-            None => match self.attached_tree(image, &layer, attached).await {
-                Some(tree) => tree,
-                None => self.build(image, &layer, progress).await?,
-            },
+            None => self.build(image, &layer, progress).await?,
         };
-        check(&tree, &layer, &diff_id)?;
-        let scope = image.reference.repository().scope();
-        Ok(Arc::new(Layer::new(Arc::new(tree), scope)))
+        readable_layer(image, &layer, &diff_id, tree)
+    }
+
+    /// The same, if its index is known or attached.
+    pub(super) async fn lazy_layer(
+        &self,
+        image: &Resolved,
+        layer: Descriptor,
+        diff_id: Digest,
+        attached: &Attached,
+    ) -> Result<Arc<Layer>, ImageFault> {
+        let tree = self.lazy_tree(image, &layer, attached).await;
+        readable_layer(image, &layer, &diff_id, tree.ok_or(ImageFault::NoIndex)?)
+    }
+
+    async fn lazy_tree(
+        &self,
+        image: &Resolved,
+        layer: &Descriptor,
+        attached: &Attached,
+    ) -> Option<LayerTree> {
+        match self.known_tree(&layer.digest) {
+            Some(tree) => Some(tree),
+            None => self.attached_tree(image, layer, attached).await,
+        }
     }
 
     /// The index that the cache has.
@@ -153,8 +172,19 @@ impl Attached {
     }
 }
 
+fn readable_layer(
+    image: &Resolved,
+    layer: &Descriptor,
+    diff_id: &Digest,
+    tree: LayerTree,
+) -> Result<Arc<Layer>, ImageFault> {
+    check(&tree, layer, diff_id)?;
+    let scope = image.reference.repository().scope();
+    Ok(Arc::new(Layer::new(Arc::new(tree), scope)))
+}
+
 /// The tree in `bytes`; one that cannot be read counts as none.
-fn readable(layer: &Digest, bytes: &[u8]) -> Option<LayerTree> {
+pub(super) fn readable(layer: &Digest, bytes: &[u8]) -> Option<LayerTree> {
     let tree = Backing::sealed(bytes)
         .map_err(|error| error.to_string())
         .and_then(|backing| LayerTree::new(backing).map_err(|error| error.to_string()));

@@ -1,0 +1,217 @@
+//! Layers for podman: what the additional layer store offers, and why not.
+//!
+//! ```text
+//! Store (kernel) -> LayerShelf::layer -> name: images that the reference has meant   (record)
+//!                                          | unknown layer, or a pull: ask the registry
+//!                                          v
+//!                                        plan: this layer, in this chain, from which mount
+//!                                          v
+//!                                        view: a directory of a content mount  -> Offer
+//! ```
+//!
+//! podman downloads by itself what is not offered. Every such [`Refusal`] is logged and counted,
+//! and `undermount explain` tells it.
+//!
+//! # Chains
+//!
+//! A layer with opaque directories looks different above different layers ([`LayerView`]), but
+//! podman knows it by the name of the image and its own digest alone. It is shown by whiteouts
+//! only while that name can mean but one chain of layers below it. A name has other chains if it
+//! ever meant another image with the layer, if it means several images (one for each platform),
+//! or if podman asks under it for a layer of an image that we have never seen; the latter two are
+//! remembered as [`NameRecord::others`]. From then on the layer is shown by markers, which suit
+//! every chain. A name is looked at again at every pull.
+//!
+//! [`LayerView`]: undermount_fs::view::LayerView
+
+mod blob;
+mod name;
+mod plan;
+mod record;
+mod shown;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use tokio::runtime::Handle;
+
+use self::blob::Blobs;
+use self::name::Name;
+pub use self::plan::Refusal;
+use self::record::Records;
+pub use self::shown::{ShelfError, Shown};
+use super::completion::Completer;
+use super::images::Images;
+use crate::control::{Explanation, StoreImage};
+use crate::image::Reference;
+use crate::podman::{LayerKey, Occasion, Offer, Refused, Shelf};
+
+/// How long podman waits for an answer before it downloads the layer itself.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// The layers that podman is offered.
+#[derive(Clone)]
+pub struct LayerShelf(Arc<Inner>);
+
+struct Inner {
+    images: Arc<Images>,
+    completer: Completer,
+    shown: Shown,
+    records: Records,
+    blobs: Blobs,
+    names: Mutex<HashMap<Reference, Arc<Name>>>,
+    refusals: Mutex<BTreeMap<&'static str, u64>>,
+    /// Where users are counted: who tells of them does not wait.
+    runtime: Handle,
+}
+
+impl LayerShelf {
+    /// A shelf of the layers of `images`, which shows them through `shown`, keeps what it knows of
+    /// names in `cache` and works in tasks of `runtime`.
+    ///
+    /// # Errors
+    /// [`ShelfError`] where `cache` cannot be used.
+    pub fn new(
+        images: Arc<Images>,
+        completer: Completer,
+        shown: Shown,
+        cache: &Path,
+        runtime: Handle,
+    ) -> Result<Self, ShelfError> {
+        let records = Records::open(&cache.join("podman"))?;
+        let blobs = Blobs::new(images.filler().source().clone(), cache.join("tmp"));
+        Ok(Self(Arc::new(Inner {
+            images,
+            completer,
+            shown,
+            records,
+            blobs,
+            names: Mutex::default(),
+            refusals: Mutex::default(),
+            runtime,
+        })))
+    }
+
+    /// Shows again what the worker before showed, and goes on to complete what podman uses.
+    pub fn restore(&self) {
+        self.0.shown.restore(&self.0.images);
+        for record in self.0.records.in_use() {
+            let Ok(reference) = record.reference.parse() else { continue };
+            let shelf = self.clone();
+            tokio::spawn(async move { shelf.name(&reference).complete(&shelf.0).await });
+        }
+    }
+
+    fn name(&self, reference: &Reference) -> Arc<Name> {
+        let mut names = self.0.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.entry(reference.clone()).or_insert_with(|| Name::new(reference.clone())).clone()
+    }
+
+    /// The offer for `key`. The work goes on when the caller stops waiting: the next layer of the
+    /// image will profit from it.
+    async fn offer(&self, key: LayerKey, occasion: Occasion) -> Result<Arc<Offer>, Refusal> {
+        let (shelf, name) = (self.clone(), self.name(&key.reference));
+        let digest = key.digest;
+        let work = tokio::spawn(async move { name.offer(&shelf.0, &digest, occasion).await });
+        match tokio::time::timeout(DEADLINE, work).await {
+            Ok(Ok(offer)) => offer,
+            Ok(Err(_)) => Err(Refusal::Interrupted),
+            Err(_) => Err(Refusal::Late),
+        }
+    }
+
+    fn note(&self, key: &LayerKey, refusal: &Refusal) {
+        let LayerKey { reference, digest } = key;
+        tracing::warn!(%reference, layer = %digest, reason = %refusal.in_words(),
+            "podman has to pull a layer itself");
+        let mut refusals = self.0.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        *refusals.entry(refusal.label()).or_default() += 1;
+    }
+
+    /// How often podman had to pull a layer itself since this process started, by reason.
+    pub fn refusals(&self) -> BTreeMap<String, u64> {
+        let refusals = self.0.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        refusals.iter().map(|(label, count)| ((*label).to_owned(), *count)).collect()
+    }
+
+    /// The images that podman uses, or has looked for since this process started.
+    pub async fn images(&self) -> Vec<StoreImage> {
+        let names: Vec<Arc<Name>> = {
+            let names = self.0.names.lock().unwrap_or_else(PoisonError::into_inner);
+            names.values().cloned().collect()
+        };
+        let mut images = Vec::new();
+        for name in names {
+            images.extend(name.status(&self.0).await);
+        }
+        images.sort_by(|a, b| (&a.reference, a.manifest).cmp(&(&b.reference, b.manifest)));
+        images
+    }
+
+    /// Which way podman would take for each layer of `reference`, and why.
+    ///
+    /// # Errors
+    /// [`Refusal`] where nobody knows the image.
+    pub async fn explain(&self, reference: &Reference) -> Result<Explanation, Refusal> {
+        self.name(reference).explain(&self.0).await
+    }
+}
+
+impl Shelf for LayerShelf {
+    fn layer(
+        &self,
+        key: &LayerKey,
+        occasion: Occasion,
+    ) -> BoxFuture<'static, Result<Arc<Offer>, Refused>> {
+        let (shelf, key) = (self.clone(), key.clone());
+        async move {
+            let offer = shelf.offer(key.clone(), occasion).await;
+            offer.map_err(|refusal| {
+                // Told once for each layer of a pull: when podman looks for it.
+                if occasion == Occasion::Path {
+                    shelf.note(&key, &refusal);
+                }
+                Refused
+            })
+        }
+        .boxed()
+    }
+
+    fn blob(
+        &self,
+        key: &LayerKey,
+        offset: u64,
+        length: u32,
+    ) -> BoxFuture<'static, Result<Bytes, Refused>> {
+        let (shelf, key) = (self.clone(), key.clone());
+        async move {
+            let name = shelf.name(&key.reference);
+            let blob = name.blob(&shelf.0, &key.digest).await.map_err(|_| Refused)?;
+            shelf.0.blobs.read(&blob, offset, length).await.map_err(|error| {
+                tracing::error!(layer = %blob.digest, error = &error as &dyn std::error::Error,
+                    "cannot hand podman a layer's bytes");
+                Refused
+            })
+        }
+        .boxed()
+    }
+
+    fn hold(&self, key: &LayerKey) {
+        let (shelf, key) = (self.clone(), key.clone());
+        self.0.runtime.spawn(async move {
+            shelf.name(&key.reference).hold(&shelf.0, &key.digest).await;
+        });
+    }
+
+    fn release(&self, key: &LayerKey) {
+        let (shelf, key) = (self.clone(), key.clone());
+        self.0.runtime.spawn(async move {
+            shelf.name(&key.reference).release(&shelf.0, &key.digest).await;
+        });
+    }
+}

@@ -1,0 +1,353 @@
+//! A name that podman asks for, and the images that it has meant.
+//!
+//! One question at a time: the first layer of a pull resolves the image and the indexes of all
+//! its layers, and the questions for the others find that done.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Mutex;
+use undermount_fs::codec::Codec;
+use undermount_fs::digest::Digest;
+use undermount_fs::fill::{Blob, Layer};
+
+use super::Inner;
+use super::plan::{Below, Plan, Refusal, place_of, plan};
+use super::record::NameRecord;
+use crate::agent::completion::Completion;
+use crate::agent::images::Indexed;
+use crate::control::{Explanation, LayerFate, StoreImage};
+use crate::image::Reference;
+use crate::podman::{Compression, LayerInfo, Occasion, Offer};
+
+/// For this long the registry's last answer counts: the layers of one pull share it.
+const FRESH: Duration = Duration::from_secs(5);
+
+/// Counts of users are written down together, this long after the first of them changed.
+const SAVE_AFTER: Duration = Duration::from_millis(300);
+
+/// A name.
+pub struct Name {
+    reference: Reference,
+    state: Mutex<State>,
+    /// Whether the record is about to be saved.
+    saving: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    record: NameRecord,
+    loaded: bool,
+    /// The images of the record, the latest last; without those that cannot be had any more.
+    images: Vec<Known>,
+    /// When the registry was last asked, successfully or not.
+    asked: Option<Instant>,
+    /// What was offered, as long as nothing new is learnt of the name.
+    offers: HashMap<Digest, Arc<Offer>>,
+}
+
+struct Known {
+    image: Arc<Indexed>,
+    completion: Option<Completion>,
+}
+
+impl Name {
+    /// A name of which nothing is known yet.
+    pub fn new(reference: Reference) -> Arc<Self> {
+        Arc::new(Self { reference, state: Mutex::default(), saving: AtomicBool::new(false) })
+    }
+
+    /// The offer for the layer that podman calls `key`.
+    pub async fn offer(
+        &self,
+        shelf: &Inner,
+        key: &Digest,
+        occasion: Occasion,
+    ) -> Result<Arc<Offer>, Refusal> {
+        let mut state = self.state.lock().await;
+        self.load(shelf, &mut state).await;
+        if occasion == Occasion::Pull {
+            self.look_again(shelf, &mut state, key).await;
+        }
+        if let Some(offer) = state.offers.get(key) {
+            return Ok(offer.clone());
+        }
+        let (at, place) = self.find(shelf, &mut state, key).await?;
+        let offer = Arc::new(make_offer(shelf, &state, at, place, key)?);
+        state.offers.insert(*key, offer.clone());
+        Ok(offer)
+    }
+
+    /// The image that has the layer `key`, and where: among those known, or from the registry.
+    async fn find(
+        &self,
+        shelf: &Inner,
+        state: &mut State,
+        key: &Digest,
+    ) -> Result<(usize, usize), Refusal> {
+        if let Some(found) = state.place(key) {
+            return Ok(found);
+        }
+        if !state.is_fresh() || !state.record.others {
+            self.ask(shelf, state, key).await?;
+        }
+        state.place(key).ok_or(Refusal::UnknownLayer)
+    }
+
+    /// At a pull: has the name come to mean another image? Where that cannot be found out, it may
+    /// have.
+    async fn look_again(&self, shelf: &Inner, state: &mut State, key: &Digest) {
+        if self.reference.digest().is_some() || state.is_fresh() {
+            return;
+        }
+        if let Err(refusal) = self.ask(shelf, state, key).await {
+            tracing::warn!(reference = %self.reference, reason = refusal.in_words(),
+                "cannot tell whether a name means what it meant");
+            self.learn_of_others(shelf, state);
+        }
+    }
+
+    /// Asks the registry what the name means.
+    async fn ask(&self, shelf: &Inner, state: &mut State, key: &Digest) -> Result<(), Refusal> {
+        state.asked = Some(Instant::now());
+        let holds = |manifest: &_| place_of(manifest, key).is_some();
+        let found = shelf.images.find_holder(&self.reference, holds).await;
+        let found = found.map_err(|error| Refusal::unresolved(&error))?;
+        if found.one_of_several || found.image.is_none() {
+            self.learn_of_others(shelf, state);
+        }
+        let Some(image) = found.image else { return Ok(()) };
+        let digest = image.digest;
+        if state.images.last().is_some_and(|known| known.image.image.digest == digest) {
+            return Ok(());
+        }
+        let known = state.images.iter().position(|known| known.image.image.digest == digest);
+        let known = match known {
+            Some(at) => state.images.remove(at),
+            None => Known { image: Arc::new(shelf.images.indexed(image).await), completion: None },
+        };
+        state.images.push(known);
+        state.offers.clear();
+        if state.record.add(digest) {
+            self.save(shelf, &state.record);
+        }
+        Ok(())
+    }
+
+    fn learn_of_others(&self, shelf: &Inner, state: &mut State) {
+        if !std::mem::replace(&mut state.record.others, true) {
+            state.offers.clear();
+            self.save(shelf, &state.record);
+        }
+    }
+
+    fn save(&self, shelf: &Inner, record: &NameRecord) {
+        if let Err(error) = shelf.records.put(record) {
+            tracing::error!(reference = %self.reference, error = &error as &dyn std::error::Error,
+                "cannot keep what a name means");
+        }
+    }
+
+    /// Reads the record, once. Needs no network where the cache is whole.
+    async fn load(&self, shelf: &Inner, state: &mut State) {
+        if state.loaded {
+            return;
+        }
+        state.loaded = true;
+        let new = || NameRecord { reference: self.reference.to_string(), ..NameRecord::default() };
+        state.record = shelf.records.get(&self.reference).unwrap_or_else(new);
+        for manifest in state.record.manifests.clone() {
+            match shelf.images.kept(&self.reference, &manifest) {
+                Some(image) => {
+                    let image = Arc::new(shelf.images.indexed(image).await);
+                    state.images.push(Known { image, completion: None });
+                }
+                None => {
+                    tracing::warn!(reference = %self.reference, %manifest,
+                        "a manifest is no longer in the cache");
+                    state.record.others = true;
+                }
+            }
+        }
+    }
+
+    /// Counts a user of the layer `key`, whose image is completed from now on.
+    pub async fn hold(self: &Arc<Self>, shelf: &Arc<Inner>, key: &Digest) {
+        let mut state = self.state.lock().await;
+        self.load(shelf, &mut state).await;
+        state.record.hold(*key);
+        if let Some((at, _)) = state.place(key) {
+            state.images[at].complete(shelf);
+        }
+        self.save_soon(shelf);
+    }
+
+    /// Counts a user of the layer `key` off. An image that nobody uses is not completed.
+    pub async fn release(self: &Arc<Self>, shelf: &Arc<Inner>, key: &Digest) {
+        let mut state = self.state.lock().await;
+        self.load(shelf, &mut state).await;
+        state.record.release(key);
+        if state.record.uses.is_empty() {
+            state.images.iter_mut().for_each(|known| known.completion = None);
+        }
+        self.save_soon(shelf);
+    }
+
+    fn save_soon(self: &Arc<Self>, shelf: &Arc<Inner>) {
+        if self.saving.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let (name, shelf) = (self.clone(), shelf.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(SAVE_AFTER).await;
+            name.saving.store(false, Ordering::SeqCst);
+            let record = name.state.lock().await.record.clone();
+            name.save(&shelf, &record);
+        });
+    }
+
+    /// Goes on to complete what podman uses.
+    pub async fn complete(&self, shelf: &Inner) {
+        let mut state = self.state.lock().await;
+        self.load(shelf, &mut state).await;
+        let used: Vec<usize> =
+            state.record.uses.keys().filter_map(|key| Some(state.place(key)?.0)).collect();
+        for at in used {
+            state.images[at].complete(shelf);
+        }
+    }
+
+    /// The compressed bytes of the layer `key`: where from, and how many.
+    pub async fn blob(&self, shelf: &Inner, key: &Digest) -> Result<Blob, Refusal> {
+        let mut state = self.state.lock().await;
+        self.load(shelf, &mut state).await;
+        let (at, place) = self.find(shelf, &mut state, key).await?;
+        let layer = &state.images[at].image.image.manifest.layers[place];
+        let scope = self.reference.repository().scope();
+        Ok(Blob { scope, digest: layer.digest, size: layer.size })
+    }
+
+    /// How much of each image that the name has meant is used and is here.
+    pub async fn status(&self, shelf: &Inner) -> Vec<StoreImage> {
+        let state = self.state.lock().await;
+        let status = |known: &Known| {
+            let (image, ready) = (&known.image.image, known.image.ready());
+            let extent = shelf.images.extent(&ready);
+            let used = |key: &&Digest| place_of(&image.manifest, key).is_some();
+            StoreImage {
+                reference: self.reference.to_string(),
+                manifest: image.digest,
+                layers_in_use: state.record.uses.keys().filter(used).count(),
+                layers: image.manifest.layers.len(),
+                lazy_layers: ready.layers.len(),
+                image_bytes: extent.compressed,
+                content_bytes: extent.content,
+                local_bytes: extent.local,
+                trouble: known.completion.as_ref().and_then(Completion::trouble),
+            }
+        };
+        state.images.iter().map(status).collect()
+    }
+
+    /// Which way each layer of the image takes that the name means now, and why.
+    pub async fn explain(&self, shelf: &Inner) -> Result<Explanation, Refusal> {
+        let mut state = self.state.lock().await;
+        self.load(shelf, &mut state).await;
+        let image = shelf.images.resolve(&self.reference).await;
+        let image = image.map_err(|error| Refusal::unresolved(&error))?;
+        let known = state.images.iter().find(|known| known.image.image.digest == image.digest);
+        let image = match known {
+            Some(known) => known.image.clone(),
+            None => Arc::new(shelf.images.indexed(image).await),
+        };
+        let others = state.others();
+        let layers = image.image.manifest.layers.iter().zip(0..).map(|(layer, place)| {
+            let plan = plan(&image, place, &layer.digest, others.as_deref());
+            let (lazy, reason) = match plan {
+                Ok(plan) => (true, way(&plan).to_owned()),
+                Err(refusal) => (false, refusal.in_words()),
+            };
+            LayerFate { layer: layer.digest, lazy, reason }
+        });
+        Ok(Explanation {
+            reference: self.reference.to_string(),
+            manifest: image.image.digest,
+            layers: layers.collect(),
+        })
+    }
+}
+
+impl State {
+    fn is_fresh(&self) -> bool {
+        self.asked.is_some_and(|asked| asked.elapsed() < FRESH)
+    }
+
+    /// Which image has the layer `key`, the latest first, and where in it.
+    fn place(&self, key: &Digest) -> Option<(usize, usize)> {
+        let place =
+            |(at, known): (usize, &Known)| Some((at, place_of(&known.image.image.manifest, key)?));
+        self.images.iter().enumerate().rev().find_map(place)
+    }
+
+    /// All images that the name may have meant, if that is known.
+    fn others(&self) -> Option<Vec<&Indexed>> {
+        let images = self.images.iter().map(|known| &*known.image);
+        (!self.record.others).then(|| images.collect())
+    }
+}
+
+impl Known {
+    fn complete(&mut self, shelf: &Inner) {
+        if self.completion.is_none() {
+            self.completion = Some(shelf.completer.begin(self.image.ready()));
+        }
+    }
+}
+
+fn make_offer(
+    shelf: &Inner,
+    state: &State,
+    at: usize,
+    place: usize,
+    key: &Digest,
+) -> Result<Offer, Refusal> {
+    let image = &state.images[at].image;
+    let plan = plan(image, place, key, state.others().as_deref())?;
+    let info = info(&plan.layer).to_json(key);
+    let blob_size = plan.layer.tree.header().layer_size.get();
+    let directory = shelf.shown.show(plan);
+    let directory = directory.map_err(|error| Refusal::NotShown(error.to_string()))?;
+    Ok(Offer { directory, info, blob_size })
+}
+
+/// How a planned layer will be served, in a word.
+fn way(plan: &Plan) -> &'static str {
+    match plan.below {
+        Below::Any => "lazily",
+        Below::Tree(_) => "lazily, opaque directories as whiteouts",
+        Below::Several => "lazily, opaque directories as extended attributes",
+    }
+}
+
+fn info(layer: &Layer) -> LayerInfo {
+    let header = layer.tree.header();
+    let distinct = |ids: &dyn Fn(&undermount_fs::index::InodeRecord) -> u32| {
+        let ids = layer.tree.inodes().iter().map(ids);
+        ids.collect::<std::collections::BTreeSet<u32>>().into_iter().collect()
+    };
+    LayerInfo {
+        blob: header.layer,
+        blob_size: header.layer_size.get(),
+        diff_id: header.diff_id,
+        diff_size: header.tar_size.get(),
+        compression: match layer.tree.codec() {
+            Codec::Plain => Compression::None,
+            Codec::Gzip => Compression::Gzip,
+            Codec::Zstd => Compression::Zstd,
+        },
+        uids: distinct(&|inode| inode.uid.get()),
+        gids: distinct(&|inode| inode.gid.get()),
+    }
+}

@@ -1,0 +1,162 @@
+//! What is kept of a name that podman has asked for: `<cache>/podman/<hex of the name>.json`.
+//!
+//! Without it a restart would have to ask the registry what podman meant months ago.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use undermount_fs::digest::Digest;
+
+use super::ShelfError;
+use crate::agent::cache::write_atomically;
+use crate::image::Reference;
+
+/// What a name has meant, and who uses it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameRecord {
+    /// The name.
+    pub reference: String,
+    /// The manifests of the images that it has meant, the latest last.
+    pub manifests: Vec<Digest>,
+    /// Whether it has, or may have, meant images that are not among these.
+    #[serde(default)]
+    pub others: bool,
+    /// How often podman uses each layer, by the digest that it asks for. A hint: podman never
+    /// tells again what it has told once.
+    #[serde(default)]
+    pub uses: BTreeMap<Digest, u32>,
+}
+
+/// Manifests that are kept of one name; more count as [`NameRecord::others`].
+const MANIFESTS_MAX: usize = 64;
+
+impl NameRecord {
+    /// Notes that the name means `manifest` now. Whether that was news.
+    pub fn add(&mut self, manifest: Digest) -> bool {
+        if self.manifests.last() == Some(&manifest) {
+            return false;
+        }
+        self.manifests.retain(|known| *known != manifest);
+        self.manifests.push(manifest);
+        if self.manifests.len() > MANIFESTS_MAX {
+            self.manifests.remove(0);
+            self.others = true;
+        }
+        true
+    }
+
+    /// Counts a user of a layer.
+    pub fn hold(&mut self, layer: Digest) {
+        *self.uses.entry(layer).or_default() += 1;
+    }
+
+    /// Counts a user of a layer off.
+    pub fn release(&mut self, layer: &Digest) {
+        if let Some(uses) = self.uses.get_mut(layer) {
+            *uses -= 1;
+            if *uses == 0 {
+                self.uses.remove(layer);
+            }
+        }
+    }
+}
+
+/// A directory of records.
+pub struct Records(PathBuf);
+
+impl Records {
+    /// The records in `directory`, which is made where it is missing.
+    ///
+    /// # Errors
+    /// [`ShelfError::Io`] where it cannot be made.
+    pub fn open(directory: &Path) -> Result<Self, ShelfError> {
+        fs::create_dir_all(directory).map_err(ShelfError::of(directory))?;
+        Ok(Self(directory.to_owned()))
+    }
+
+    fn file(reference: &str) -> String {
+        format!("{}.json", Digest::of(reference.as_bytes()).hex())
+    }
+
+    /// What is known of `reference`. A record that cannot be understood counts as none.
+    pub fn get(&self, reference: &Reference) -> Option<NameRecord> {
+        let name = reference.to_string();
+        read(&self.0.join(Self::file(&name))).filter(|record| record.reference == name)
+    }
+
+    /// Keeps a record.
+    ///
+    /// # Errors
+    /// [`ShelfError::Io`] where it cannot be written.
+    pub fn put(&self, record: &NameRecord) -> Result<(), ShelfError> {
+        let json = serde_json::to_vec(record).expect("records are plain data");
+        write_atomically(&self.0, &Self::file(&record.reference), &json)
+            .map_err(ShelfError::of(&self.0))
+    }
+
+    /// The records of names that podman uses.
+    pub fn in_use(&self) -> Vec<NameRecord> {
+        let Ok(entries) = fs::read_dir(&self.0) else { return Vec::new() };
+        let records = entries.filter_map(|entry| read(&entry.ok()?.path()));
+        records.filter(|record| !record.uses.is_empty()).collect()
+    }
+}
+
+fn read(path: &Path) -> Option<NameRecord> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(n: usize) -> Digest {
+        Digest::of(&n.to_le_bytes())
+    }
+
+    #[test]
+    fn records_survive_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let reference: Reference = "localhost:5000/a:1".parse().unwrap();
+        let mut record = NameRecord { reference: reference.to_string(), ..NameRecord::default() };
+        let records = Records::open(directory.path()).unwrap();
+        assert_eq!(records.get(&reference), None);
+        assert!(record.add(digest(1)));
+        records.put(&record).unwrap();
+        assert_eq!(records.in_use(), []);
+        record.hold(digest(2));
+        records.put(&record).unwrap();
+        let records = Records::open(directory.path()).unwrap();
+        assert_eq!(records.get(&reference), Some(record.clone()));
+        assert_eq!(records.in_use(), [record]);
+    }
+
+    #[test]
+    fn the_latest_manifest_is_last_and_forgotten_ones_count_as_others() {
+        let mut record = NameRecord::default();
+        assert!(record.add(digest(0)));
+        assert!(!record.add(digest(0)));
+        assert!(record.add(digest(1)) && record.add(digest(0)));
+        assert_eq!(record.manifests, [digest(1), digest(0)]);
+        assert!(!record.others);
+        for n in 2..=MANIFESTS_MAX {
+            record.add(digest(n));
+        }
+        assert!(record.others);
+        assert_eq!(record.manifests.len(), MANIFESTS_MAX);
+    }
+
+    #[test]
+    fn users_are_counted_and_never_below_none() {
+        let mut record = NameRecord::default();
+        record.release(&digest(1));
+        record.hold(digest(1));
+        record.hold(digest(1));
+        record.release(&digest(1));
+        assert_eq!(record.uses, BTreeMap::from([(digest(1), 1)]));
+        record.release(&digest(1));
+        assert!(record.uses.is_empty());
+    }
+}

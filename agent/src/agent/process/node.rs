@@ -1,0 +1,135 @@
+//! What a worker works with: the one place where everything is wired.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use tokio::runtime::Handle;
+use undermount_fs::fuse::{Adapter, Xattrs};
+use undermount_fs::object::StoreLimits;
+use undermount_fs::session::DataMode;
+use undermount_fs::session::worker::{Inheritance, InheritedMount};
+use undermount_fs::view::{SlotTable, View};
+
+use super::{FUSE_THREADS, OwnerConfig, PLAIN, ProcessError, STORE, XATTR};
+use crate::agent::api::Services;
+use crate::agent::cache::Cache;
+use crate::agent::completion::Completer;
+use crate::agent::images::Images;
+use crate::agent::layers::{LayerShelf, Shown};
+use crate::agent::owner::{Owner, Parts};
+use crate::agent::packing::{Packer, Recordings};
+use crate::control::Runtime;
+use crate::podman::{self, NodeTable};
+use crate::registry::client::Client;
+use crate::supply::{Ledger, RegistrySource};
+
+/// The mounts that a worker inherits.
+pub struct Mounts {
+    content: Vec<(InheritedMount, Xattrs)>,
+    store: Option<InheritedMount>,
+}
+
+impl Mounts {
+    /// `None` where a content mount is missing.
+    pub fn of(inheritance: &mut Inheritance) -> Option<Self> {
+        let content = [(PLAIN, Xattrs::Refused), (XATTR, Xattrs::Answered)]
+            .into_iter()
+            .map(|(name, xattrs)| Some((inheritance.mounts.remove(name)?, xattrs)))
+            .collect::<Option<_>>()?;
+        Some(Self { content, store: inheritance.mounts.remove(STORE) })
+    }
+
+    fn data_mode(&self) -> DataMode {
+        self.content.first().map(|(mount, _)| mount.data_mode()).unwrap_or_default()
+    }
+
+    /// Where podman's layer store is, if this is an agent.
+    pub fn store_dir(&self) -> Option<PathBuf> {
+        self.store.as_ref().map(|mount| mount.dir().to_owned())
+    }
+
+    /// Begins to serve them.
+    ///
+    /// # Errors
+    /// [`ProcessError`] where a mount does not take a server.
+    pub fn serve(
+        self,
+        node: &Node,
+        runtime: &Runtime,
+        handle: &Handle,
+    ) -> Result<(), ProcessError> {
+        for (mount, xattrs) in self.content {
+            let adapter = Adapter::new(node.view.clone(), xattrs, &mount, handle.clone());
+            mount.serve(adapter, FUSE_THREADS)?;
+        }
+        if let Some(mount) = self.store {
+            let path = runtime.store_nodes();
+            let nodes =
+                NodeTable::open(&path).map_err(|source| ProcessError::Runtime { path, source })?;
+            let shelf = Arc::new(node.services.layers.clone());
+            let store = podman::Store::new(shelf, nodes, mount.inflight(), handle.clone());
+            mount.serve(store, FUSE_THREADS)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a worker does its work with.
+pub struct Node {
+    view: Arc<View>,
+    /// What it can be asked for.
+    pub services: Services,
+}
+
+impl Node {
+    /// Opens the cache and wires everything that uses it.
+    ///
+    /// # Errors
+    /// [`ProcessError`] where the cache or the runtime directory cannot be used.
+    pub fn new(
+        config: &OwnerConfig,
+        runtime: &Runtime,
+        mounts: &Mounts,
+        handle: &Handle,
+    ) -> Result<Self, ProcessError> {
+        let cache = Cache::open(&config.cache, StoreLimits { quota: config.quota })?;
+        let client = Client::new(config.client.clone());
+        let ledger = Arc::new(Ledger::default());
+        let source = Arc::new(RegistrySource::new(client.clone(), ledger.clone()));
+        let images = Images::new(cache, client.clone(), source, config.read_timeout);
+        let images = Arc::new(images);
+        let completer = Completer::new(images.clone(), config.complete_within);
+        let view = Arc::new(View::new(images.filler().clone()));
+        let path = runtime.slots();
+        let slots =
+            SlotTable::open(&path).map_err(|source| ProcessError::Runtime { path, source })?;
+        let slots = Arc::new(Mutex::new(slots));
+        let shown = Shown::new(view.clone(), slots.clone(), runtime.clone());
+        let layers = LayerShelf::new(
+            images.clone(),
+            completer.clone(),
+            shown,
+            &config.cache,
+            handle.clone(),
+        )?;
+        let recordings = Recordings::new(view.clone());
+        let packer = Packer::new(images.clone(), client.clone());
+        let owner = Arc::new(Owner::new(Parts {
+            images,
+            completer,
+            view: view.clone(),
+            slots,
+            client,
+            ledger,
+            runtime: runtime.clone(),
+            data_mode: mounts.data_mode(),
+        }));
+        Ok(Self { view, services: Services { owner, layers, recordings, packer } })
+    }
+
+    /// Shows again what the worker before showed.
+    pub async fn restore(&self) {
+        self.services.layers.restore();
+        self.services.owner.restore().await;
+    }
+}
