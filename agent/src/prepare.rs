@@ -9,19 +9,26 @@
 //! Everything before the copy is decided before anything moves; the rules are pure functions,
 //! and only [`discover`] and [`copy`] talk to registries.
 
+pub mod ansible;
 pub mod ceph;
 pub mod copy;
 pub mod credentials;
 pub mod discover;
+pub mod document;
 pub mod draft;
 pub mod entry;
 pub mod env_file;
 pub mod environment;
+pub mod estimate;
 pub mod filter;
+pub mod format;
 pub mod image_serve;
 pub mod insecure;
 pub mod label;
+pub mod modify;
+pub mod pattern;
 pub mod plan;
+pub mod program;
 pub mod progress;
 pub mod release;
 pub mod request;
@@ -29,6 +36,7 @@ pub mod role;
 pub mod sources;
 pub mod template;
 pub mod undercloud;
+pub mod upload_list;
 pub mod yaml;
 
 use self::credentials::CredentialsError;
@@ -36,6 +44,7 @@ use self::discover::DiscoverError;
 use self::draft::{Draft, DraftEntry};
 use self::entry::EntryError;
 use self::environment::EnvironmentError;
+use self::pattern::PatternError;
 use self::plan::{EntryContext, Plan, plan_entry};
 use self::request::Request;
 use self::role::RoleError;
@@ -54,6 +63,9 @@ pub enum PrepareError {
     /// An entry cannot be understood.
     #[error(transparent)]
     Entry(#[from] EntryError),
+    /// A pattern cannot be searched for.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
     /// The credentials cannot be understood.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),

@@ -1,11 +1,13 @@
 //! `undermount overcloud container image …`: the spellings of OSP 13 (Queens), where flags do
 //! what a `ContainerImagePrepare` list does later.
 
+mod build;
+mod upload;
+
 use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use regex::Regex;
 use undermount::image::{Platform, Reference};
 use undermount::prepare::discover;
 use undermount::prepare::draft::Draft;
@@ -13,6 +15,7 @@ use undermount::prepare::entry::{Entry, PushDestination};
 use undermount::prepare::env_file;
 use undermount::prepare::insecure::Insecure;
 use undermount::prepare::label::TagLabel;
+use undermount::prepare::pattern::{Pattern, PatternError};
 use undermount::prepare::plan::InsecureList;
 use undermount::prepare::release::Release;
 use undermount::prepare::request::{EntryList, Request};
@@ -47,6 +50,8 @@ pub enum Container {
 #[derive(Debug, Subcommand)]
 pub enum Image {
     Prepare(Box<PrepareArgs>),
+    Upload(Box<upload::UploadArgs>),
+    Build(build::BuildArgs),
     /// Tags of images
     #[command(subcommand)]
     Tag(Tag),
@@ -134,6 +139,8 @@ impl Overcloud {
         let Self::Container(Container::Image(image)) = self;
         match image {
             Image::Prepare(args) => args.run().await,
+            Image::Upload(args) => args.run().await,
+            Image::Build(args) => args.run().await,
             Image::Tag(Tag::Discover(args)) => args.run().await,
         }
     }
@@ -215,8 +222,8 @@ impl PrepareArgs {
             })?;
             set.insert(key, value);
         }
-        let excludes: Result<_, regex::Error> =
-            self.exclude.iter().map(|text| Regex::new(text)).collect();
+        let excludes: Result<_, PatternError> =
+            self.exclude.iter().map(|text| Pattern::parse(text)).collect();
         let destination = self.push_destination.as_deref().unwrap_or_default();
         Ok(Entry {
             set,

@@ -2,6 +2,7 @@
 //!
 //! Scripts that call the original keep working with one word exchanged. Flags are the original's.
 
+mod build;
 mod catalog;
 mod push;
 
@@ -46,6 +47,8 @@ pub enum Image {
     List(catalog::ListArgs),
     Show(catalog::ShowArgs),
     Delete(catalog::DeleteArgs),
+    Hotfix(build::HotfixArgs),
+    Build(build::BuildArgs),
 }
 
 /// Prepare images, or print the default list of entries
@@ -93,6 +96,8 @@ impl Tripleo {
             Image::List(args) => args.run().await,
             Image::Show(args) => args.run().await,
             Image::Delete(args) => args.run().await,
+            Image::Hotfix(args) => args.run().await,
+            Image::Build(args) => args.run(),
         }
     }
 }
@@ -148,10 +153,21 @@ impl RegistryArgs {
 
     /// A client that reaches `hosts`, with the flags' login at `host`.
     async fn client(&self, host: &str, hosts: &[&str]) -> Client {
+        self.client_with(host, hosts, None).await
+    }
+
+    /// The same with a user and a password at one more registry.
+    async fn client_with(
+        &self,
+        host: &str,
+        hosts: &[&str],
+        other: Option<(&str, (&str, &str))>,
+    ) -> Client {
+        let own = self.username.as_deref().zip(self.password.as_deref()).map(|own| (host, own));
         let mut config = self.client.config();
-        if let (Some(user), Some(password)) = (&self.username, &self.password) {
-            let password = Secret::new(password.as_str());
-            config.credentials.give(host, Credential { user: user.clone(), password });
+        for (host, (user, password)) in other.into_iter().chain(own) {
+            let (user, password) = (user.to_owned(), Secret::new(password));
+            config.credentials.give(host, Credential { user, password });
         }
         reach(config, hosts).await
     }

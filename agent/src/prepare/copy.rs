@@ -143,20 +143,10 @@ pub enum JobError {
     /// A name that no registry could know.
     #[error(transparent)]
     Name(#[from] LocationError),
-    /// A list of images, which no role can change.
-    #[error("Cannot run a modify role on multi-arch image {0}")]
-    ModifyMultiArch(String),
-    /// An image that has to be changed on the way.
-    #[error("image {image} asks for modify_role `{role}`, which this version cannot run")]
-    Modify {
-        /// The image.
-        image: String,
-        /// The role.
-        role: String,
-    },
 }
 
-/// The copies that `plan` needs, each once.
+/// The copies that `plan` needs, each once. An image that is changed on the way is copied as it
+/// is: [`super::modify`] goes on from there.
 ///
 /// # Errors
 /// [`JobError`] where the plan cannot be carried out.
@@ -165,13 +155,6 @@ pub fn jobs(plan: &Plan) -> Result<Vec<CopyJob>, JobError> {
     let mut seen = HashSet::new();
     for image in plan.all_images() {
         let Some(target) = image.target() else { continue };
-        if let Some(modification) = &image.modify {
-            let (image_name, role) = (image.source(), modification.role.clone());
-            return Err(match image.multi_arch {
-                true => JobError::ModifyMultiArch(image_name),
-                false => JobError::Modify { image: image_name, role },
-            });
-        }
         let job = CopyJob {
             source: image.source().parse()?,
             target: target.parse()?,

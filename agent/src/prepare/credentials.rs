@@ -1,10 +1,19 @@
 //! `ContainerImageRegistryCredentials`: who we are at which registry.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tempfile::NamedTempFile;
 
 use crate::registry::client::{Credential, Secret};
 
 use super::yaml::Value;
+
+/// Who we are, by registry host and port.
+pub type Logins = BTreeMap<String, Credential>;
 
 /// Credentials that cannot be understood. The messages are the original's, and name registries
 /// only: a password may stand where anything else is expected.
@@ -32,7 +41,7 @@ pub enum CredentialsError {
 ///
 /// # Errors
 /// [`CredentialsError`] where the parameter is not a map of registry to `{user: password}`.
-pub fn logins(value: Option<&Value>) -> Result<BTreeMap<String, Credential>, CredentialsError> {
+pub fn logins(value: Option<&Value>) -> Result<Logins, CredentialsError> {
     let registries = match value {
         None => return Ok(BTreeMap::new()),
         Some(value) if !value.is_truthy() => return Ok(BTreeMap::new()),
@@ -46,6 +55,30 @@ pub fn logins(value: Option<&Value>) -> Result<BTreeMap<String, Credential>, Cre
         .iter()
         .map(|(registry, value)| Ok((registry.to_owned(), login(registry, value)?)))
         .collect()
+}
+
+/// `logins` in the form of `podman login` (containers-auth.json(5)), in a file below `directory`
+/// that only we can read and that is gone when it is dropped; nothing where there are no logins.
+///
+/// # Errors
+/// Where the file cannot be written.
+pub fn auth_file(logins: &Logins, directory: &Path) -> std::io::Result<Option<NamedTempFile>> {
+    if logins.is_empty() {
+        return Ok(None);
+    }
+    let auths: BTreeMap<_, _> = logins
+        .iter()
+        .map(|(registry, Credential { user, password })| {
+            let word = STANDARD.encode(format!("{user}:{}", password.expose()));
+            (registry, serde_json::json!({ "auth": word }))
+        })
+        .collect();
+    let mut file = tempfile::Builder::new()
+        .prefix("undermount-auth-")
+        .suffix(".json")
+        .tempfile_in(directory)?;
+    file.write_all(serde_json::json!({ "auths": auths }).to_string().as_bytes())?;
+    Ok(Some(file))
 }
 
 fn login(registry: &str, value: &Value) -> Result<Credential, CredentialsError> {

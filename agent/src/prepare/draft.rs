@@ -110,7 +110,7 @@ fn draft(
         set.insert("neutron_driver", Value::Null);
     }
     let values = substitutions(&set, release.default_set(), request.neutron_driver.as_deref());
-    let images = filter::select(template.render(&values)?, entry, list.services.as_ref());
+    let images = filter::select(template.render(&values)?, entry, list.services.as_ref())?;
     let push_destination = match &entry.push_destination {
         PushDestination::Registry(host) => Some(host.clone()),
         _ if goes_to_undercloud(entry) => undercloud.map(str::to_owned),

@@ -3,8 +3,7 @@
 //! Unknown keys are ignored, as the original does; a known key of the wrong type is refused with
 //! its place, where the original would fail later or do something odd.
 
-use regex::Regex;
-
+use super::pattern::{Pattern, PatternError};
 use super::yaml::{Map, Value};
 
 /// One entry: which images, from where, to where.
@@ -19,9 +18,9 @@ pub struct Entry {
     /// The label, or the template of labels, that tells the tag.
     pub tag_from_label: Option<String>,
     /// Where there are any, an image must match one of them.
-    pub includes: Vec<Regex>,
+    pub includes: Vec<Pattern>,
     /// An image must match none of them, unless there are includes.
-    pub excludes: Vec<Regex>,
+    pub excludes: Vec<Pattern>,
     /// How the images are changed on the way.
     pub modify: Option<Modify>,
     /// Whether all architectures are copied; where absent the environment decides.
@@ -45,9 +44,10 @@ pub enum PushDestination {
 pub struct Modify {
     /// The Ansible role.
     pub role: String,
-    /// What is appended to the tag; where absent a time stamp.
+    /// What is appended to the tag: a time stamp where the key is absent, nothing where it is
+    /// empty.
     pub append_tag: Option<String>,
-    /// Variables for the role.
+    /// Variables for the role, unless there are none.
     pub vars: Option<Value>,
     /// Only images that have one of these labels.
     pub only_with_labels: Vec<String>,
@@ -69,14 +69,12 @@ pub enum EntryError {
         found: &'static str,
     },
     /// A pattern that is not a regular expression.
-    #[error("{at}: `{pattern}` is not a regular expression")]
+    #[error("{at} has a pattern that cannot be used")]
     Pattern {
         /// The place.
         at: String,
-        /// The pattern.
-        pattern: String,
-        /// Why not.
-        source: Box<regex::Error>,
+        /// The pattern, and why not.
+        source: PatternError,
     },
 }
 
@@ -99,8 +97,11 @@ impl Entry {
         let modify = keys.text("modify_role")?.map(|role| {
             Ok(Modify {
                 role,
-                append_tag: keys.text("modify_append_tag")?,
-                vars: keys.present("modify_vars").cloned(),
+                append_tag: match map.contains("modify_append_tag") {
+                    true => Some(keys.text("modify_append_tag")?.unwrap_or_default()),
+                    false => None,
+                },
+                vars: keys.present("modify_vars").filter(|vars| vars.is_truthy()).cloned(),
                 only_with_labels: keys.words("modify_only_with_labels")?,
                 only_with_source: keys.words("modify_only_with_source")?,
             })
@@ -166,13 +167,10 @@ impl Keys<'_> {
         items.iter().enumerate().map(word).collect()
     }
 
-    fn patterns(&self, key: &str) -> Result<Vec<Regex>, EntryError> {
+    fn patterns(&self, key: &str) -> Result<Vec<Pattern>, EntryError> {
         let compile = |pattern: String| {
-            Regex::new(&pattern).map_err(|error| EntryError::Pattern {
-                at: self.place(key),
-                pattern,
-                source: Box::new(error),
-            })
+            Pattern::parse(&pattern)
+                .map_err(|source| EntryError::Pattern { at: self.place(key), source })
         };
         self.words(key)?.into_iter().map(compile).collect()
     }
@@ -243,7 +241,7 @@ mod tests {
             ("[{set: [a]}]", "ContainerImagePrepare[0].set must be a map, this is a list"),
             ("[{}, {includes: nova}]", "ContainerImagePrepare[1].includes must be a list"),
             ("[{includes: [{}]}]", "includes[0] must be text, this is a map"),
-            ("[{includes: ['nova-(']}]", "`nova-(` is not a regular expression"),
+            ("[{includes: ['nova-(']}]", "[0].includes has a pattern that cannot be used"),
             ("[{push_destination: {}, tag_from_label: {a: b}}]", "tag_from_label must be text"),
             ("[{push_destination: [a]}]", "must be true or host:port, this is a list"),
         ] {

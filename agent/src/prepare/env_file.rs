@@ -1,9 +1,7 @@
-//! The Heat environment file that deployment reads, and how files are put in place.
+//! The file that deployment reads, under its header, and how files are put in place.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-
-use super::yaml::{self, Map, Value};
 
 /// A file that could not be written; what was there before is untouched.
 #[derive(Debug, thiserror::Error)]
@@ -13,17 +11,11 @@ pub struct WriteError {
     source: std::io::Error,
 }
 
-/// The text of an environment file with `parameter_defaults`, under a header that says when and
-/// by which command it was made.
-pub fn environment(parameter_defaults: Map, time: &str, command: &str) -> String {
-    let mut sections = Map::default();
-    sections.insert("parameter_defaults", parameter_defaults);
+/// `text` under a header that says when and by which command it was made.
+pub fn with_header(text: &str, time: &str, command: &str) -> String {
     // A line break in an argument must not end the comment.
     let command = command.replace(['\n', '\r'], " ");
-    format!(
-        "# Generated with the following on {time}\n#\n#   {command}\n#\n\n{}",
-        yaml::write(&Value::Map(sections))
-    )
+    format!("# Generated with the following on {time}\n#\n#   {command}\n#\n\n{text}")
 }
 
 /// Puts `text` in place of `path`: first whole under another name, then renamed, so that nobody
@@ -73,14 +65,12 @@ mod tests {
 
     #[test]
     fn the_header_says_when_and_how() {
-        let defaults: Map = [("DockerNovaApiImage", "r/n:t")].into_iter().collect();
-        let text = environment(defaults, "2020-01-02T03:04:05", "undermount prepare -e\nx");
+        let text = with_header("a: b\n", "2020-01-02T03:04:05", "undermount prepare -e\nx");
         assert_eq!(
             text,
             "# Generated with the following on 2020-01-02T03:04:05\n#\n#   undermount prepare -e x\n\
-             #\n\nparameter_defaults:\n  DockerNovaApiImage: r/n:t\n"
+             #\n\na: b\n"
         );
-        assert!(environment(Map::default(), "", "").ends_with("\nparameter_defaults: {}\n"));
     }
 
     #[test]

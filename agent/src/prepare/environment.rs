@@ -6,7 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::yaml::{self, Map, Value, YamlError};
+use super::document::{self, DocumentError};
+use super::yaml::{Map, Value};
 
 /// The sections that Heat knows.
 const SECTIONS: [&str; 6] = [
@@ -21,21 +22,16 @@ const SECTIONS: [&str; 6] = [
 /// A failure to read the environment; it names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvironmentError {
-    /// The file or directory cannot be read.
-    #[error("cannot read the environment file {}", path.display())]
-    Read {
-        /// The file.
+    /// The file cannot be read or is not YAML.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
+    /// The directory cannot be read.
+    #[error("cannot read the environment directory {}", path.display())]
+    Directory {
+        /// The directory.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
-    },
-    /// The file is not YAML.
-    #[error("{}:{}:{}: malformed YAML: {}", path.display(), error.line, error.column, error.problem)]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        error: YamlError,
     },
     /// The file is YAML, but not a map of sections.
     #[error("{}: an environment is a map of sections, this is {kind}", path.display())]
@@ -79,21 +75,18 @@ impl Environment {
     pub fn read(files: &[PathBuf]) -> Result<Self, EnvironmentError> {
         let mut merged = Self::default();
         for path in files {
-            let read = |source| EnvironmentError::Read { path: path.clone(), source };
-            let text = std::fs::read_to_string(path).map_err(read)?;
-            merged.merge(Self::parse(path, &text)?);
+            merged.merge(Self::of(path, document::read("environment file", path)?)?);
         }
         Ok(merged)
     }
 
-    /// The environment in `text`, which was read from `path`.
-    fn parse(path: &Path, text: &str) -> Result<Self, EnvironmentError> {
+    /// The environment in `document`, which was read from `path`.
+    fn of(path: &Path, document: Value) -> Result<Self, EnvironmentError> {
         let path = path.to_owned();
-        let sections = match yaml::read(text) {
-            Ok(Value::Map(sections)) => sections,
-            Ok(Value::Null) => Map::default(),
-            Ok(other) => return Err(EnvironmentError::NotAMap { path, kind: other.kind() }),
-            Err(error) => return Err(EnvironmentError::Malformed { path, error }),
+        let sections = match document {
+            Value::Map(sections) => sections,
+            Value::Null => Map::default(),
+            other => return Err(EnvironmentError::NotAMap { path, kind: other.kind() }),
         };
         if let Some(section) = wrong_section(&sections) {
             return Err(EnvironmentError::WrongSection { path, section });
@@ -157,9 +150,9 @@ fn merge_maps(earlier: &mut Map, later: Map) {
 /// The `*.yaml` files of an environment directory, sorted; none where it does not exist.
 ///
 /// # Errors
-/// [`EnvironmentError::Read`] where the directory exists and cannot be read.
+/// [`EnvironmentError::Directory`] where the directory exists and cannot be read.
 pub fn files_in(directory: &Path) -> Result<Vec<PathBuf>, EnvironmentError> {
-    let read = |source| EnvironmentError::Read { path: directory.to_owned(), source };
+    let read = |source| EnvironmentError::Directory { path: directory.to_owned(), source };
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -177,7 +170,8 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Environment, EnvironmentError> {
-        Environment::parse(Path::new("env.yaml"), text)
+        let path = Path::new("env.yaml");
+        Environment::of(path, document::parse(path, text)?)
     }
 
     fn merged(texts: &[&str]) -> Environment {

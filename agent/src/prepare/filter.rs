@@ -3,20 +3,28 @@
 use std::collections::BTreeSet;
 
 use super::entry::Entry;
+use super::pattern::{self, PatternError};
 use super::template::TemplateImage;
 
 /// Keeps the images that `entry` asks for and `services` need.
 ///
 /// Patterns are searched in the whole name: registry, namespace, name and tag as rendered. With
 /// includes the excludes are not looked at.
+///
+/// # Errors
+/// [`PatternError`] where a pattern takes too long.
 pub fn select(
     images: Vec<TemplateImage>,
     entry: &Entry,
     services: Option<&BTreeSet<String>>,
-) -> Vec<TemplateImage> {
-    let mut images = images;
-    images.retain(|image| is_deployed(image, services) && is_wanted(&image.imagename, entry));
-    images
+) -> Result<Vec<TemplateImage>, PatternError> {
+    let mut selected = Vec::new();
+    for image in images {
+        if is_deployed(&image, services) && is_wanted(&image.imagename, entry)? {
+            selected.push(image);
+        }
+    }
+    Ok(selected)
 }
 
 /// Whether a service that is deployed needs the image. An image without services is needed only
@@ -25,11 +33,11 @@ fn is_deployed(image: &TemplateImage, services: Option<&BTreeSet<String>>) -> bo
     services.is_none_or(|services| image.services.iter().any(|service| services.contains(service)))
 }
 
-fn is_wanted(imagename: &str, entry: &Entry) -> bool {
+fn is_wanted(imagename: &str, entry: &Entry) -> Result<bool, PatternError> {
     if entry.includes.is_empty() {
-        !entry.excludes.iter().any(|pattern| pattern.is_match(imagename))
+        Ok(!pattern::any_in(&entry.excludes, imagename)?)
     } else {
-        entry.includes.iter().any(|pattern| pattern.is_match(imagename))
+        pattern::any_in(&entry.includes, imagename)
     }
 }
 
@@ -49,7 +57,7 @@ mod tests {
         let entries = entry::entries("P", &yaml::read(&format!("[{entry}]")).unwrap()).unwrap();
         let services: Option<BTreeSet<_>> =
             services.map(|services| services.iter().map(|&name| name.to_owned()).collect());
-        let kept = select(images.into(), &entries[0], services.as_ref());
+        let kept = select(images.into(), &entries[0], services.as_ref()).unwrap();
         names
             .into_iter()
             .map(|(name, _)| name)

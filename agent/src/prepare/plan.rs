@@ -170,7 +170,8 @@ impl PlannedImage {
         put("push_destination", text(&self.push_destination));
         if let Some(modification) = &self.modify {
             put("modify_role", Some(modification.role.as_str().into()));
-            put("modify_append_tag", Some(modification.append_tag.as_str().into()));
+            let append_tag = Some(modification.append_tag.as_str());
+            put("modify_append_tag", append_tag.filter(|tag| !tag.is_empty()).map(Value::from));
             put("modify_vars", modification.vars.clone());
         }
         Value::Map(record)
@@ -326,6 +327,8 @@ mod tests {
             ("{modify_role: m}", "r/labelled:t-modified-1", "r/ceph:t-modified-1"),
             ("{modify_role: m, modify_append_tag: -x}", "r/labelled:t-x", "r/ceph:t-x"),
             ("{modify_append_tag: -x}", "r/labelled:t", "r/ceph:t"),
+            ("{modify_role: m, modify_append_tag: null}", "r/labelled:t", "r/ceph:t"),
+            ("{modify_role: '', modify_append_tag: -x}", "r/labelled:t", "r/ceph:t"),
             (
                 "{modify_role: m, modify_only_with_labels: [l]}",
                 "r/labelled:t-modified-1",

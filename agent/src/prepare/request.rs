@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::registry::client::{ClientConfig, Credential};
+use crate::registry::client::ClientConfig;
 
 use super::PrepareError;
-use super::credentials;
+use super::credentials::{self, Logins};
 use super::entry::{self, Entry};
 use super::environment::Environment;
 use super::release::Release;
@@ -46,7 +46,7 @@ pub struct Request {
     /// What modified images have appended to their tag where the entry does not say.
     pub append_tag: String,
     /// Who we are, by registry.
-    pub logins: BTreeMap<String, Credential>,
+    pub logins: Logins,
     /// Where to ask in place of docker.io.
     pub docker_mirror: Option<String>,
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use super::document::{self, DocumentError};
 use super::environment::Environment;
 use super::release::Release;
-use super::yaml::{self, Value, YamlError};
+use super::yaml::Value;
 
 /// A role of the roles file.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,22 +20,9 @@ pub struct Role {
 /// Roles that cannot be read or understood.
 #[derive(Debug, thiserror::Error)]
 pub enum RoleError {
-    /// The file cannot be read.
-    #[error("cannot read the roles file {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The file is not YAML.
-    #[error("{}:{}:{}: malformed YAML: {}", path.display(), error.line, error.column, error.problem)]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        error: YamlError,
-    },
+    /// The file cannot be read or is not YAML.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
     /// The file is not a list of roles.
     #[error("{}: a roles file is a list of maps that each have a `name`", path.display())]
     NotRoles {
@@ -63,9 +51,7 @@ pub enum RoleError {
 /// [`RoleError`] where the file cannot be read or is not a list of roles.
 pub fn read(path: &Path) -> Result<Vec<Role>, RoleError> {
     let own = || path.to_owned();
-    let text =
-        std::fs::read_to_string(path).map_err(|source| RoleError::Read { path: own(), source })?;
-    match yaml::read(&text).map_err(|error| RoleError::Malformed { path: own(), error })? {
+    match document::read("roles file", path)? {
         Value::Null => Ok(Vec::new()),
         Value::List(items) => {
             let roles: Option<_> = items.iter().map(Role::parse).collect();

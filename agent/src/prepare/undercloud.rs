@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// The port that the undercloud's registry has always had.
 pub(super) const PORT: u16 = 8787;
+/// The undercloud's bridge on the control plane.
+const CONTROL_PLANE: &str = "br-ctlplane";
 /// How long the name service may take.
 const LOOKUP_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -21,6 +23,18 @@ pub async fn registry() -> String {
         }
     };
     format!("{host}:{PORT}")
+}
+
+/// Where lists of images go that name no destination: the control plane's bridge, else this host.
+pub fn control_plane_registry() -> String {
+    let addresses = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let bridge = addresses
+        .filter(|interface| interface.interface_name == CONTROL_PLANE)
+        .find_map(|interface| Some(interface.address?.as_sockaddr_in()?.ip()));
+    match bridge {
+        Some(address) => format!("{address}:{PORT}"),
+        None => format!("localhost:{PORT}"),
+    }
 }
 
 /// What the name service calls `<this host>.ctlplane`.

@@ -4,18 +4,25 @@ use std::sync::Arc;
 
 use clap::Args;
 use undermount::image::{Platform, Reference};
-use undermount::prepare::copy::{self, Attached, CopyJob, CopyOptions, Indexing, ManifestFormat};
+use undermount::prepare::copy::{
+    self, Attached, CopyJob, CopyOptions, Indexing, Location, ManifestFormat,
+};
+use undermount::prepare::modify::Cleanup;
 use undermount::prepare::progress::Unseen;
 use undermount::prepare::sources::Sources;
 
 use super::RegistryArgs;
 use crate::cli::exit::{CliResult, Exit};
+use crate::cli::prepare::parse_cleanup;
 
 /// Push an image to the undercloud's registry
 #[derive(Debug, Args)]
 pub struct PushArgs {
     /// Image to push: host/namespace/name[:tag]
     image: String,
+    /// Take the image from the images of this host (buildah, podman)
+    #[arg(long)]
+    local: bool,
     /// What is appended to the tag
     #[arg(long, value_name = "TAG", default_value = "", allow_hyphen_values = true)]
     append_tag: String,
@@ -25,6 +32,15 @@ pub struct PushArgs {
     /// Look the image up, but copy nothing
     #[arg(long)]
     dry_run: bool,
+    /// User at the image's registry
+    #[arg(long, value_name = "USER", requires = "source_password")]
+    source_username: Option<String>,
+    /// Password at the image's registry; better kept in the file of `podman login`
+    #[arg(long, value_name = "PASSWORD", requires = "source_username")]
+    source_password: Option<String>,
+    /// Of no use here: no local copy is made. Taken because the original takes it
+    #[arg(long, value_name = "WHICH", default_value = "full", value_parser = parse_cleanup, hide = true)]
+    cleanup: Cleanup,
     #[command(flatten)]
     registry: RegistryArgs,
 }
@@ -37,10 +53,14 @@ impl PushArgs {
         let source: Reference = format!("{}:{tag}", without_tag(&self.image)).parse()?;
         let target: Reference = format!("{host}/{name}:{tag}{}", self.append_tag).parse()?;
         let hosts = [host.as_str(), source.repository().host()];
-        let client = self.registry.client(&host, &hosts).await;
+        let login = self.source_username.as_deref().zip(self.source_password.as_deref());
+        let login = login.map(|login| (source.repository().host(), login));
+        let client = self.registry.client_with(&host, &hosts, login).await;
         let sources = Sources::new(client, Platform::host());
         if self.dry_run {
-            sources.manifest(&source).await?;
+            if !self.local {
+                sources.manifest(&source).await?;
+            }
             return Ok(Exit::Success);
         }
         let options = CopyOptions {
@@ -53,8 +73,11 @@ impl PushArgs {
             scratch: std::env::temp_dir(),
             state: None,
         };
-        let job =
-            CopyJob { source: source.into(), target: target.into(), multi_arch: self.multi_arch };
+        let source = match self.local {
+            true => Location::Storage(source.to_string()),
+            false => source.into(),
+        };
+        let job = CopyJob { source, target: target.into(), multi_arch: self.multi_arch };
         let report = copy::run(vec![job], &sources, &options, Arc::new(Unseen)).await?;
         match report.outcomes.into_iter().find_map(|(_, outcome)| outcome.err()) {
             Some(error) => Err(error.into()),

@@ -1,0 +1,83 @@
+//! What is prepared, and from what: environments, roles and the image template.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use undermount::prepare::environment::{self, Environment};
+use undermount::prepare::release::Release;
+use undermount::prepare::request::Request;
+use undermount::prepare::role::{self, Role};
+use undermount::prepare::template::TemplateSource;
+
+use crate::cli::clock::LocalTime;
+use crate::cli::exit::CliResult;
+
+/// Where TripleO's Heat templates are installed.
+const HEAT_TEMPLATES: &str = "/usr/share/openstack-tripleo-heat-templates";
+/// The roles file where none is named.
+const ROLES_FILE: &str = "roles_data.yaml";
+
+/// What is prepared, and from what.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Input")]
+pub struct InputArgs {
+    /// Heat environment file with ContainerImagePrepare; may be repeated, later files win
+    #[arg(short = 'e', long = "environment-file", value_name = "FILE")]
+    environment_files: Vec<PathBuf>,
+    /// Directory whose *.yaml files are read before the environment files; may be repeated
+    /// [default: ~/.tripleo/environments]
+    #[arg(long = "environment-directory", value_name = "DIR")]
+    environment_directories: Vec<PathBuf>,
+    /// Roles file: only images of services that its roles run are prepared. A relative path is
+    /// looked for here, then among the Heat templates [default: roles_data.yaml if there is one,
+    /// else all images are prepared]
+    #[arg(short = 'r', long, value_name = "FILE")]
+    roles_file: Option<PathBuf>,
+    /// Image template to use in place of the built-in one, such as tripleo-common's
+    /// tripleo_containers.yaml.j2
+    #[arg(long, value_name = "FILE")]
+    template_file: Option<PathBuf>,
+    /// TripleO release whose names and rules apply (queens, stein, train, wallaby, zed)
+    #[arg(long, value_name = "RELEASE", env = "TRIPLEO_COMPAT", default_value_t)]
+    release: Release,
+}
+
+impl InputArgs {
+    /// What the files and flags ask for.
+    pub fn request(&self, now: LocalTime) -> CliResult<Request> {
+        let environment = read_environment(&self.environment_directories, &self.environment_files)?;
+        let template = match &self.template_file {
+            Some(path) => TemplateSource::File(path.clone()),
+            None => TemplateSource::BuiltIn(self.release),
+        };
+        let append_tag = format!("-modified-{}", now.stamp());
+        let roles = read_roles(self.roles_file.as_deref())?;
+        Ok(Request::from_environment(&environment, &roles, self.release, template, append_tag)?)
+    }
+}
+
+/// Merges the *.yaml files of `directories`, or of the default one, with `files`.
+pub fn read_environment(directories: &[PathBuf], files: &[PathBuf]) -> CliResult<Environment> {
+    let default = std::env::home_dir().map(|home| home.join(".tripleo/environments"));
+    let directories = match directories {
+        [] => default.into_iter().collect(),
+        named => named.to_vec(),
+    };
+    let mut all = Vec::new();
+    for directory in directories {
+        all.extend(environment::files_in(&directory)?);
+    }
+    all.extend(files.iter().cloned());
+    Ok(Environment::read(&all)?)
+}
+
+/// The roles in the file `named`, or in the default one if it exists.
+pub fn read_roles(named: Option<&Path>) -> CliResult<Vec<Role>> {
+    let path = named.unwrap_or(Path::new(ROLES_FILE));
+    let installed = Path::new(HEAT_TEMPLATES).join(path);
+    let path = if !path.exists() && installed.exists() { &installed } else { path };
+    match named {
+        None if !path.exists() => Ok(Vec::new()),
+        _ => Ok(role::read(path)?),
+    }
+}
