@@ -3,6 +3,7 @@
 //! Everything here runs in tests only: it may panic and print, which says what went wrong.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
+pub mod apache;
 pub mod architecture;
 pub mod archive;
 pub mod commands;
