@@ -70,18 +70,7 @@ impl ImageServe {
     /// # Errors
     /// [`ImageServeError::Write`] where that fails.
     pub fn link(&self, known: &Path, path: &Path) -> Result<(), ImageServeError> {
-        let link = || {
-            let parent = path.parent().unwrap_or(Path::new("."));
-            fs::create_dir_all(parent)?;
-            let name = tempfile::Builder::new()
-                .prefix(blob_file::TEMPORARY)
-                .make_in(parent, |name| fs::hard_link(known, name))?;
-            fs::rename(name.path(), path)?;
-            // Two names of one file are not renamed but left: then this removes the first.
-            drop(name);
-            Ok(())
-        };
-        link().map_err(|source| write_error(path, source))
+        blob_file::link(known, path).map_err(|source| write_error(path, source))
     }
 
     fn manifest_path(&self, repository: &Repository, digest: &Digest) -> PathBuf {

@@ -2,7 +2,7 @@
 //! an earlier run was killed.
 //!
 //! ```text
-//! <directory>/.undermount-<hex>.partial     the first bytes, in order
+//! <directory>/.undermount-<name>.partial    the first bytes, in order
 //!             -> <directory>/<name>         by rename, once they have their digest
 //! ```
 
@@ -92,14 +92,33 @@ impl Whole {
 /// # Errors
 /// Where the file system fails.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let parent = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(parent)?;
-    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    let mut builder = tempfile::Builder::new();
-    let mut file = builder.prefix(TEMPORARY).permissions(readable).tempfile_in(parent)?;
-    file.write_all(bytes)?;
-    file.persist(path)?;
-    Ok(())
+    let mut partial = Partial::open(path)?;
+    partial.file.set_len(0)?;
+    partial.file.write_all(bytes)?;
+    partial.publish(path)
+}
+
+/// Gives the file `known` the name `path` too, in the place of whatever has it.
+///
+/// # Errors
+/// Where the file system fails.
+pub fn link(known: &Path, path: &Path) -> io::Result<()> {
+    let partial = Partial::open(path)?;
+    fs::remove_file(&partial.path)?;
+    fs::hard_link(known, &partial.path)?;
+    fs::rename(&partial.path, path)?;
+    // Two names of one file are not renamed but left.
+    match fs::remove_file(&partial.path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes what a killed run left of the file `path`, which is there by other means.
+pub fn discard_partial(path: &Path) {
+    if let Ok(Some(partial)) = Partial::lock(partial_path(path, ""), false) {
+        partial.remove();
+    }
 }
 
 /// Brings the bytes of `blob` from `source` to the file `path`; `listener` hears all of them.
@@ -113,7 +132,7 @@ pub async fn bring(
     listener: Option<Listener>,
 ) -> Result<(), BlobFileError> {
     let failed = |source| BlobFileError::Write { path: path.to_owned(), source };
-    let partial = Partial::open(path, &blob.digest).map_err(failed)?;
+    let partial = Partial::open(path).map_err(failed)?;
     match fill(partial, blob, source, listener).await {
         Ok((partial, digest)) if digest == blob.digest => partial.publish(path).map_err(failed),
         Ok((partial, actual)) => {
@@ -175,6 +194,12 @@ async fn tell(listener: &mut Option<Listener>, chunk: &Bytes) {
     }
 }
 
+/// Where the unfinished file for `path` lies.
+fn partial_path(path: &Path, mark: &str) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{TEMPORARY}{name}{mark}.partial"))
+}
+
 /// A file that is being written, by nobody else.
 struct Partial {
     file: Flock<File>,
@@ -185,20 +210,19 @@ struct Partial {
 
 impl Partial {
     /// The unfinished file for `path`. Where another process writes it, one of our own.
-    fn open(path: &Path, digest: &Digest) -> io::Result<Self> {
-        let directory = path.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(directory)?;
-        let shared = directory.join(format!("{TEMPORARY}{}.partial", digest.hex()));
-        if let Some(partial) = Self::lock(shared)? {
+    fn open(path: &Path) -> io::Result<Self> {
+        fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+        if let Some(partial) = Self::lock(partial_path(path, ""), true)? {
             return Ok(partial);
         }
-        let own = format!("{TEMPORARY}{}.{}.partial", digest.hex(), std::process::id());
-        Self::lock(directory.join(own))?.ok_or_else(|| io::ErrorKind::WouldBlock.into())
+        let own = partial_path(path, &format!(".{}", std::process::id()));
+        Self::lock(own, true)?.ok_or_else(|| io::ErrorKind::WouldBlock.into())
     }
 
-    fn lock(path: PathBuf) -> io::Result<Option<Self>> {
+    /// The file at `path`, unless somebody else has it.
+    fn lock(path: PathBuf, create: bool) -> io::Result<Option<Self>> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o644);
+        options.read(true).write(true).create(create).truncate(false).mode(0o644);
         let Ok(file) = Flock::lock(options.open(&path)?, FlockArg::LockExclusiveNonblock) else {
             return Ok(None);
         };

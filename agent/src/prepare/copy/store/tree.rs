@@ -8,7 +8,7 @@ use crate::image::{Descriptor, Reference, Repository, referrers};
 use crate::prepare::image_serve::ImageServe;
 use crate::registry::client::RawManifest;
 
-use super::super::blob_file::Whole;
+use super::super::blob_file::{Whole, discard_partial};
 use super::super::layout::{FileBlob, Region};
 use super::{Attachment, BlobRole, FoundBy, Opened, StoreError, Taken};
 
@@ -56,6 +56,7 @@ impl TreeStore {
             |repository| self.tree.blob_path(repository, &blob.digest, role == BlobRole::Layer);
         let path = place(to);
         if self.whole.is_whole(&path, blob).await {
+            discard_partial(&path);
             return Ok(Taken::Here);
         }
         if let Some(known) = neighbour.map(place)
