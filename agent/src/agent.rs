@@ -16,5 +16,6 @@ pub mod layers;
 pub mod owner;
 pub mod packing;
 pub mod process;
+pub mod upkeep;
 
 pub use binding::{BindError, check_mount_point};

@@ -7,6 +7,7 @@
 //! stdout is data, stderr is words ([`logging`], [`exit::report`]).
 
 mod agent;
+mod cache;
 mod client;
 mod clock;
 mod completions;
@@ -56,6 +57,8 @@ enum Command {
     Status(mount::StatusArgs),
     Upgrade(upgrade::UpgradeArgs),
     Explain(explain::ExplainArgs),
+    #[command(subcommand)]
+    Cache(cache::Cache),
     #[command(hide = true)]
     Keeper(owner::KeeperArgs),
     #[command(hide = true)]
@@ -106,6 +109,7 @@ impl Command {
             Self::Status(args) => block_on(args.run()),
             Self::Upgrade(args) => block_on(args.run()),
             Self::Explain(args) => block_on(args.run()),
+            Self::Cache(command) => block_on(command.run()),
             Self::Keeper(args) => args.run(),
             Self::Worker(args) => args.run(),
             Self::Prepare(args) => block_on(args.run(prepare::Habits::OWN)),

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use undermount_fs::object::Verify;
 use undermount_fs::session::DataMode;
 
 use crate::agent::process::OwnerConfig;
@@ -50,6 +51,13 @@ pub struct CacheSettings {
     /// Bytes of file contents to keep; `None` for no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quota: Option<ByteCount>,
+    /// Bytes of the file system that stay free; `None` for a twentieth of it, at most 1 GiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reserve: Option<ByteCount>,
+    /// Whether files of mounted and complete images may be dropped and fetched again.
+    pub evict_complete: bool,
+    /// When file contents are hashed.
+    pub verify: Verify,
 }
 
 /// `[reads]`
@@ -151,6 +159,9 @@ impl Settings {
         Ok(OwnerConfig {
             cache: self.cache.directory.to_path_buf(),
             quota: self.cache.quota.map(ByteCount::get),
+            reserve: self.cache.reserve.map(ByteCount::get),
+            evict_complete: self.cache.evict_complete,
+            verify: self.cache.verify,
             read_timeout: self.reads.timeout.into(),
             complete_within: self.completion.within.into(),
             client: self.client(client)?,

@@ -13,15 +13,21 @@
 //! POST   /v1/packs    PackRequest       -> 200 a stream of Events
 //! POST   /v1/upgrade  UpgradeRequest    -> 202, and another worker soon after
 //! POST   /v1/explain  ExplainRequest    -> 200 Explanation
+//! GET    /v1/cache                      -> 200 CacheStatus
+//! POST   /v1/cache/verifications        -> 200 a stream of Events
+//! POST   /v1/cache/collections  CollectRequest -> 200 a stream of Events
 //! ```
 //!
-//! A stream ends with `done` or `failed`. Who goes away before that cancels what was asked for.
+//! A stream ends with `done`, `verified`, `collected` or `failed`. Who goes away before that
+//! cancels what was asked for.
 
 mod client;
 mod runtime;
+mod upkeep;
 
 pub use client::{Control, ControlError};
 pub use runtime::Runtime;
+pub use upkeep::{CacheStatus, CollectReport, CollectRequest, Tally, VerifyReport};
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -118,8 +124,30 @@ pub enum Event {
         /// The manifest that the name means.
         manifest: Digest,
     },
+    /// The cache was verified.
+    Verified(VerifyReport),
+    /// What is not needed was dropped.
+    Collected(CollectReport),
     /// It was given up; nothing of it is left behind.
     Failed(Failure),
+}
+
+impl From<Digest> for Event {
+    fn from(manifest: Digest) -> Self {
+        Self::Done { manifest }
+    }
+}
+
+impl From<VerifyReport> for Event {
+    fn from(report: VerifyReport) -> Self {
+        Self::Verified(report)
+    }
+}
+
+impl From<CollectReport> for Event {
+    fn from(report: CollectReport) -> Self {
+        Self::Collected(report)
+    }
 }
 
 /// How far a transfer is, in bytes of compressed layers.

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! A miss brings in everything that its spans hold whole, since neighbours in a tar are read
-//! together. Two readers that miss the same spans share one fetch.
+//! together. Two readers that miss the same spans share one fetch. A small layer comes in whole.
 
 mod awaited;
 mod extract;
@@ -18,8 +18,10 @@ mod ingest;
 mod pack;
 mod plan;
 mod recent;
+mod table;
 mod unit;
 mod unpack;
+mod whole;
 
 pub use ingest::{Blob, IngestError, Pace, Progress};
 pub use pack::PackingError;
@@ -28,6 +30,7 @@ pub use unpack::{PackBlob, UnpackError, Unpacked};
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -42,12 +45,9 @@ use crate::blob::Blobs;
 use crate::codec::decode::Entry;
 use crate::codec::{CodecError, decode};
 use crate::digest::{Digest, Verified};
-use crate::index::{Backing, LayerTree, SpanTable};
+use crate::index::{LayerTree, SpanTable};
 use crate::object::{CHUNK, ObjectKey, Store};
 use crate::source::{Piece, PieceRequest, Priority, Scope, Source, SourceError};
-
-/// Span tables above this size are not fetched into memory: 700,000 spans.
-const TABLE_MAX: u64 = 64 * 1024 * 1024;
 
 /// Why a read cannot be answered.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -78,6 +78,8 @@ pub struct Layer {
     /// In whose name its bytes are fetched.
     pub scope: Scope,
     table: OnceCell<Arc<SpanTable>>,
+    /// Whether its index was held against its bytes.
+    checked: AtomicBool,
     /// One fetch at a time for each run of spans.
     running: Mutex<HashMap<usize, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -85,7 +87,8 @@ pub struct Layer {
 impl Layer {
     /// The layer that `tree` describes, fetched in the name of `scope`.
     pub fn new(tree: Arc<LayerTree>, scope: Scope) -> Self {
-        Self { tree, scope, table: OnceCell::new(), running: Mutex::default() }
+        let (table, checked, running) = Default::default();
+        Self { tree, scope, table, checked, running }
     }
 
     /// The digest of the layer blob.
@@ -199,7 +202,7 @@ impl Filler {
             Err(FillError::Source(SourceError::NotFound { blob, .. }))
                 if blob == layer.tree.header().spans =>
             {
-                found.extend(self.fetch_whole(layer, content, units.collect()).await?);
+                found.extend(self.units_of_whole(layer, content, units.collect()).await?);
                 Ok(())
             }
             outcome => outcome,
@@ -214,10 +217,16 @@ impl Filler {
         units: Range<usize>,
         found: &mut HashMap<usize, Bytes>,
     ) -> Result<(), FillError> {
-        let table = self.table(layer).await?;
         let missing = |found: &HashMap<usize, Bytes>| -> Vec<usize> {
             units.clone().filter(|unit| !found.contains_key(unit)).collect()
         };
+        if layer.is_small() && !layer.is_checked() {
+            found.extend(self.units_of_whole(layer, content, missing(found)).await?);
+        }
+        if missing(found).is_empty() {
+            return Ok(());
+        }
+        let table = self.table(layer).await?;
         let ranges = missing(found).into_iter().filter_map(|unit| content.unit(unit).tar_range());
         for run in plan(&table, ranges) {
             let _turn = layer.turn(run.spans.start).await;
@@ -246,39 +255,6 @@ impl Filler {
         })
         .await
         .map_err(|_| FillError::Interrupted)
-    }
-
-    /// The span table of `layer`: from memory, from disk or fetched.
-    async fn table(&self, layer: &Layer) -> Result<Arc<SpanTable>, FillError> {
-        layer.table.get_or_try_init(|| self.load_table(layer)).await.cloned()
-    }
-
-    /// A layer that was indexed here has its whole spans file on disk, any other the table only.
-    async fn load_table(&self, layer: &Layer) -> Result<Arc<SpanTable>, FillError> {
-        let header = layer.tree.header();
-        let stored = self.blobs.get(&header.spans).or_else(|| self.blobs.get(&header.span_table));
-        let bytes = match stored {
-            Some(stored) => stored,
-            None if header.span_table_size.get() > TABLE_MAX => {
-                return Err(layer.damaged("its span table is above 64 MiB"));
-            }
-            None => {
-                let range = 0..header.span_table_size.get();
-                let piece = Piece { blob: header.spans, range, digest: header.span_table };
-                let fetched = self.request(layer, vec![piece], Priority::Demand).await?;
-                let table = fetched.into_iter().next().ok_or_else(|| no_answer(layer))?;
-                if let Err(error) = self.blobs.put(&table) {
-                    tracing::warn!(layer = %layer.digest(), %error, "cannot keep a span table");
-                }
-                table
-            }
-        };
-        let backing = Backing::sealed(bytes.bytes()).map_err(|error| layer.damaged(error))?;
-        let table = SpanTable::new(backing).map_err(|error| layer.damaged(error))?;
-        if *table.layer() != layer.digest() {
-            return Err(layer.damaged("its span table belongs to another layer"));
-        }
-        Ok(Arc::new(table))
     }
 
     /// Fetches those of `pieces` that were not fetched a moment ago.
@@ -320,7 +296,7 @@ impl Filler {
         units: Vec<usize>,
     ) -> Result<HashMap<usize, Bytes>, FillError> {
         if run.is_oversized(table) {
-            return self.fetch_whole(layer, content, units).await;
+            return self.units_of_whole(layer, content, units).await;
         }
         let window = table.window(run.spans.start);
         let local = window.as_ref().and_then(|window| table.local_window(window));
@@ -342,22 +318,6 @@ impl Filler {
         })
         .await
         .map_err(|_| FillError::Interrupted)?
-    }
-
-    /// A layer without places to start in its middle (one zstd frame, say): all of it comes in.
-    async fn fetch_whole(
-        &self,
-        layer: &Arc<Layer>,
-        content: &Arc<Content>,
-        units: Vec<usize>,
-    ) -> Result<HashMap<usize, Bytes>, FillError> {
-        let _turn = layer.turn(usize::MAX).await;
-        let stored = self.stored(content, units.clone()).await?;
-        if stored.len() == units.len() {
-            return Ok(stored);
-        }
-        self.complete(layer, Pace::unlimited(Priority::Demand), &Progress::default()).await?;
-        self.stored(content, units).await
     }
 }
 

@@ -17,8 +17,8 @@ mod tree;
 
 pub use backing::Backing;
 pub use format::{
-    DirectoryEntry, EntryKind, Extent, InodeFlags, InodeRecord, NONE, SpanRecord, TreeHeader,
-    TreeSections, VERSION,
+    DirectoryEntry, EntryKind, Extent, InodeFlags, InodeRecord, NONE, SPANS_MAGIC, SpanRecord,
+    TREE_MAGIC, TreeHeader, TreeSections, VERSION,
 };
 pub use spans::{SpanTable, WindowRef, encode_spans};
 pub use tree::{LayerTree, Sections, Xattr, encode_tree};

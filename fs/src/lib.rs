@@ -10,10 +10,12 @@
 pub mod blob;
 pub mod codec;
 pub mod digest;
+pub mod disk;
 pub mod fill;
 pub mod fuse;
 pub mod index;
 pub mod layer;
+pub mod memory;
 pub mod object;
 pub mod pack;
 mod path;

@@ -10,16 +10,24 @@
 //! name has the content of that name. Nothing is synced; instead, an object is hashed again when
 //! a process first uses it, and when its file was touched since (a large one chunk by chunk), so
 //! that neither a power cut nor a disk can make a wrong byte. To the reader, every fault of the
-//! store is a miss.
+//! store is a miss, also that there is no room: then reading goes on without it.
 
+mod audit;
+mod budget;
+mod evict;
 mod key;
 mod partial;
 mod stamp;
 mod store;
+mod survey;
 
+pub use audit::Audited;
+pub use budget::StoreLimits;
+pub use evict::Pins;
 pub use key::{CHUNK, ObjectKey};
 pub use partial::Partial;
-pub use store::{Store, StoreError, StoreLimits, StoreUsage};
+pub use store::{Store, StoreError, StoreUsage, Verify};
+pub use survey::{State, Surveyed};
 
 use bytes::Bytes;
 
@@ -46,3 +54,6 @@ impl Object {
         &self.bytes
     }
 }
+
+#[cfg(test)]
+mod tests;

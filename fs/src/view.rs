@@ -180,6 +180,16 @@ impl View {
         &self.recorder
     }
 
+    /// The layers whose files are shown.
+    pub fn layers(&self) -> Vec<Arc<Layer>> {
+        let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
+        let layer = |slot: &Slot| match slot {
+            Slot::Layer(shown) => Some(shown.layer.clone()),
+            _ => None,
+        };
+        contents.slots.iter().filter_map(layer).collect()
+    }
+
     /// The filler that reads missing bytes.
     pub fn filler(&self) -> &Arc<Filler> {
         &self.filler

@@ -73,6 +73,17 @@ impl Node {
         directory
     }
 
+    /// Mounts an image on a new directory, with more flags.
+    #[track_caller]
+    pub fn mount_with(&mut self, reference: &str, flags: &[&str]) -> PathBuf {
+        let directory = self.directory(&format!("mount-{}", self.mounts.len()));
+        self.mounts.push(directory.clone());
+        let mut command = self.command("mount");
+        command.args(["--complete-within", "0"]).args(flags).arg(reference).arg(&directory);
+        run(&mut command, PATIENCE).success();
+        directory
+    }
+
     /// Tries to mount an image.
     #[track_caller]
     pub fn try_mount(&mut self, reference: &str, directory: &Path) -> Outcome {

@@ -274,5 +274,9 @@ fn a_hotfix_stays_on_the_host_until_it_is_pushed() {
     let outcome = host.call(&format!(
         "tripleo container image push --local --registry-url {address} h.invalid/ns/none:t"
     ));
-    assert!(outcome.refusal().contains("containers-storage:h.invalid/ns/none:t"), "{}", outcome.stderr);
+    assert!(
+        outcome.refusal().contains("containers-storage:h.invalid/ns/none:t"),
+        "{}",
+        outcome.stderr
+    );
 }

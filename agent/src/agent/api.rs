@@ -18,15 +18,14 @@ use axum::{Json, Router};
 use futures_util::stream::unfold;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
-use undermount_fs::digest::Digest;
 use undermount_fs::fill::Progress;
 
 use super::layers::LayerShelf;
 use super::owner::{Owner, OwnerError};
 use super::packing::{Packer, Recordings};
 use crate::control::{
-    Event, ExplainRequest, Failure, MountRequest, PullRequest, Status, StoreStatus, Transfer,
-    UnmountRequest, UpgradeRequest,
+    CollectRequest, Event, ExplainRequest, Failure, MountRequest, PullRequest, Status, StoreStatus,
+    Transfer, UnmountRequest, UpgradeRequest,
 };
 use crate::image::Reference;
 
@@ -80,6 +79,9 @@ impl Api {
             .route("/v1/status", get(status))
             .route("/v1/mounts", post(mount).delete(unmount))
             .route("/v1/pulls", post(pull))
+            .route("/v1/cache", get(cache))
+            .route("/v1/cache/verifications", post(verify))
+            .route("/v1/cache/collections", post(collect))
             .nest("/v1", packs::routes())
             .route("/v1/upgrade", post(upgrade))
             .route("/v1/explain", post(explain))
@@ -170,11 +172,30 @@ fn refused(status: StatusCode, error: &dyn Error) -> Response {
     (status, Json(Failure::of(error))).into_response()
 }
 
+async fn cache(State(api): State<Api>) -> Response {
+    let _busy = api.enter();
+    match api.owner.upkeep().await.status().await {
+        Ok(status) => Json(status).into_response(),
+        Err(error) => refused(StatusCode::INTERNAL_SERVER_ERROR, &error),
+    }
+}
+
+async fn verify(State(api): State<Api>) -> Response {
+    let owner = api.owner.clone();
+    follow(&api, |progress| async move { owner.upkeep().await.verify(&progress).await })
+}
+
+async fn collect(State(api): State<Api>, Json(request): Json<CollectRequest>) -> Response {
+    let owner = api.owner.clone();
+    follow(&api, |_| async move { owner.upkeep().await.collect(request).await })
+}
+
 /// Runs `work` in a task of its own and streams how far it is. When the client goes away, the
 /// stream is dropped and the task with it.
-fn follow<F, E>(api: &Api, work: impl FnOnce(Arc<Progress>) -> F) -> Response
+fn follow<F, T, E>(api: &Api, work: impl FnOnce(Arc<Progress>) -> F) -> Response
 where
-    F: Future<Output = Result<Digest, E>> + Send + 'static,
+    F: Future<Output = Result<T, E>> + Send + 'static,
+    T: Into<Event>,
     E: Error + Send,
 {
     let busy = api.enter();
@@ -183,7 +204,7 @@ where
     let work = work(progress.clone());
     let task = AbortOnDropHandle::new(tokio::spawn(async move {
         let event = match work.await {
-            Ok(manifest) => Event::Done { manifest },
+            Ok(end) => end.into(),
             Err(error) => Event::Failed(Failure::of(&error)),
         };
         // Nobody listens only when the stream, and with it this task, is about to go.

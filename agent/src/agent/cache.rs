@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Everything can be deleted at any time; it is then fetched again. One process owns the
-//! directory at a time, which is the caller's to see to.
+//! directory at a time, which is the caller's to see to. A cache of an older version is set aside
+//! (`old-1/`), from where `undermount cache gc` drops it; one of a newer version is refused.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -22,12 +23,19 @@ use tempfile::NamedTempFile;
 use undermount_fs::blob::Blobs;
 use undermount_fs::digest::Digest;
 use undermount_fs::index::Trust;
-use undermount_fs::object::{Store, StoreError, StoreLimits};
+use undermount_fs::object::{Store, StoreError, StoreLimits, Verify};
 
 use crate::image::Reference;
 
 const VERSION_FILE: &str = "VERSION";
 const VERSION: &str = "undermount cache 1";
+/// What [`VERSION`] says before its number.
+const VERSION_PREFIX: &str = "undermount cache ";
+const VERSION_NUMBER: u32 = 1;
+/// What a cache of an older version is called from then on, before its number.
+pub const SET_ASIDE: &str = "old-";
+/// What is no part of a version's layout.
+const UNVERSIONED: [&str; 2] = ["lock", VERSION_FILE];
 
 /// The cache directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +80,9 @@ pub struct ReferenceRecord {
     pub reference: String,
     /// The digest of the manifest for this platform.
     pub manifest: Digest,
+    /// Whether all of the image was fetched once.
+    #[serde(default)]
+    pub complete: bool,
 }
 
 /// A cache directory.
@@ -80,6 +91,7 @@ pub struct Cache {
     pub store: Arc<Store>,
     /// Small blobs.
     pub blobs: Arc<Blobs>,
+    root: PathBuf,
     layers: PathBuf,
     references: PathBuf,
 }
@@ -90,16 +102,30 @@ impl Cache {
     /// # Errors
     /// [`CacheError`] where it cannot be used, or is of another version.
     pub fn open(root: &Path, limits: StoreLimits) -> Result<Self, CacheError> {
+        Self::open_with(root, limits, Verify::default())
+    }
+
+    /// As [`Self::open`], with another answer to when objects are hashed.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(root: &Path, limits: StoreLimits, verify: Verify) -> Result<Self, CacheError> {
         fs::create_dir_all(root).map_err(unusable(root))?;
         check_version(root)?;
-        let store = Arc::new(Store::open(root, limits)?);
+        let store = Store::open(root, limits)?;
         let [blobs, layers, references] =
             ["blobs", "layers", "refs"].map(|directory| root.join(directory));
         for directory in [&layers, &references] {
             fs::create_dir_all(directory).map_err(unusable(directory))?;
         }
         let blobs = Arc::new(Blobs::open(&blobs).map_err(unusable(&blobs))?);
-        Ok(Self { store, blobs, layers, references })
+        let (root, store) = (root.to_owned(), Arc::new(store.with_verify(verify)));
+        Ok(Self { store, blobs, root, layers, references })
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// What is known of `layer`.
@@ -121,6 +147,21 @@ impl Cache {
         let _ = fs::remove_file(self.layers.join(layer.hex()));
     }
 
+    /// Forgets the layers that `is_needed` does not want; returns how many.
+    pub fn retain_layers(&self, is_needed: impl Fn(&Digest) -> bool) -> u64 {
+        let superfluous = file_names(&self.layers)
+            .into_iter()
+            .filter(|name| Digest::from_hex(name).is_ok_and(|layer| !is_needed(&layer)));
+        let removed = superfluous.filter(|name| fs::remove_file(self.layers.join(name)).is_ok());
+        removed.count() as u64
+    }
+
+    /// What every known name meant last.
+    pub fn references(&self) -> Vec<ReferenceRecord> {
+        let names = file_names(&self.references).into_iter();
+        names.filter_map(|name| read_record(&self.references.join(name))).collect()
+    }
+
     /// Which manifest `reference` meant last.
     pub fn reference(&self, reference: &Reference) -> Option<ReferenceRecord> {
         let name = reference.to_string();
@@ -128,7 +169,7 @@ impl Cache {
             .filter(|record: &ReferenceRecord| record.reference == name)
     }
 
-    /// Notes which manifest `reference` means.
+    /// Notes which manifest `reference` means. That all of it is here stays known.
     ///
     /// # Errors
     /// [`CacheError::Io`] where it cannot be written.
@@ -137,9 +178,28 @@ impl Cache {
         reference: &Reference,
         manifest: &Digest,
     ) -> Result<(), CacheError> {
+        let known = self.reference(reference);
+        let complete = known.is_some_and(|known| known.manifest == *manifest && known.complete);
+        self.write_reference(reference, *manifest, complete)
+    }
+
+    /// Notes that all of the image `manifest` is here, which `reference` means.
+    ///
+    /// # Errors
+    /// [`CacheError::Io`] where it cannot be written.
+    pub fn put_complete(&self, reference: &Reference, manifest: &Digest) -> Result<(), CacheError> {
+        self.write_reference(reference, *manifest, true)
+    }
+
+    fn write_reference(
+        &self,
+        reference: &Reference,
+        manifest: Digest,
+        complete: bool,
+    ) -> Result<(), CacheError> {
         let name = reference.to_string();
         let file = Digest::of(name.as_bytes()).hex();
-        let record = ReferenceRecord { reference: name, manifest: *manifest };
+        let record = ReferenceRecord { reference: name, manifest, complete };
         write_record(&self.references, &file, &record)
     }
 }
@@ -148,13 +208,42 @@ fn check_version(root: &Path) -> Result<(), CacheError> {
     let path = root.join(VERSION_FILE);
     match fs::read_to_string(&path) {
         Ok(found) if found.trim_end() == VERSION => Ok(()),
-        Ok(found) => Err(CacheError::Version { path, found: found.trim_end().to_owned() }),
+        Ok(found) => {
+            let number = found.trim_end().strip_prefix(VERSION_PREFIX);
+            match number.and_then(|number| number.parse::<u32>().ok()) {
+                Some(older) if older < VERSION_NUMBER => {
+                    set_aside(root, older).map_err(unusable(root))
+                }
+                _ => Err(CacheError::Version { path, found: found.trim_end().to_owned() }),
+            }
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             write_atomically(root, VERSION_FILE, format!("{VERSION}\n").as_bytes())
                 .map_err(unusable(root))
         }
         Err(source) => Err(CacheError::Io { path, source }),
     }
+}
+
+/// Moves what version `older` has left out of the way. Its own version is replaced last, so that
+/// a crash on the way is no harm.
+fn set_aside(root: &Path, older: u32) -> io::Result<()> {
+    let aside = root.join(format!("{SET_ASIDE}{older}"));
+    tracing::warn!(cache = %root.display(), aside = %aside.display(),
+        "the cache is of an older version: beginning anew");
+    fs::create_dir_all(&aside)?;
+    for name in file_names(root) {
+        if !UNVERSIONED.contains(&name.as_str()) && !name.starts_with(SET_ASIDE) {
+            fs::rename(root.join(&name), aside.join(&name))?;
+        }
+    }
+    write_atomically(root, VERSION_FILE, format!("{VERSION}\n").as_bytes())
+}
+
+/// The names in a directory; none where it cannot be read.
+fn file_names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
 /// A record that cannot be read or understood counts as none.
@@ -214,6 +303,37 @@ mod tests {
         let error = open(root.path()).err().unwrap();
         assert!(error.to_string().contains("undermount cache 9"), "{error}");
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_older_cache_is_set_aside() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        fs::create_dir(at("objects")).unwrap();
+        fs::write(at("objects/old"), "x").unwrap();
+        fs::write(at(VERSION_FILE), "undermount cache 0\n").unwrap();
+        fs::write(at("lock"), "").unwrap();
+        let cache = open(root.path()).unwrap();
+        assert_eq!(cache.store.usage().bytes, 0);
+        assert_eq!(fs::read_to_string(at("old-0/objects/old")).unwrap(), "x");
+        assert!(at("lock").exists());
+        assert_eq!(fs::read_to_string(at(VERSION_FILE)).unwrap().trim_end(), VERSION);
+    }
+
+    #[test]
+    fn what_is_complete_stays_known_until_the_name_means_something_else() {
+        let root = tempfile::tempdir().unwrap();
+        let reference: Reference = "localhost:5000/image:tag".parse().unwrap();
+        let (one, two) = (Digest::of(b"one"), Digest::of(b"two"));
+        let cache = open(root.path()).unwrap();
+        let is_complete = || cache.reference(&reference).unwrap().complete;
+        cache.put_reference(&reference, &one).unwrap();
+        assert!(!is_complete());
+        cache.put_complete(&reference, &one).unwrap();
+        cache.put_reference(&reference, &one).unwrap();
+        assert!(is_complete());
+        cache.put_reference(&reference, &two).unwrap();
+        assert!(!is_complete());
     }
 
     #[test]

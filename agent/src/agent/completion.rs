@@ -56,10 +56,10 @@ impl Completer {
     }
 
     async fn run(&self, ready: &Ready, trouble: &Mutex<Option<String>>) {
-        self.images.unpack(ready).await;
         if self.within.is_zero() {
-            return;
+            return self.images.unpack(ready).await;
         }
+        tokio::join!(self.images.unpack(ready), self.images.complete_small(ready));
         let reference = &ready.image.reference;
         let mut pause = PAUSE;
         tokio::time::sleep(DELAY).await;

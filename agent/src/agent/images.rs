@@ -18,19 +18,22 @@ pub use holder::{Holder, Indexed};
 
 use std::error::Error;
 use std::fmt;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream::{StreamExt as _, TryStreamExt as _, iter};
+use tokio::sync::OnceCell;
 use undermount_fs::blob::Blobs;
-use undermount_fs::digest::Digest;
+use undermount_fs::digest::{Digest, Verified};
 use undermount_fs::fill::{Content, Filler, IngestError, Layer, Pace, Progress};
 use undermount_fs::index::{IndexError, LayerTree, Trust};
-use undermount_fs::source::Source;
+use undermount_fs::source::{Priority, Source};
 use undermount_fs::tree::{ImageTree, TreeError};
 
 use super::cache::{Cache, CacheError, LayerRecord};
+use super::upkeep::{Needs, needs};
 use crate::image::artifact::pack::{PackEntry, Purpose};
 use crate::image::{
     Descriptor, Document, ImageConfig, Manifest, ManifestError, Platform, Reference,
@@ -39,6 +42,9 @@ use crate::registry::client::{Client, Fault, Image, RegistryError};
 
 /// Layers that are indexed or completed side by side.
 const SIDE_BY_SIDE: usize = 3;
+
+/// Room that is made for small blobs where there is none, in bytes.
+const ROOM: u64 = 1 << 20;
 
 /// How long the registry may take to tell what a name means.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -106,6 +112,22 @@ pub enum ImageFault {
     /// The cache cannot be written.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// The quota has no room for it.
+    #[error(
+        "its files take {image} bytes; with the {pinned} bytes of the images that are mounted or \
+         complete that makes {needed}, and the quota is {quota}: raise --quota, or allow with \
+         --evict-complete that they are dropped and fetched again"
+    )]
+    Quota {
+        /// Bytes of this image's files.
+        image: u64,
+        /// Bytes of the files that must stay.
+        pinned: u64,
+        /// Bytes of both together, what they share counted once.
+        needed: u64,
+        /// Bytes that may be kept.
+        quota: u64,
+    },
     /// The cache cannot be written.
     #[error("cannot keep {what} in the cache")]
     Keep {
@@ -177,6 +199,11 @@ impl Images {
         &self.filler
     }
 
+    /// The cache that they are in.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
     fn blobs(&self) -> &Blobs {
         &self.cache.blobs
     }
@@ -207,13 +234,80 @@ impl Images {
         let digest = image.raw.digest;
         self.keep("a manifest", image.raw.bytes)?;
         self.keep("a config", image.config.raw.clone())?;
-        self.cache.put_reference(reference, &digest)?;
+        if let Err(error) = self.cache.put_reference(reference, &digest) {
+            tracing::warn!(%reference, error = &error as &dyn Error, "cannot note what it means");
+        }
         let (manifest, config) = (image.manifest, image.config);
         Ok(Resolved { reference: reference.clone(), digest, manifest, config })
     }
 
+    /// Keeps a small blob, which file contents make room for. Where there is none all the same,
+    /// the image only mounts as long as its registry can be reached.
     fn keep(&self, what: &'static str, bytes: Bytes) -> Result<Digest, ImageFault> {
-        self.blobs().put_bytes(bytes).map_err(|source| ImageFault::Keep { what, source })
+        let blob = Verified::name(bytes);
+        let is_full = |error: &std::io::Error| {
+            matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+        };
+        let mut kept = self.blobs().put(&blob);
+        if kept.as_ref().is_err_and(is_full) {
+            // The room that is made counts, however it is made.
+            let _ = self.cache.store.make_room(ROOM + blob.bytes().len() as u64);
+            kept = self.blobs().put(&blob);
+        }
+        match kept {
+            Err(error) if is_full(&error) => {
+                tracing::warn!(%error, digest = %blob.digest(), "no room for {what}");
+                Ok(*blob.digest())
+            }
+            kept => {
+                kept.map(|()| *blob.digest()).map_err(|source| ImageFault::Keep { what, source })
+            }
+        }
+    }
+
+    /// The image that `reference` meant with this manifest: from here, or once more from the
+    /// registry.
+    ///
+    /// # Errors
+    /// [`ImageError`] where the registry does not have it, or cannot be reached.
+    pub async fn restore(
+        &self,
+        reference: &Reference,
+        manifest: &Digest,
+    ) -> Result<Resolved, ImageError> {
+        if let Ok(Some(known)) = self.stored(reference, manifest) {
+            return Ok(known);
+        }
+        let client = self.client.until(Instant::now() + RESOLVE_TIMEOUT);
+        let pinned = reference.pinned(*manifest);
+        let image = client
+            .image(&pinned, &self.platform)
+            .await
+            .map_err(|error| ImageFault::Registry(Box::new(error)).of(reference))?;
+        let kept = self
+            .keep("a manifest", image.raw.bytes)
+            .and_then(|_| self.keep("a config", image.config.raw.clone()));
+        kept.map_err(|fault| fault.of(reference))?;
+        let (manifest, config) = (image.manifest, image.config);
+        Ok(Resolved { reference: reference.clone(), digest: image.raw.digest, manifest, config })
+    }
+
+    /// Refuses an image that the quota has no room for beside what else must stay.
+    ///
+    /// # Errors
+    /// [`ImageFault::Quota`].
+    pub fn check_room(&self, ready: &Ready, shown: &[Arc<Layer>]) -> Result<(), ImageError> {
+        let limits = self.cache.store.limits();
+        let Some(quota) = limits.quota.filter(|_| !limits.evict_complete) else { return Ok(()) };
+        let image = Needs::of(self, &[], &ready.layers).object_bytes();
+        let mut all = Needs::of(self, &needs::complete(self), shown);
+        let pinned = all.object_bytes();
+        ready.layers.iter().for_each(|layer| all.add_tree(&layer.tree));
+        let needed = all.object_bytes();
+        if needed <= quota {
+            return Ok(());
+        }
+        Err(ImageFault::Quota { image, pinned, needed, quota }.of(&ready.image.reference))
     }
 
     /// What `reference` meant last, if `failure` says that the registry cannot tell.
@@ -277,13 +371,14 @@ impl Images {
             .into_iter()
             .map(|(layer, diff_id)| (layer.clone(), *diff_id))
             .collect();
-        let attached = self.attached_indexes(image).await;
+        let attached = OnceCell::new();
         let layers = iter(layers)
             .map(|(layer, diff_id)| self.layer(image, layer, diff_id, &attached, progress))
             .buffered(SIDE_BY_SIDE)
             .try_collect()
             .await?;
-        Ok((layers, attached.packs))
+        let packs = attached.into_inner().map(|attached| attached.packs).unwrap_or_default();
+        Ok((layers, packs))
     }
 
     /// Brings in what the image's packs hold: what its start reads, and what it has that an image
@@ -322,7 +417,27 @@ impl Images {
             .buffer_unordered(SIDE_BY_SIDE)
             .try_collect()
             .await
+            .and_then(|()| {
+                Ok(self.cache.put_complete(&ready.image.reference, &ready.image.digest)?)
+            })
             .map_err(|fault: ImageFault| fault.of(&ready.image.reference))
+    }
+
+    /// Fetches the small layers of `ready`, each with one request. What cannot be had comes later.
+    pub async fn complete_small(&self, ready: &Ready) {
+        let small = distinct(&ready.layers).into_iter().filter(|layer| layer.is_small());
+        let pace = Pace::unlimited(Priority::Pack);
+        let outcomes = iter(small)
+            .map(
+                |layer| async move { self.complete_layer(layer, pace, &Progress::default()).await },
+            )
+            .buffer_unordered(SIDE_BY_SIDE);
+        let failures = outcomes.filter_map(|outcome| async { outcome.err() });
+        let failed: Vec<ImageFault> = failures.collect().await;
+        for error in failed {
+            tracing::warn!(reference = %ready.image.reference, error = &error as &dyn Error,
+                "cannot fetch a small layer");
+        }
     }
 
     async fn complete_layer(
@@ -334,11 +449,18 @@ impl Images {
         let digest = layer.digest();
         let record = self.cache.layer(&digest);
         let proven = record.is_some_and(|record| record.trust == Trust::Own);
-        if proven && missing_bytes(&self.cache, &layer) == Ok(0) {
+        let is_here = missing_bytes(&self.cache, &layer) == Ok(0);
+        if proven && is_here {
             return Ok(());
         }
-        progress.expect(layer.tree.header().layer_size.get());
-        let outcome = self.filler.complete(&layer, pace, progress).await;
+        let outcome = if layer.is_checked() && is_here {
+            Ok(())
+        } else if layer.is_small() && !layer.is_checked() {
+            self.filler.fetch_whole(&layer, pace.priority).await
+        } else {
+            progress.expect(layer.tree.header().layer_size.get());
+            self.filler.complete(&layer, pace, progress).await.map(drop)
+        };
         if let Err(IngestError::WrongIndex { .. }) = outcome {
             tracing::error!(layer = %digest, "quarantined an index that lies");
             self.cache.forget_layer(&digest);

@@ -22,6 +22,7 @@ use super::binding::{self, BindError};
 use super::cache::write_atomically;
 use super::completion::{Completer, Completion};
 use super::images::{ImageError, Images, Ready, has_xattrs};
+use super::upkeep::{Recorded, Upkeep};
 use crate::control::{Fetched, MountRequest, MountStatus, PullRequest, Runtime, UnmountRequest};
 use crate::image::{Reference, ReferenceError};
 use crate::registry::client::Client;
@@ -205,6 +206,7 @@ impl Owner {
         check_free(&*self.mounts.lock().await, dir)?;
         let parsed: Reference = reference.parse()?;
         let ready = self.prepare(&parsed, *plain_http, progress).await?;
+        self.parts.images.check_room(&ready, &self.parts.view.layers())?;
         let manifest = ready.image.digest;
 
         let mut mounts = self.mounts.lock().await;
@@ -289,6 +291,7 @@ impl Owner {
     ) -> Result<Digest, OwnerError> {
         let reference: Reference = request.reference.parse()?;
         let ready = self.prepare(&reference, request.plain_http, progress).await?;
+        self.parts.images.check_room(&ready, &self.parts.view.layers())?;
         self.parts.images.complete(&ready, Pace::unlimited(Priority::Pack), progress).await?;
         Ok(ready.image.digest)
     }
@@ -338,6 +341,17 @@ impl Owner {
     /// How the kernel gets the bytes of files.
     pub fn data_mode(&self) -> DataMode {
         self.parts.data_mode
+    }
+
+    /// Looks after the cache, as of now.
+    pub async fn upkeep(&self) -> Upkeep {
+        let mounts = self.mounts.lock().await;
+        let recorded = |mounted: &Mounted| Recorded {
+            reference: mounted.ready.image.reference.clone(),
+            manifest: mounted.record.manifest,
+        };
+        let mounted = mounts.values().map(recorded).collect();
+        Upkeep::new(self.parts.images.clone(), mounted).with_shown(self.parts.view.layers())
     }
 
     /// Bytes of file contents in the cache.

@@ -5,6 +5,7 @@
 //! [`undermount_fs::session`] for what happens when either dies.
 
 mod node;
+mod opened;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -18,9 +19,13 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use undermount_fs::memory::give_back_when_freed;
+use undermount_fs::object::Verify;
 use undermount_fs::session::keeper::{Keeper, KeeperConfig, MountKind, MountSpec, RestartPolicy};
 use undermount_fs::session::worker::{Farewell, Inheritance, Worker, end_process_on_panic};
 use undermount_fs::session::{DataMode, SessionError, detach};
+
+pub use self::opened::upkeep;
 
 use self::node::{Mounts, Node};
 use super::api::Api;
@@ -52,6 +57,12 @@ pub struct OwnerConfig {
     pub cache: PathBuf,
     /// Bytes of file contents that it may hold; `None` for no limit.
     pub quota: Option<u64>,
+    /// Bytes of the file system that stay free; `None` for a twentieth of it, at most 1 GiB.
+    pub reserve: Option<u64>,
+    /// Whether files of mounted and complete images may be dropped and fetched again.
+    pub evict_complete: bool,
+    /// When file contents are hashed.
+    pub verify: Verify,
     /// How long a read may wait for bytes.
     pub read_timeout: Duration,
     /// How long a mounted image may take to become fully local; zero to leave it as it is read.
@@ -218,6 +229,7 @@ fn tidy(runtime: &Runtime) {
 pub fn work(config: OwnerConfig) -> Result<(), ProcessError> {
     end_process_on_panic();
     health::raise_descriptor_limit();
+    give_back_when_freed();
     let (worker, inheritance) = Worker::from_stdin()?;
     let worker = Arc::new(worker);
     let served = serve(config, &worker, inheritance);

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::Args;
 use undermount::agent::process::{self, CacheLock, KeeperSettings, ProcessError};
+use undermount::agent::upkeep::Upkeep;
 use undermount::config::Settings;
 use undermount::config::value::{ByteCount, Seconds, from_word};
 use undermount::control::{Control, ControlError, Failure, Runtime};
@@ -42,6 +43,13 @@ pub struct CacheArgs {
     /// longest goes first [default: no limit]
     #[arg(long, value_name = "BYTES", value_parser = from_word::<ByteCount>)]
     quota: Option<ByteCount>,
+    /// Bytes of the file system that stay free, also with KiB, MiB, GiB or TiB [default: a
+    /// twentieth of it, at most 1 GiB]
+    #[arg(long, value_name = "BYTES", value_parser = from_word::<ByteCount>)]
+    cache_reserve: Option<ByteCount>,
+    /// Let files of mounted and complete images be dropped where room is needed, and fetched again
+    #[arg(long)]
+    evict_complete: bool,
     /// How long a read may wait for bytes that must be fetched, in seconds [default: 60]
     #[arg(long, value_name = "SECONDS", value_parser = from_word::<Seconds<1, 3600>>)]
     read_timeout: Option<Seconds<1, 3600>>,
@@ -94,6 +102,10 @@ impl CacheArgs {
         if let Some(quota) = self.quota {
             settings.cache.quota = Some(quota);
         }
+        if let Some(reserve) = self.cache_reserve {
+            settings.cache.reserve = Some(reserve);
+        }
+        settings.cache.evict_complete |= self.evict_complete;
         if let Some(timeout) = self.read_timeout {
             settings.reads.timeout = timeout;
         }
@@ -216,6 +228,18 @@ pub enum Log {
 /// The owner of the cache; `None` where none runs.
 pub async fn running(args: &CacheArgs) -> CliResult<Option<Control>> {
     running_for(&args.settings()?).await
+}
+
+/// Looks after the cache in this process: no owner runs. Nobody else may own the cache meanwhile.
+pub fn without_owner(args: &CacheArgs) -> CliResult<(CacheLock, Upkeep)> {
+    let settings = args.settings()?;
+    let cache: &Path = &settings.cache.directory;
+    if !cache.exists() {
+        return Err(format!("there is no cache at {}", cache.display()).into());
+    }
+    let lock = CacheLock::take(cache)?;
+    let upkeep = process::upkeep(&lock, &settings.owner(default_config())?)?;
+    Ok((lock, upkeep))
 }
 
 async fn running_for(settings: &Settings) -> CliResult<Option<Control>> {

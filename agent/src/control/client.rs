@@ -11,8 +11,9 @@ use serde::Serialize;
 use undermount_fs::digest::Digest;
 
 use super::{
-    Event, ExplainRequest, Explanation, Failure, MountRequest, PackRequest, PullRequest,
-    RecordingRequest, RecordingStatus, Runtime, Status, Transfer, UnmountRequest, UpgradeRequest,
+    CacheStatus, CollectReport, CollectRequest, Event, ExplainRequest, Explanation, Failure,
+    MountRequest, PackRequest, PullRequest, RecordingRequest, RecordingStatus, Runtime, Status,
+    Transfer, UnmountRequest, UpgradeRequest, VerifyReport,
 };
 
 /// How long the owner may be silent: it reports progress every second.
@@ -83,7 +84,7 @@ impl Control {
         request: &MountRequest,
         progress: impl FnMut(Transfer),
     ) -> Result<Digest, ControlError> {
-        self.follow("mounts", request, progress).await
+        self.follow_image("mounts", request, progress).await
     }
 
     /// Fetches an image; the digest of its manifest. `progress` hears how far it is.
@@ -95,7 +96,37 @@ impl Control {
         request: &PullRequest,
         progress: impl FnMut(Transfer),
     ) -> Result<Digest, ControlError> {
-        self.follow("pulls", request, progress).await
+        self.follow_image("pulls", request, progress).await
+    }
+
+    /// What is in the cache.
+    ///
+    /// # Errors
+    /// [`ControlError`] where it cannot be told.
+    pub async fn cache(&self) -> Result<CacheStatus, ControlError> {
+        let bytes = self.answer(Method::GET, "cache", &()).await?;
+        serde_json::from_slice(&bytes).map_err(|error| self.lost(error))
+    }
+
+    /// Hashes the whole cache. `progress` hears of bytes that were hashed.
+    ///
+    /// # Errors
+    /// [`ControlError`] where the cache cannot be read.
+    pub async fn verify(
+        &self,
+        progress: impl FnMut(Transfer),
+    ) -> Result<VerifyReport, ControlError> {
+        let end = self.follow("cache/verifications", &(), progress).await?;
+        if let Event::Verified(report) = end { Ok(report) } else { Err(self.unexpected()) }
+    }
+
+    /// Drops what is not needed.
+    ///
+    /// # Errors
+    /// [`ControlError`] where the cache cannot be read.
+    pub async fn collect(&self, request: &CollectRequest) -> Result<CollectReport, ControlError> {
+        let end = self.follow("cache/collections", request, |_| ()).await?;
+        if let Event::Collected(report) = end { Ok(report) } else { Err(self.unexpected()) }
     }
 
     /// Which way podman takes for the layers of an image, and why.
@@ -154,7 +185,7 @@ impl Control {
         request: &PackRequest,
         progress: impl FnMut(Transfer),
     ) -> Result<Digest, ControlError> {
-        self.follow("packs", request, progress).await
+        self.follow_image("packs", request, progress).await
     }
 
     async fn answer(
@@ -176,13 +207,26 @@ impl Control {
         self.send(Method::POST, "upgrade", request).await.map(drop)
     }
 
-    /// Sends a request and follows the stream of events.
+    /// As [`Self::follow`], for what ends with an image.
+    async fn follow_image(
+        &self,
+        path: &str,
+        request: &impl Serialize,
+        progress: impl FnMut(Transfer),
+    ) -> Result<Digest, ControlError> {
+        match self.follow(path, request, progress).await? {
+            Event::Done { manifest } => Ok(manifest),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// Sends a request and follows the stream of events to the last one.
     async fn follow(
         &self,
         path: &str,
         request: &impl Serialize,
         mut progress: impl FnMut(Transfer),
-    ) -> Result<Digest, ControlError> {
+    ) -> Result<Event, ControlError> {
         let mut answer = self.send(Method::POST, path, request).await?.bytes_stream();
         let mut line = Vec::new();
         while let Some(chunk) = answer.next().await {
@@ -193,8 +237,8 @@ impl Control {
                 line = rest;
                 match event {
                     Event::Progress(transfer) => progress(transfer),
-                    Event::Done { manifest } => return Ok(manifest),
                     Event::Failed(failure) => return Err(ControlError::Failed(failure)),
+                    last => return Ok(last),
                 }
             }
             if line.len() > LINE_MAX {
@@ -227,6 +271,10 @@ impl Control {
             cause: None,
         });
         Err(ControlError::Failed(failure))
+    }
+
+    fn unexpected(&self) -> ControlError {
+        self.lost("it ended with the answer to another question")
     }
 
     fn lost(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ControlError {

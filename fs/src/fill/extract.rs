@@ -153,9 +153,17 @@ pub(super) fn keep(
         store.insert(&object)
     };
     if let Err(error) = kept {
-        tracing::warn!(object = %content.key, %error, "cannot keep an object");
+        note_unkept(&content.key, &error);
     }
     Ok(bytes)
+}
+
+/// Tells that the store did not take a content; the store itself tells that it is full.
+pub(super) fn note_unkept(object: &ObjectKey, error: &StoreError) {
+    if !error.is_full() {
+        let error = error as &dyn std::error::Error;
+        tracing::warn!(%object, error, "cannot keep an object");
+    }
 }
 
 fn keep_chunk(
@@ -165,7 +173,7 @@ fn keep_chunk(
     chunk: &Verified,
 ) -> Result<(), StoreError> {
     let partial = store.large_or_new(&content.key, content.size)?;
-    if partial.has(unit, chunk.digest()) {
+    if store.has_chunk(&content.key, &partial, unit, chunk.digest()) {
         return Ok(());
     }
     store.fill_chunk(&content.key, &partial, unit, chunk, &content.chunks)

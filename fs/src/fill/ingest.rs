@@ -4,19 +4,20 @@
 //! index that was fetched is checked: the blob is the only thing whose digest the image itself
 //! names.
 
-use std::io::{Seek, SeekFrom, Write};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use tempfile::NamedTempFile;
 
+use super::extract::note_unkept;
 use super::{Filler, Layer};
 use crate::digest::Digest;
+use crate::disk::Draft;
 use crate::layer::{Indexer, LayerError, LayerIndex, ObjectSink};
-use crate::object::{CHUNK, Object, ObjectKey, Store};
+use crate::object::{CHUNK, Object, ObjectKey, Store, StoreError};
 use crate::source::{BlobRequest, Priority, Scope, SourceError};
 
 /// Why a blob could not be taken in.
@@ -73,6 +74,11 @@ impl Progress {
     /// Bytes that are expected, as far as that is known.
     pub fn total(&self) -> u64 {
         self.total.load(Ordering::Relaxed)
+    }
+
+    /// Notes that `bytes` more have arrived.
+    pub fn advance(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Notes that `bytes` more are expected.
@@ -151,7 +157,7 @@ impl Filler {
             match chunk {
                 Ok(chunk) => {
                     arrived += chunk.len() as u64;
-                    progress.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                    progress.advance(chunk.len() as u64);
                     pace.keep(arrived, start).await;
                     if sender.send(chunk).await.is_err() {
                         break;
@@ -174,7 +180,8 @@ impl Filler {
         Ok(index)
     }
 
-    /// Brings in all of a layer, and checks its index against what its bytes say.
+    /// Brings in all of a layer, and checks its index against what its bytes say; returns the
+    /// index that its bytes have.
     ///
     /// # Errors
     /// [`IngestError`]; [`IngestError::WrongIndex`] means that the index must not be used.
@@ -183,7 +190,7 @@ impl Filler {
         layer: &Layer,
         pace: Pace,
         progress: &Progress,
-    ) -> Result<(), IngestError> {
+    ) -> Result<LayerIndex, IngestError> {
         let header = layer.tree.header();
         let (scope, digest) = (layer.scope.clone(), header.layer);
         let blob = Blob { scope, digest, size: header.layer_size.get() };
@@ -191,11 +198,12 @@ impl Filler {
         if index.tree != layer.tree.bytes() {
             return Err(IngestError::WrongIndex { layer: digest });
         }
-        Ok(())
+        layer.checked.store(true, Ordering::Release);
+        Ok(index)
     }
 }
 
-/// Puts contents into a store as they go by. What the store cannot take is logged and left out.
+/// Puts contents into a store as they go by. What the store cannot take is left out.
 struct StoreSink {
     store: Arc<Store>,
     content: Option<Incoming>,
@@ -203,7 +211,7 @@ struct StoreSink {
 
 enum Incoming {
     Small(Vec<u8>),
-    Large(NamedTempFile, u64),
+    Large(Draft),
 }
 
 impl StoreSink {
@@ -212,14 +220,19 @@ impl StoreSink {
     }
 
     /// Gives up the current content where `step` fails.
-    fn attempt<E: std::fmt::Display>(
-        &mut self,
-        step: impl FnOnce(&mut Incoming, &Store) -> Result<(), E>,
-    ) {
+    fn attempt(&mut self, step: impl FnOnce(&mut Incoming) -> io::Result<()>) {
         let Some(content) = &mut self.content else { return };
-        if let Err(error) = step(content, &self.store) {
+        if let Err(error) = step(content) {
             tracing::warn!(%error, "cannot keep a file content");
             self.content = None;
+        }
+    }
+
+    fn keep(&self, content: Incoming, key: &ObjectKey) -> Result<(), StoreError> {
+        match content {
+            Incoming::Small(content) => self.store.insert(&Object::name(content.into())),
+            Incoming::Large(draft) if !self.store.contains(key) => self.store.publish(draft, key),
+            Incoming::Large(_) => Ok(()),
         }
     }
 }
@@ -229,8 +242,9 @@ impl ObjectSink for StoreSink {
         self.content = if size <= CHUNK {
             Some(Incoming::Small(Vec::with_capacity(size as usize)))
         } else {
-            match self.store.temporary() {
-                Ok(file) => Some(Incoming::Large(file, size)),
+            match self.store.large_draft(size) {
+                Ok(draft) => Some(Incoming::Large(draft)),
+                Err(error) if error.is_full() => None,
                 Err(error) => {
                     tracing::warn!(%error, "cannot keep a large file content");
                     None
@@ -240,46 +254,29 @@ impl ObjectSink for StoreSink {
     }
 
     fn data(&mut self, bytes: &[u8]) {
-        self.attempt(|content, _| match content {
+        self.attempt(|content| match content {
             Incoming::Small(content) => {
                 content.extend_from_slice(bytes);
                 Ok(())
             }
-            Incoming::Large(file, _) => file.write_all(bytes),
+            Incoming::Large(draft) => draft.append(bytes),
         });
     }
 
     fn zeros(&mut self, count: u64) {
-        self.attempt(|content, _| match content {
+        self.attempt(|content| match content {
             Incoming::Small(content) => {
                 content.resize(content.len() + count as usize, 0);
                 Ok(())
             }
-            Incoming::Large(file, _) => {
-                let ahead = SeekFrom::Current(i64::try_from(count).unwrap_or(i64::MAX));
-                file.seek(ahead).map(drop)
-            }
+            Incoming::Large(draft) => draft.skip(count),
         });
     }
 
     fn end(&mut self, key: ObjectKey) {
-        match self.content.take() {
-            Some(Incoming::Small(content)) => {
-                let object = Object::name(content.into());
-                if let Err(error) = self.store.insert(&object) {
-                    tracing::warn!(%error, "cannot keep a file content");
-                }
-            }
-            Some(Incoming::Large(file, size)) if !self.store.contains(&key) => {
-                let sized = file.as_file().set_len(size);
-                let kept = sized.map_err(|error| error.to_string()).and_then(|()| {
-                    self.store.publish(file, &key).map_err(|error| error.to_string())
-                });
-                if let Err(error) = kept {
-                    tracing::warn!(%error, "cannot keep a large file content");
-                }
-            }
-            _ => {}
+        let Some(content) = self.content.take() else { return };
+        if let Err(error) = self.keep(content, &key) {
+            note_unkept(&key, &error);
         }
     }
 }

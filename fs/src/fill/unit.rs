@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use crate::digest::Digest;
 use crate::index::{IndexError, InodeRecord, LayerTree};
-use crate::object::{CHUNK, ObjectKey, Store};
+use crate::object::{CHUNK, ObjectKey, Partial, Store};
 
 /// A file with content.
 pub struct Content {
@@ -125,8 +125,7 @@ impl Content {
         }
         let Some(partial) = store.large(&self.key, self.size) else { return false };
         let end = offset.saturating_add(bytes.len() as u64);
-        self.units(offset..end)
-            .all(|unit| self.chunks.get(unit).is_some_and(|digest| partial.has(unit, digest)))
+        self.units(offset..end).all(|unit| self.has_unit(store, &partial, unit))
             && partial.file().read_exact_at(bytes, offset).is_ok()
     }
 
@@ -136,9 +135,14 @@ impl Content {
             return true;
         }
         self.is_large()
-            && store.large(&self.key, self.size).is_some_and(|partial| {
-                self.chunks.get(unit).is_some_and(|digest| partial.has(unit, digest))
-            })
+            && store
+                .large(&self.key, self.size)
+                .is_some_and(|partial| self.has_unit(store, &partial, unit))
+    }
+
+    fn has_unit(&self, store: &Store, partial: &Partial, unit: usize) -> bool {
+        let digest = self.chunks.get(unit);
+        digest.is_some_and(|digest| store.has_chunk(&self.key, partial, unit, digest))
     }
 
     /// The file that holds all of the content and nothing else; `None` where not all of it is

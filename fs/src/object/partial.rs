@@ -4,16 +4,17 @@
 //! which the reader brings along, tells on first use whether it is there. So no order of writes
 //! before a crash can make a hole look like data.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::CHUNK;
 use super::stamp::{Stamp, note_use};
 use crate::digest::{Digest, Verified};
+use crate::disk::{Access, Disk, open_regular};
 
 const UNKNOWN: u8 = 0;
 const ABSENT: u8 = 1;
@@ -21,29 +22,80 @@ const PRESENT: u8 = 2;
 
 /// The file of a large object of which some chunks, or all, are there.
 pub struct Partial {
+    disk: Arc<dyn Disk>,
     file: File,
     size: u64,
     chunks: Box<[AtomicU8]>,
     present: AtomicUsize,
-    /// The file after our own last write.
+    /// Whether the file has its place among the complete objects.
+    placed: AtomicBool,
+    /// The file after our own last step.
     stamp: Mutex<Option<Stamp>>,
+}
+
+/// Where the file of a large object is to be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place<'a> {
+    /// Among the complete objects.
+    Complete(&'a Path),
+    /// Among the incomplete ones, where it is made if need be.
+    Incomplete(&'a Path),
 }
 
 impl Partial {
     /// Opens or makes the file for an object of `size` bytes.
-    pub(super) fn open(path: &Path, size: u64) -> io::Result<Self> {
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        let fresh = file.metadata()?.len() != size;
-        if fresh {
-            file.set_len(0)?;
-            file.set_len(size)?;
-        }
-        let state = if fresh { ABSENT } else { UNKNOWN };
+    ///
+    /// # Errors
+    /// Those of opening; a complete object of another size or kind gives `InvalidData`.
+    pub(super) fn open(disk: &Arc<dyn Disk>, place: Place<'_>, size: u64) -> io::Result<Self> {
+        let (file, state) = match place {
+            Place::Complete(path) => {
+                let file = open_regular(path, Access::Write)?;
+                if file.metadata()?.len() != size {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+                (file, UNKNOWN)
+            }
+            Place::Incomplete(path) => open_incomplete(disk, path, size)?,
+        };
         let chunks = (0..size.div_ceil(CHUNK)).map(|_| AtomicU8::new(state)).collect();
-        note_use(&file);
-        let stamp = Mutex::new(Stamp::of(&file));
-        Ok(Self { file, size, chunks, present: AtomicUsize::new(0), stamp })
+        note_use(&**disk, &file);
+        Ok(Self {
+            disk: disk.clone(),
+            stamp: Mutex::new(Stamp::of(&file)),
+            placed: AtomicBool::new(matches!(place, Place::Complete(_))),
+            file,
+            size,
+            chunks,
+            present: AtomicUsize::new(0),
+        })
+    }
+
+    /// Believes that every chunk is there and undamaged.
+    pub(super) fn trust(&self) {
+        self.chunks.iter().for_each(|state| state.store(PRESENT, Ordering::Release));
+        self.present.store(self.chunks.len(), Ordering::Release);
+    }
+
+    /// Whether the file has its place among the complete objects.
+    pub(super) fn is_placed(&self) -> bool {
+        self.placed.load(Ordering::Acquire)
+    }
+
+    /// Moves the file by `step` to or from the complete objects.
+    pub(super) fn transfer(
+        &self,
+        placed: bool,
+        step: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut stamp = self.stamp.lock().unwrap_or_else(PoisonError::into_inner);
+        let untouched = *stamp == Stamp::of(&self.file);
+        step()?;
+        self.placed.store(placed, Ordering::Release);
+        if untouched {
+            *stamp = Stamp::of(&self.file);
+        }
+        Ok(())
     }
 
     /// Whether somebody else has touched the file: then nothing is known of its chunks.
@@ -105,14 +157,31 @@ impl Partial {
         }
         {
             let mut stamp = self.stamp.lock().unwrap_or_else(PoisonError::into_inner);
-            self.file.write_all_at(bytes.bytes(), chunk as u64 * CHUNK)?;
+            if *stamp != Stamp::of(&self.file) {
+                // Our own write must not hide somebody else's.
+                self.doubt();
+            }
+            let written = self.disk.write_at(&self.file, bytes.bytes(), chunk as u64 * CHUNK);
             *stamp = Stamp::of(&self.file);
+            if let Err(error) = written {
+                self.doubt();
+                return Err(error);
+            }
         }
         let was_missing = self.chunks[chunk].swap(PRESENT, Ordering::AcqRel) != PRESENT;
         if was_missing {
             self.present.fetch_add(1, Ordering::AcqRel);
         }
         Ok(was_missing)
+    }
+
+    /// Forgets what is known of the chunks.
+    fn doubt(&self) {
+        for state in &self.chunks {
+            if state.swap(UNKNOWN, Ordering::AcqRel) == PRESENT {
+                self.present.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
     }
 
     /// Whether every chunk is here. Chunks of which that is not known are hashed, until the first
@@ -126,10 +195,28 @@ impl Partial {
     }
 }
 
+/// The file of an incomplete object and what is known of its chunks. Whatever else is in its
+/// place, or has another size, makes way for a new one.
+fn open_incomplete(disk: &Arc<dyn Disk>, path: &Path, size: u64) -> io::Result<(File, u8)> {
+    match open_regular(path, Access::Write) {
+        Ok(file) if file.metadata()?.len() == size => return Ok((file, UNKNOWN)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        _ => disk.remove(path)?,
+    }
+    let file = disk.create(path)?;
+    disk.set_len(&file, size)?;
+    Ok((file, ABSENT))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use bytes::Bytes;
+
+    fn open(path: &Path, size: u64) -> io::Result<Partial> {
+        let disk: Arc<dyn Disk> = Arc::new(crate::disk::LocalDisk);
+        Partial::open(&disk, Place::Incomplete(path), size)
+    }
 
     fn chunks(size: usize) -> Vec<Verified> {
         let content: Vec<u8> = (0..size).map(|i| (i / 1000) as u8).collect();
@@ -145,12 +232,12 @@ mod tests {
         let path = directory.path().join("object");
         let size = 2 * CHUNK + 5;
         let chunks = chunks(size as usize);
-        let partial = Partial::open(&path, size).unwrap();
+        let partial = open(&path, size).unwrap();
         assert!(partial.fill(1, &chunks[1]).unwrap());
         assert!(!partial.fill(1, &chunks[1]).unwrap());
         drop(partial);
 
-        let partial = Partial::open(&path, size).unwrap();
+        let partial = open(&path, size).unwrap();
         assert!(!partial.has(0, chunks[0].digest()));
         assert!(partial.has(1, chunks[1].digest()));
         let digests: Vec<Digest> = chunks.iter().map(|chunk| *chunk.digest()).collect();
@@ -158,7 +245,7 @@ mod tests {
         assert!(!partial.is_complete(&digests));
         drop(partial);
 
-        let partial = Partial::open(&path, size).unwrap();
+        let partial = open(&path, size).unwrap();
         assert!(partial.fill(2, &chunks[2]).unwrap());
         assert!(partial.is_complete(&digests));
     }
@@ -166,10 +253,26 @@ mod tests {
     #[test]
     fn a_chunk_of_the_wrong_length_is_refused() {
         let directory = tempfile::tempdir().unwrap();
-        let partial = Partial::open(&directory.path().join("object"), CHUNK + 5).unwrap();
+        let partial = open(&directory.path().join("object"), CHUNK + 5).unwrap();
         let short = Verified::name(Bytes::from_static(b"short"));
         assert!(partial.fill(0, &short).is_err());
         assert!(partial.fill(7, &short).is_err());
         assert!(partial.fill(1, &short).is_ok());
+    }
+
+    #[test]
+    fn regression_a_write_of_ours_does_not_hide_that_of_somebody_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("object");
+        let chunks = chunks(2 * CHUNK as usize);
+        let partial = open(&path, 2 * CHUNK).unwrap();
+        partial.fill(0, &chunks[0]).unwrap();
+        let damager = File::options().write(true).open(&path).unwrap();
+        // Beyond the tick of a kernel with a slow clock.
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        damager.write_all_at(b"damage", 1000).unwrap();
+        partial.fill(1, &chunks[1]).unwrap();
+        assert!(!partial.has(0, chunks[0].digest()));
+        assert!(partial.has(1, chunks[1].digest()));
     }
 }

@@ -1,70 +1,120 @@
-//! Complete objects on disk, and the budget for all of them.
+//! Complete and incomplete objects on disk.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs::File;
+use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use lru::LruCache;
-use tempfile::NamedTempFile;
 
+use super::evict::{Evictor, Pins};
+use super::partial::Place;
 use super::stamp::{self, Stamp};
-use super::{CHUNK, Object, ObjectKey, Partial};
+use super::survey::{Layout, Surveyed, entries};
+use super::{CHUNK, Object, ObjectKey, Partial, StoreLimits};
 use crate::digest::{Digest, Verified};
+use crate::disk::{Access, Disk, Draft, LocalDisk, Space, is_regular, open_regular};
 
 /// Descriptors of objects that are kept open.
 const HANDLES: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 
-/// Descriptors of incomplete objects that are kept open.
+/// Descriptors of large objects that are kept open.
 const PARTIALS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
 
 /// Objects that are known to be undamaged without another look.
 const PROVEN: NonZeroUsize = NonZeroUsize::new(1 << 16).expect("not zero");
 
-/// Eviction goes on until this share of the quota is used, in per cent.
-const EVICT_TO_PERCENT: u64 = 90;
-
 /// The store cannot be used, or an object cannot be kept.
 #[derive(Debug, thiserror::Error)]
-#[error("object store: cannot {action} {path}")]
-pub struct StoreError {
-    action: &'static str,
-    path: PathBuf,
-    source: io::Error,
+pub enum StoreError {
+    /// A step on the disk failed.
+    #[error("object store: cannot {action} {path}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Quota or reserve forbid it, and nothing else may go.
+    #[error("object store: no room for {size} bytes within quota and reserve")]
+    Full {
+        /// Bytes that were to be kept.
+        size: u64,
+    },
 }
 
-/// What the store may use.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct StoreLimits {
-    /// Bytes of objects to keep; `None` for as many as there is room for.
-    pub quota: Option<u64>,
+impl StoreError {
+    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// Whether there was no room, as opposed to something being wrong.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Full { .. } => true,
+            Self::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+        }
+    }
 }
 
-/// What the store uses.
+/// When an object is hashed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verify {
+    /// When a process first uses it, and whenever its file was touched.
+    #[default]
+    Boot,
+    /// When it comes in; later the disk is trusted with all complete objects.
+    Insert,
+}
+
+/// What the store uses, and what befell it since it was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StoreUsage {
     /// Bytes of objects and parts of objects.
     pub bytes: u64,
-    /// Objects that were dropped to make room, since the store was opened.
+    /// Objects that were dropped to make room.
     pub evicted: u64,
+    /// Objects and chunks that there was no room for.
+    pub unkept: u64,
+    /// Objects that were found damaged.
+    pub damaged: u64,
+}
+
+/// That an object's file has the right content.
+#[derive(Clone, Copy)]
+struct Proof {
+    /// The file when it was hashed.
+    stamp: Stamp,
+    /// Whether every later change shows in the stamp.
+    settled: bool,
 }
 
 /// Objects by key.
 pub struct Store {
-    objects: PathBuf,
-    partial: PathBuf,
-    temporary: PathBuf,
-    limits: StoreLimits,
-    used: AtomicU64,
-    evicted: AtomicU64,
-    handles: Mutex<LruCache<ObjectKey, Arc<File>>>,
-    /// Small objects that were hashed by this process, as their files were then.
-    proven: Mutex<LruCache<ObjectKey, Stamp>>,
-    partials: Mutex<LruCache<ObjectKey, Arc<Partial>>>,
-    evictor: Mutex<()>,
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) layout: Layout,
+    pub(super) limits: StoreLimits,
+    verify: Verify,
+    pub(super) used: AtomicU64,
+    pub(super) evicted: AtomicU64,
+    unkept: AtomicU64,
+    damaged: AtomicU64,
+    pub(super) handles: Mutex<LruCache<ObjectKey, Arc<File>>>,
+    /// Small objects that were hashed by this process.
+    proven: Mutex<LruCache<ObjectKey, Proof>>,
+    pub(super) partials: Mutex<LruCache<ObjectKey, Arc<Partial>>>,
+    pub(super) pins: Mutex<Option<Arc<dyn Pins>>>,
+    pub(super) evictor: Mutex<Evictor>,
 }
 
 impl Store {
@@ -74,80 +124,147 @@ impl Store {
     /// # Errors
     /// [`StoreError`] where directories cannot be made or read.
     pub fn open(root: &Path, limits: StoreLimits) -> Result<Self, StoreError> {
-        let [objects, partial, temporary] =
-            ["objects", "partial", "tmp"].map(|name| root.join(name));
-        for directory in [&objects, &partial, &temporary] {
-            fs::create_dir_all(directory).map_err(failed("create", directory))?;
+        Self::open_on(Arc::new(LocalDisk), root, limits)
+    }
+
+    /// As [`Self::open`], with the steps of `disk`.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_on(
+        disk: Arc<dyn Disk>,
+        root: &Path,
+        limits: StoreLimits,
+    ) -> Result<Self, StoreError> {
+        let layout = Layout::below(root);
+        make_directories(&*disk, &layout)?;
+        for leftover in entries(&layout.temporary)? {
+            disk.remove(&leftover).map_err(StoreError::io("remove", &leftover))?;
         }
-        for leftover in entries(&temporary)? {
-            fs::remove_file(&leftover).map_err(failed("remove", &leftover))?;
-        }
-        for first in 0..=255_u8 {
-            let directory = objects.join(format!("{first:02x}"));
-            match fs::create_dir(&directory) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(failed("create", &directory)(error));
-                }
-                _ => {}
-            }
-        }
-        let store = Self {
-            objects,
-            partial,
-            temporary,
+        let used = layout.survey()?.iter().map(|object| object.allocated).sum();
+        Ok(Self {
+            disk,
+            layout,
             limits,
-            used: AtomicU64::new(0),
+            verify: Verify::default(),
+            used: AtomicU64::new(used),
             evicted: AtomicU64::new(0),
+            unkept: AtomicU64::new(0),
+            damaged: AtomicU64::new(0),
             handles: Mutex::new(LruCache::new(HANDLES)),
             proven: Mutex::new(LruCache::new(PROVEN)),
             partials: Mutex::new(LruCache::new(PARTIALS)),
-            evictor: Mutex::new(()),
-        };
-        let used = store.survey()?.iter().map(|object| object.size).sum();
-        store.used.store(used, Ordering::Relaxed);
-        Ok(store)
+            pins: Mutex::default(),
+            evictor: Mutex::default(),
+        })
     }
 
-    /// What is used.
+    /// The same store with another answer to when objects are hashed.
+    #[must_use]
+    pub fn with_verify(self, verify: Verify) -> Self {
+        Self { verify, ..self }
+    }
+
+    /// Asks `pins` from now on which objects must stay when room is made.
+    pub fn set_pins(&self, pins: Arc<dyn Pins>) {
+        *lock(&self.pins) = Some(pins);
+    }
+
+    /// Whether and when objects are hashed.
+    pub fn verify(&self) -> Verify {
+        self.verify
+    }
+
+    /// All objects and parts of objects on disk.
+    ///
+    /// # Errors
+    /// [`StoreError`] where a directory cannot be read.
+    pub fn survey(&self) -> Result<Vec<Surveyed>, StoreError> {
+        self.layout.survey()
+    }
+
+    /// The room on the store's file system.
+    ///
+    /// # Errors
+    /// [`StoreError`] where it cannot be told.
+    pub fn space(&self) -> Result<Space, StoreError> {
+        let root = &self.layout.objects;
+        self.disk.space(root).map_err(StoreError::io("ask for the room below", root))
+    }
+
+    /// What the store may use.
+    pub fn limits(&self) -> StoreLimits {
+        self.limits
+    }
+
+    /// What is used, and what happened.
     pub fn usage(&self) -> StoreUsage {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         StoreUsage {
-            bytes: self.used.load(Ordering::Relaxed),
-            evicted: self.evicted.load(Ordering::Relaxed),
+            bytes: count(&self.used),
+            evicted: count(&self.evicted),
+            unkept: count(&self.unkept),
+            damaged: count(&self.damaged),
         }
     }
 
-    fn path(&self, key: &ObjectKey) -> PathBuf {
-        let hex = key.hex();
-        self.objects.join(&hex[..2]).join(hex)
-    }
-
-    /// Whether the complete object is here.
+    /// Whether the complete object is here, damaged or not.
     pub fn contains(&self, key: &ObjectKey) -> bool {
-        lock(&self.handles).contains(key) || self.path(key).exists()
+        is_regular(&self.layout.object(key))
     }
 
     /// The complete object of at most 1 MiB and of `size` bytes; `None` where it is not here. It is
     /// hashed on its first use, and again after somebody has touched its file; a damaged one goes.
     pub fn get(&self, key: &ObjectKey, size: u64) -> Option<Arc<File>> {
-        let proven = lock(&self.proven).get(key).copied();
+        let proof = lock(&self.proven).get(key).copied().filter(|proof| proof.settled);
+        let stamp = proof.map(|proof| proof.stamp);
         let handle = lock(&self.handles).get(key).cloned();
-        if let Some(file) = handle.filter(|file| Stamp::of(file) == proven) {
-            return Some(file);
+        if let Some(file) = handle.filter(|file| stamp.is_some() && Stamp::of(file) == stamp) {
+            return stamp.is_some_and(|stamp| stamp.size == size).then_some(file);
         }
-        let path = self.path(key);
-        let file = File::open(&path).ok()?;
-        let stamp = Stamp::of(&file)?;
-        let right = proven == Some(stamp) || stamp.size == size && hashes_to(&file, size, key);
-        if !right {
-            tracing::warn!(object = %key, path = %path.display(), "damaged object removed");
-            self.remove(&path, size);
-            return None;
+        let path = self.layout.object(key);
+        let file = match open_regular(&path, Access::Read) {
+            Ok(file) => file,
+            Err(error) => {
+                self.note_unreadable(key, &path, &error);
+                return None;
+            }
+        };
+        if Stamp::of(&file) != stamp {
+            self.prove(key, size, &path, &file)?;
         }
-        stamp::note_use(&file);
-        lock(&self.proven).put(*key, Stamp::of(&file)?);
         let file = Arc::new(file);
         lock(&self.handles).put(*key, file.clone());
-        Some(file)
+        (file.metadata().ok()?.len() == size).then_some(file)
+    }
+
+    /// Hashes an object, and drops it if it is damaged.
+    fn prove(&self, key: &ObjectKey, size: u64, path: &Path, file: &File) -> Option<()> {
+        stamp::note_use(&*self.disk, file);
+        let stamp = Stamp::of(file)?;
+        let settled = stamp.is_settled(SystemTime::now());
+        let is_doubted = self.verify == Verify::Boot || stamp.size != size;
+        if is_doubted && !hashes_to(file, stamp.size, key) {
+            self.drop_damaged(key, path);
+            return None;
+        }
+        lock(&self.proven).put(*key, Proof { stamp, settled });
+        Some(())
+    }
+
+    /// Something else than a file is no object; what cannot be opened just now is a miss.
+    fn note_unreadable(&self, key: &ObjectKey, path: &Path, error: &io::Error) {
+        if is_damage(error) {
+            self.drop_damaged(key, path);
+        } else if error.kind() != io::ErrorKind::NotFound {
+            tracing::warn!(path = %path.display(), %error, "cannot open an object");
+        }
+    }
+
+    pub(super) fn drop_damaged(&self, key: &ObjectKey, path: &Path) {
+        tracing::warn!(object = %key, path = %path.display(), "damaged object removed");
+        self.damaged.fetch_add(1, Ordering::Relaxed);
+        self.remove(Some(key), path);
     }
 
     /// Keeps `object`.
@@ -155,48 +272,87 @@ impl Store {
     /// # Errors
     /// [`StoreError`] where it cannot be written; nothing of it stays.
     pub fn insert(&self, object: &Object) -> Result<(), StoreError> {
-        let path = self.path(object.key());
-        if path.exists() {
+        if self.contains(object.key()) {
             return Ok(());
         }
-        let mut file = self.temporary()?;
-        file.write_all(object.bytes()).map_err(failed("write", file.path()))?;
-        self.publish(file, object.key())
+        let size = object.bytes().len() as u64;
+        self.keep(size, || {
+            let mut draft = self.draft()?;
+            draft
+                .append(object.bytes())
+                .map_err(StoreError::io("write", &self.layout.temporary))?;
+            self.place(draft, object.key())
+        })
     }
 
-    /// A file for an object that is written as it comes in; it goes when it is dropped.
+    /// Carries out `step`, which keeps `size` bytes, where there is room or room can be made.
+    fn keep<T>(
+        &self,
+        size: u64,
+        step: impl Fn() -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let kept = self.admit(size).and_then(|()| match step() {
+            Err(error) if error.is_full() && self.make_room(size)? >= size => step(),
+            result => result,
+        });
+        if kept.as_ref().is_err_and(StoreError::is_full)
+            && self.unkept.fetch_add(1, Ordering::Relaxed) == 0
+        {
+            tracing::warn!("no room in the object store: reading goes on without it");
+        }
+        kept
+    }
+
+    fn draft(&self) -> Result<Draft, StoreError> {
+        let directory = &self.layout.temporary;
+        Draft::new(&self.disk, directory).map_err(StoreError::io("create a file in", directory))
+    }
+
+    /// A draft for a large object of `size` bytes that is written as it comes in.
     ///
     /// # Errors
-    /// [`StoreError`] where it cannot be made.
-    pub(crate) fn temporary(&self) -> Result<NamedTempFile, StoreError> {
-        NamedTempFile::new_in(&self.temporary).map_err(failed("create a file in", &self.temporary))
+    /// [`StoreError`] where there is no room for it, or it cannot be made.
+    pub(crate) fn large_draft(&self, size: u64) -> Result<Draft, StoreError> {
+        self.keep(size, || self.draft())
     }
 
-    /// Gives a file whose content was hashed to `key` its place.
+    /// Gives a large object that was hashed as it came in its place, and drops what was here of it.
     ///
     /// # Errors
     /// [`StoreError`] where it cannot be renamed.
-    pub(crate) fn publish(&self, file: NamedTempFile, key: &ObjectKey) -> Result<(), StoreError> {
-        let path = self.path(key);
-        let size = allocated(file.as_file());
-        file.persist(&path).map_err(|error| failed("rename to", &path)(error.error))?;
-        self.charge(size);
+    pub(crate) fn publish(&self, draft: Draft, key: &ObjectKey) -> Result<(), StoreError> {
+        self.place(draft, key)?;
+        let incomplete = self.layout.incomplete(key);
+        if is_regular(&incomplete) {
+            self.remove(Some(key), &incomplete);
+        }
+        Ok(())
+    }
+
+    fn place(&self, draft: Draft, key: &ObjectKey) -> Result<(), StoreError> {
+        let path = self.layout.object(key);
+        let size = allocated(draft.file());
+        if path.is_dir() {
+            self.drop_damaged(key, &path);
+        }
+        draft.place(&path).map_err(StoreError::io("rename to", &path))?;
+        self.used.fetch_add(size, Ordering::Relaxed);
         Ok(())
     }
 
     /// What is here of the large object of `size` bytes: all of it, some chunks, or nothing.
     pub fn large(&self, key: &ObjectKey, size: u64) -> Option<Arc<Partial>> {
-        if let Some(partial) = lock(&self.partials).get(key)
-            && !partial.is_touched()
-        {
-            return Some(partial.clone());
+        if let Some(partial) = self.known_large(key) {
+            return (partial.size() == size).then_some(partial);
         }
-        let complete = self.path(key);
-        let path = if complete.exists() { complete } else { self.partial.join(key.hex()) };
-        if !path.exists() {
-            return None;
+        let complete = self.layout.object(key);
+        match self.open_large(key, Place::Complete(&complete), size) {
+            Ok(partial) => return Some(partial),
+            Err(error) => self.note_unreadable(key, &complete, &error),
         }
-        self.open_large(key, path, size).ok()
+        let incomplete = self.layout.incomplete(key);
+        let is_here = is_regular(&incomplete);
+        is_here.then(|| self.open_large(key, Place::Incomplete(&incomplete), size).ok()).flatten()
     }
 
     /// As [`Self::large`], for writing: made where nothing is here.
@@ -204,28 +360,60 @@ impl Store {
     /// # Errors
     /// [`StoreError`] where its file cannot be opened.
     pub fn large_or_new(&self, key: &ObjectKey, size: u64) -> Result<Arc<Partial>, StoreError> {
-        match self.large(key, size) {
-            Some(partial) => Ok(partial),
-            None => self.open_large(key, self.partial.join(key.hex()), size),
+        if let Some(partial) = self.large(key, size) {
+            return Ok(partial);
         }
+        let path = self.layout.incomplete(key);
+        self.open_large(key, Place::Incomplete(&path), size).map_err(StoreError::io("open", &path))
     }
 
-    fn open_large(
-        &self,
-        key: &ObjectKey,
-        path: PathBuf,
-        size: u64,
-    ) -> Result<Arc<Partial>, StoreError> {
+    fn known_large(&self, key: &ObjectKey) -> Option<Arc<Partial>> {
+        lock(&self.partials).get(key).filter(|partial| !partial.is_touched()).cloned()
+    }
+
+    fn open_large(&self, key: &ObjectKey, place: Place<'_>, size: u64) -> io::Result<Arc<Partial>> {
         let mut partials = lock(&self.partials);
         if let Some(partial) = partials.get(key).filter(|partial| !partial.is_touched()) {
             return Ok(partial.clone());
         }
-        let partial = Arc::new(Partial::open(&path, size).map_err(failed("open", &path))?);
+        let partial = Partial::open(&self.disk, place, size)?;
+        if self.verify == Verify::Insert && partial.is_placed() {
+            partial.trust();
+        }
+        let partial = Arc::new(partial);
         partials.put(*key, partial.clone());
         Ok(partial)
     }
 
-    /// Writes a chunk of a partial object, and moves the object to its place when it was the last
+    /// Whether a large object's chunk with this number and digest is here. A complete object that
+    /// turns out not to have it is incomplete from then on.
+    pub fn has_chunk(
+        &self,
+        key: &ObjectKey,
+        partial: &Partial,
+        chunk: usize,
+        digest: &Digest,
+    ) -> bool {
+        if partial.has(chunk, digest) {
+            return true;
+        }
+        if partial.is_placed() {
+            self.demote(key, partial);
+        }
+        false
+    }
+
+    /// A complete large object with a damaged chunk is incomplete.
+    pub(super) fn demote(&self, key: &ObjectKey, partial: &Partial) {
+        tracing::warn!(object = %key, "damaged chunk in a complete object");
+        self.damaged.fetch_add(1, Ordering::Relaxed);
+        let (from, to) = (self.layout.object(key), self.layout.incomplete(key));
+        if let Err(error) = partial.transfer(false, || self.disk.rename(&from, &to)) {
+            tracing::warn!(path = %from.display(), %error, "cannot move a damaged object");
+        }
+    }
+
+    /// Writes a chunk of a large object, and moves the object to its place when it was the last
     /// one missing; `chunks` are the digests of all of them.
     ///
     /// # Errors
@@ -238,93 +426,71 @@ impl Store {
         bytes: &Verified,
         chunks: &[Digest],
     ) -> Result<(), StoreError> {
-        let from = self.partial.join(key.hex());
-        if partial.fill(chunk, bytes).map_err(failed("write", &from))? {
-            self.charge(bytes.bytes().len() as u64);
+        let from = self.layout.incomplete(key);
+        let size = bytes.bytes().len() as u64;
+        let write = || partial.fill(chunk, bytes).map_err(StoreError::io("write", &from));
+        if self.keep(size, write)? {
+            self.used.fetch_add(size, Ordering::Relaxed);
         }
-        if !partial.is_complete(chunks) {
+        if partial.is_placed() || !partial.is_complete(chunks) {
             return Ok(());
         }
-        let to = self.path(key);
-        lock(&self.partials).pop(key);
-        match fs::rename(&from, &to) {
-            // It is in its place already and was repaired, or it was evicted.
+        let to = self.layout.object(key);
+        match partial.transfer(true, || self.disk.rename(&from, &to)) {
+            // It was evicted meanwhile, or somebody took it away.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result.map_err(failed("rename to", &to)),
+            result => result.map_err(StoreError::io("rename to", &to)),
         }
     }
 
-    /// Adds to what is used, and makes room where that is too much.
-    fn charge(&self, size: u64) {
-        let used = self.used.fetch_add(size, Ordering::Relaxed) + size;
-        if self.limits.quota.is_some_and(|quota| used > quota)
-            && let Err(error) = self.evict()
-        {
-            tracing::warn!(%error, "cannot make room in the object store");
-        }
+    /// Drops an object that was found by a survey; returns how many bytes became free.
+    pub fn discard(&self, object: &Surveyed) -> u64 {
+        if self.remove(object.key.as_ref(), &object.path) { object.allocated } else { 0 }
     }
 
-    /// Drops what was not used for longest until a tenth of the quota is free.
-    fn evict(&self) -> Result<(), StoreError> {
-        let Some(quota) = self.limits.quota else { return Ok(()) };
-        let Ok(_only_one) = self.evictor.try_lock() else { return Ok(()) };
-        let mut objects = self.survey()?;
-        objects.sort_unstable_by_key(|object| object.last_use);
-        let mut used: u64 = objects.iter().map(|object| object.size).sum();
-        self.used.store(used, Ordering::Relaxed);
-        for object in objects {
-            if used <= quota / 100 * EVICT_TO_PERCENT {
-                break;
-            }
-            self.remove(&object.path, object.size);
-            self.evicted.fetch_add(1, Ordering::Relaxed);
-            used -= object.size.min(used);
+    /// Removes a file of the store; whether that went well.
+    fn remove(&self, key: Option<&ObjectKey>, path: &Path) -> bool {
+        if let Some(key) = key {
+            lock(&self.handles).pop(key);
+            lock(&self.proven).pop(key);
+            lock(&self.partials).pop(key);
         }
-        Ok(())
-    }
-
-    fn remove(&self, path: &Path, size: u64) {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if let Ok(digest) = Digest::from_hex(name) {
-            let key = ObjectKey::from_digest(digest);
-            lock(&self.handles).pop(&key);
-            lock(&self.partials).pop(&key);
-        }
-        if fs::remove_file(path).is_ok() {
+        let size = std::fs::symlink_metadata(path).map_or(0, |metadata| metadata.blocks() * 512);
+        let removed = self.disk.remove(path).is_ok();
+        if removed {
             let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
                 Some(used.saturating_sub(size))
             });
         }
-    }
-
-    /// Every object and part of one on disk.
-    fn survey(&self) -> Result<Vec<Surveyed>, StoreError> {
-        let mut found = Vec::new();
-        let fans = entries(&self.objects)?;
-        for directory in fans.iter().chain([&self.partial]) {
-            for path in entries(directory)? {
-                // What vanishes meanwhile was evicted or completed.
-                let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
-                found.push(Surveyed {
-                    size: metadata.blocks() * 512,
-                    last_use: (metadata.mtime(), metadata.mtime_nsec()),
-                    path,
-                });
-            }
-        }
-        Ok(found)
+        removed
     }
 }
 
-struct Surveyed {
-    path: PathBuf,
-    /// Bytes on disk.
-    size: u64,
-    last_use: (i64, i64),
+fn make_directories(disk: &dyn Disk, layout: &Layout) -> Result<(), StoreError> {
+    let fans = (0..=255_u8).map(|first| layout.objects.join(format!("{first:02x}")));
+    for directory in fans.chain([layout.partial.clone(), layout.temporary.clone()]) {
+        if directory.is_dir() {
+            continue;
+        }
+        if std::fs::symlink_metadata(&directory).is_ok() {
+            disk.remove(&directory).map_err(StoreError::io("remove", &directory))?;
+        }
+        disk.make_dir(&directory).map_err(StoreError::io("create", &directory))?;
+    }
+    Ok(())
+}
+
+/// Whether a file cannot be opened because it is not what the store has put there.
+fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput)
+        || matches!(error.raw_os_error(), Some(libc::ELOOP | libc::EISDIR | libc::EIO))
 }
 
 fn hashes_to(file: &File, size: u64, key: &ObjectKey) -> bool {
-    let mut content = vec![0; usize::try_from(size.min(CHUNK)).unwrap_or_default()];
+    if size > CHUNK {
+        return false;
+    }
+    let mut content = vec![0; usize::try_from(size).unwrap_or_default()];
     file.read_exact_at(&mut content, 0).is_ok() && ObjectKey::small(&content) == *key
 }
 
@@ -332,114 +498,6 @@ fn allocated(file: &File) -> u64 {
     file.metadata().map_or(0, |metadata| metadata.blocks() * 512)
 }
 
-fn entries(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
-    let read = || -> io::Result<Vec<PathBuf>> {
-        fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect()
-    };
-    read().map_err(failed("read", directory))
-}
-
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
-    let path = path.to_owned();
-    move |source| StoreError { action, path, source }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::{Duration, SystemTime};
-
-    use super::*;
-    use bytes::Bytes;
-
-    fn object(text: &str) -> Object {
-        Object::name(Bytes::copy_from_slice(text.as_bytes()))
-    }
-
-    fn open(root: &Path) -> Store {
-        Store::open(root, StoreLimits::default()).unwrap()
-    }
-
-    #[test]
-    fn objects_read_back_also_after_a_restart() {
-        let root = tempfile::tempdir().unwrap();
-        let object = object("content");
-        open(root.path()).insert(&object).unwrap();
-        let store = open(root.path());
-        let file = store.get(object.key(), 7).unwrap();
-        let mut bytes = [0; 7];
-        file.read_exact_at(&mut bytes, 0).unwrap();
-        assert_eq!(&bytes, b"content");
-        assert!(store.usage().bytes > 0);
-        assert!(store.get(&ObjectKey::small(b"other"), 5).is_none());
-    }
-
-    #[test]
-    fn an_object_of_another_size_is_a_miss_and_goes() {
-        let root = tempfile::tempdir().unwrap();
-        let object = object("content");
-        let store = open(root.path());
-        store.insert(&object).unwrap();
-        fs::write(store.path(object.key()), "cut").unwrap();
-        assert!(store.get(object.key(), 7).is_none());
-        assert!(!store.path(object.key()).exists());
-        store.insert(&object).unwrap();
-        assert!(store.get(object.key(), 7).is_some());
-    }
-
-    #[test]
-    fn a_damaged_object_of_the_right_size_is_a_miss_and_goes() {
-        let root = tempfile::tempdir().unwrap();
-        let object = object("content");
-        open(root.path()).insert(&object).unwrap();
-        let store = open(root.path());
-        fs::write(store.path(object.key()), "CONTENT").unwrap();
-        assert!(store.get(object.key(), 7).is_none());
-        assert!(!store.contains(object.key()));
-    }
-
-    #[test]
-    fn an_object_that_was_touched_is_hashed_again() {
-        let root = tempfile::tempdir().unwrap();
-        let (first, second) = (object("content"), object("other"));
-        let store = open(root.path());
-        for object in [&first, &second] {
-            store.insert(object).unwrap();
-            assert!(store.get(object.key(), object.bytes().len() as u64).is_some());
-        }
-        fs::write(store.path(first.key()), "CONTENT").unwrap();
-        assert!(store.get(first.key(), 7).is_none());
-        assert!(store.get(second.key(), 5).is_some());
-    }
-
-    #[test]
-    fn leftovers_of_a_crash_go_at_the_next_start() {
-        let root = tempfile::tempdir().unwrap();
-        drop(open(root.path()));
-        let leftover = root.path().join("tmp/half");
-        fs::write(&leftover, "ha").unwrap();
-        drop(open(root.path()));
-        assert!(!leftover.exists());
-    }
-
-    #[test]
-    fn a_quota_drops_what_was_not_used_for_longest() {
-        let root = tempfile::tempdir().unwrap();
-        let limits = StoreLimits { quota: Some(40 * 4096) };
-        let store = Store::open(root.path(), limits).unwrap();
-        let objects: Vec<Object> = (0..60).map(|i| object(&format!("object {i}"))).collect();
-        for (i, object) in objects.iter().enumerate() {
-            store.insert(object).unwrap();
-            let file = File::options().write(true).open(store.path(object.key())).unwrap();
-            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1000 + i as u64);
-            file.set_modified(time).unwrap();
-        }
-        assert!(store.usage().bytes <= 40 * 4096, "{:?}", store.usage());
-        assert!(store.usage().evicted >= 20);
-        assert!(store.contains(objects[59].key()));
-        assert!(!store.contains(objects[0].key()));
-    }
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::stream::{StreamExt as _, iter};
+use tokio::sync::OnceCell;
 use undermount_fs::digest::Digest;
 use undermount_fs::fill::Layer;
 use undermount_fs::index::LayerTree;
@@ -134,13 +135,14 @@ impl Images {
             Ok(layers) => layers.into_iter().map(|(layer, id)| (layer.clone(), *id)).collect(),
             Err(_) => Vec::new(),
         };
-        let attached = self.attached_indexes(&image).await;
+        let attached = OnceCell::new();
         let layers = iter(layers)
             .map(|(layer, diff_id)| self.lazy_layer(&image, layer, diff_id, &attached))
             .buffered(SIDE_BY_SIDE)
             .collect()
             .await;
-        Indexed { image, layers, packs: attached.packs }
+        let packs = attached.into_inner().map(|attached| attached.packs).unwrap_or_default();
+        Indexed { image, layers, packs }
     }
 
     /// The index with this digest, if it is in the cache.

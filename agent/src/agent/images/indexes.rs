@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use tokio::sync::OnceCell;
 use undermount_fs::digest::Digest;
 use undermount_fs::fill::{Blob, Layer, Pace, Progress};
 use undermount_fs::index::{Backing, LayerTree, Trust};
@@ -32,10 +33,10 @@ impl Images {
         image: &Resolved,
         layer: Descriptor,
         diff_id: Digest,
-        attached: &Attached,
+        attached: &OnceCell<Attached>,
         progress: &Progress,
     ) -> Result<Arc<Layer>, ImageFault> {
-        let tree = match self.lazy_tree(image, &layer, attached).await {
+        let tree = match self.lazy_tree(image, &layer, &diff_id, attached).await {
             Some(tree) => tree,
             None => self.build(image, &layer, progress).await?,
         };
@@ -48,9 +49,9 @@ impl Images {
         image: &Resolved,
         layer: Descriptor,
         diff_id: Digest,
-        attached: &Attached,
+        attached: &OnceCell<Attached>,
     ) -> Result<Arc<Layer>, ImageFault> {
-        let tree = self.lazy_tree(image, &layer, attached).await;
+        let tree = self.lazy_tree(image, &layer, &diff_id, attached).await;
         readable_layer(image, &layer, &diff_id, tree.ok_or(ImageFault::NoIndex)?)
     }
 
@@ -58,16 +59,25 @@ impl Images {
         &self,
         image: &Resolved,
         layer: &Descriptor,
-        attached: &Attached,
+        diff_id: &Digest,
+        attached: &OnceCell<Attached>,
     ) -> Option<LayerTree> {
-        match self.known_tree(&layer.digest) {
-            Some(tree) => Some(tree),
-            None => self.attached_tree(image, layer, attached).await,
+        if let Some(tree) = self.known_tree(layer, diff_id) {
+            return Some(tree);
         }
+        let attached = attached.get_or_init(|| self.attached_indexes(image)).await;
+        self.attached_tree(image, layer, attached).await
     }
 
-    /// The index that the cache has.
-    fn known_tree(&self, layer: &Digest) -> Option<LayerTree> {
+    /// The index that the cache has. A record that names the index of something else was damaged:
+    /// it counts as none.
+    fn known_tree(&self, layer: &Descriptor, diff_id: &Digest) -> Option<LayerTree> {
+        let tree = self.kept_tree(&layer.digest)?;
+        check(&tree, layer, diff_id).is_ok().then_some(tree)
+    }
+
+    /// The index that the record of `layer` names, if it is here and can be read.
+    pub fn kept_tree(&self, layer: &Digest) -> Option<LayerTree> {
         let record = self.cache.layer(layer)?;
         let bytes = self.blobs().get(&record.tree)?;
         readable(layer, bytes.bytes())
@@ -75,13 +85,7 @@ impl Images {
 
     /// What is attached to the image. Where the registry cannot tell, nothing is: then the layers
     /// that are not known are fetched whole, if they can be.
-    pub(super) async fn attached_indexes(&self, image: &Resolved) -> Attached {
-        let unknown = image.manifest.layers.iter().any(|layer| {
-            self.cache.layer(&layer.digest).is_none_or(|known| !self.blobs().has(&known.tree))
-        });
-        if !unknown {
-            return Attached::default();
-        }
+    async fn attached_indexes(&self, image: &Resolved) -> Attached {
         let repository = image.reference.repository();
         let artifacts = match self.client.index_artifacts(repository, &image.digest).await {
             Ok(artifacts) => artifacts,

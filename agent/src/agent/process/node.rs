@@ -5,23 +5,19 @@ use std::sync::{Arc, Mutex};
 
 use tokio::runtime::Handle;
 use undermount_fs::fuse::{Adapter, Xattrs};
-use undermount_fs::object::StoreLimits;
 use undermount_fs::session::DataMode;
 use undermount_fs::session::worker::{Inheritance, InheritedMount};
 use undermount_fs::view::{SlotTable, View};
 
+use super::opened::Opened;
 use super::{FUSE_THREADS, OwnerConfig, PLAIN, ProcessError, STORE, XATTR};
 use crate::agent::api::Services;
-use crate::agent::cache::Cache;
 use crate::agent::completion::Completer;
-use crate::agent::images::Images;
 use crate::agent::layers::{LayerShelf, Shown};
 use crate::agent::owner::{Owner, Parts};
 use crate::agent::packing::{Packer, Recordings};
 use crate::control::Runtime;
 use crate::podman::{self, NodeTable};
-use crate::registry::client::Client;
-use crate::supply::{Ledger, RegistrySource};
 
 /// The mounts that a worker inherits.
 pub struct Mounts {
@@ -92,14 +88,8 @@ impl Node {
         mounts: &Mounts,
         handle: &Handle,
     ) -> Result<Self, ProcessError> {
-        let cache = Cache::open(&config.cache, StoreLimits { quota: config.quota })?;
-        let client = Client::new(config.client.clone());
-        let ledger = Arc::new(Ledger::default());
-        let source = Arc::new(RegistrySource::new(client.clone(), ledger.clone()));
-        let images = Images::new(cache, client.clone(), source, config.read_timeout);
-        let images = Arc::new(images);
+        let Opened { images, view, client, ledger } = Opened::by(config)?;
         let completer = Completer::new(images.clone(), config.complete_within);
-        let view = Arc::new(View::new(images.filler().clone()));
         let path = runtime.slots();
         let slots =
             SlotTable::open(&path).map_err(|source| ProcessError::Runtime { path, source })?;

@@ -1,0 +1,67 @@
+//! A cache that is open, and the way to the registries that fill it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use undermount_fs::disk::{Disk as _, LocalDisk};
+use undermount_fs::object::StoreLimits;
+use undermount_fs::view::View;
+
+use super::{CacheLock, OwnerConfig, ProcessError};
+use crate::agent::cache::{Cache, CacheError};
+use crate::agent::images::Images;
+use crate::agent::upkeep::{Pinned, Upkeep};
+use crate::registry::client::Client;
+use crate::supply::{Ledger, RegistrySource};
+
+/// Looks after a cache that no owner uses, which `lock` sees to.
+///
+/// # Errors
+/// [`ProcessError`] where the cache cannot be used.
+pub fn upkeep(lock: &CacheLock, config: &OwnerConfig) -> Result<Upkeep, ProcessError> {
+    let config = OwnerConfig { cache: lock.cache.clone(), ..config.clone() };
+    Ok(Upkeep::new(Opened::by(&config)?.images, Vec::new()))
+}
+
+/// A cache that is open, and the way to the registries.
+pub struct Opened {
+    /// The images in the cache.
+    pub images: Arc<Images>,
+    /// What shows them.
+    pub view: Arc<View>,
+    /// How registries are spoken to.
+    pub client: Client,
+    /// What comes from them.
+    pub ledger: Arc<Ledger>,
+}
+
+impl Opened {
+    /// Opens the cache that `config` names.
+    ///
+    /// # Errors
+    /// [`CacheError`] where it cannot be used.
+    pub fn by(config: &OwnerConfig) -> Result<Self, CacheError> {
+        let limits = StoreLimits {
+            quota: config.quota,
+            reserve: config.reserve.unwrap_or_else(|| usual_reserve(&config.cache)),
+            evict_complete: config.evict_complete,
+        };
+        let cache = Cache::open_with(&config.cache, limits, config.verify)?;
+        let client = Client::new(config.client.clone());
+        let ledger = Arc::new(Ledger::default());
+        let source = Arc::new(RegistrySource::new(client.clone(), ledger.clone()));
+        let images = Images::new(cache, client.clone(), source, config.read_timeout);
+        let images = Arc::new(images);
+        let view = Arc::new(View::new(images.filler().clone()));
+        images.filler().store().set_pins(Arc::new(Pinned::new(&images, &view)));
+        Ok(Self { images, view, client, ledger })
+    }
+}
+
+/// What stays free of the file system that holds `cache`, if nobody says otherwise.
+fn usual_reserve(cache: &Path) -> u64 {
+    const MOST: u64 = 1 << 30;
+    let space = LocalDisk.space(cache);
+    // A file system that does not tell has no reserve.
+    space.map_or(0, |space| (space.total / 20).min(MOST))
+}

@@ -1,0 +1,77 @@
+//! Where the span table of a layer comes from: memory, disk, the source, or the layer itself.
+
+use std::sync::Arc;
+
+use super::{FillError, Filler, Layer, Pace, Progress, no_answer};
+use crate::digest::Verified;
+use crate::index::{Backing, SpanTable};
+use crate::source::{Piece, Priority, SourceError};
+
+/// Span tables above this size are not fetched into memory: 700,000 spans.
+const TABLE_MAX: u64 = 64 * 1024 * 1024;
+
+impl Filler {
+    /// Sees to it that the span table of `layer` is here.
+    ///
+    /// # Errors
+    /// [`FillError`] where it cannot be had.
+    pub async fn bring_table(&self, layer: &Layer) -> Result<(), FillError> {
+        self.table(layer).await.map(drop)
+    }
+
+    /// The span table of `layer`.
+    pub(super) async fn table(&self, layer: &Layer) -> Result<Arc<SpanTable>, FillError> {
+        layer.table.get_or_try_init(|| self.load_table(layer)).await.cloned()
+    }
+
+    /// A layer that was indexed here has its whole spans file on disk, any other the table only.
+    async fn load_table(&self, layer: &Layer) -> Result<Arc<SpanTable>, FillError> {
+        let header = layer.tree.header();
+        let stored = self.blobs.get(&header.spans).or_else(|| self.blobs.get(&header.span_table));
+        let bytes = match stored {
+            Some(stored) => stored,
+            None => match self.fetch_table(layer).await {
+                Err(FillError::Source(SourceError::NotFound { .. })) => {
+                    self.rebuild_table(layer).await?
+                }
+                fetched => fetched?,
+            },
+        };
+        let backing = Backing::sealed(bytes.bytes()).map_err(|error| layer.damaged(error))?;
+        let table = SpanTable::new(backing).map_err(|error| layer.damaged(error))?;
+        if *table.layer() != layer.digest() {
+            return Err(layer.damaged("its span table belongs to another layer"));
+        }
+        Ok(Arc::new(table))
+    }
+
+    async fn fetch_table(&self, layer: &Layer) -> Result<Verified, FillError> {
+        let header = layer.tree.header();
+        if header.span_table_size.get() > TABLE_MAX {
+            return Err(layer.damaged("its span table is above 64 MiB"));
+        }
+        let range = 0..header.span_table_size.get();
+        let piece = Piece { blob: header.spans, range, digest: header.span_table };
+        let fetched = self.request(layer, vec![piece], Priority::Demand).await?;
+        let table = fetched.into_iter().next().ok_or_else(|| no_answer(layer))?;
+        self.keep_blob(layer, &table);
+        Ok(table)
+    }
+
+    /// The spans of an index that was built here are nowhere else: where they were lost, the
+    /// layer is indexed once more.
+    async fn rebuild_table(&self, layer: &Layer) -> Result<Verified, FillError> {
+        tracing::warn!(layer = %layer.digest(), "the spans of a layer are lost: indexing it again");
+        let pace = Pace::unlimited(Priority::Demand);
+        let index = self.complete(layer, pace, &Progress::default()).await?;
+        let spans = Verified::name(index.spans);
+        self.keep_blob(layer, &spans);
+        Ok(spans)
+    }
+
+    fn keep_blob(&self, layer: &Layer, blob: &Verified) {
+        if let Err(error) = self.blobs.put(blob) {
+            tracing::warn!(layer = %layer.digest(), %error, "cannot keep a span table");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+
+use super::*;
+
+fn object(text: &str) -> Object {
+    Object::name(Bytes::copy_from_slice(text.as_bytes()))
+}
+
+fn open(root: &Path) -> Store {
+    Store::open(root, StoreLimits::default()).unwrap()
+}
+
+#[test]
+fn objects_read_back_also_after_a_restart() {
+    let root = tempfile::tempdir().unwrap();
+    let object = object("content");
+    open(root.path()).insert(&object).unwrap();
+    let store = open(root.path());
+    let file = store.get(object.key(), 7).unwrap();
+    let mut bytes = [0; 7];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"content");
+    assert!(store.usage().bytes > 0);
+    assert!(store.get(&ObjectKey::small(b"other"), 5).is_none());
+}
+
+#[test]
+fn an_index_that_lies_about_a_size_does_not_cost_others_their_object() {
+    let root = tempfile::tempdir().unwrap();
+    let object = object("content");
+    let store = open(root.path());
+    store.insert(&object).unwrap();
+    for _ in 0..2 {
+        assert!(store.get(object.key(), 8).is_none());
+        assert!(store.get(object.key(), 7).is_some());
+    }
+}
+
+#[test]
+fn objects_are_not_hashed_again_where_the_disk_is_trusted() {
+    let root = tempfile::tempdir().unwrap();
+    let object = object("content");
+    open(root.path()).insert(&object).unwrap();
+    let store = open(root.path()).with_verify(Verify::Insert);
+    fs::write(store.layout.object(object.key()), "CONTENT").unwrap();
+    assert!(store.get(object.key(), 7).is_some());
+    fs::write(store.layout.object(object.key()), "CONTEN").unwrap();
+    assert!(store.get(object.key(), 7).is_none());
+}
+
+#[test]
+fn leftovers_of_a_crash_go_at_the_next_start() {
+    let root = tempfile::tempdir().unwrap();
+    drop(open(root.path()));
+    let leftover = root.path().join("tmp/half");
+    fs::write(&leftover, "ha").unwrap();
+    drop(open(root.path()));
+    assert!(!leftover.exists());
+}
+
+/// A store for 40 small objects, and 60 of them, inserted from the oldest to the newest.
+fn crowded(root: &Path, pins: Option<Arc<dyn Pins>>) -> (Store, Vec<Object>) {
+    let limits = StoreLimits { quota: Some(40 * 4096), ..StoreLimits::default() };
+    let store = Store::open(root, limits).unwrap();
+    if let Some(pins) = pins {
+        store.set_pins(pins);
+    }
+    let objects: Vec<Object> = (0..60).map(|i| object(&format!("object {i}"))).collect();
+    for (i, object) in objects.iter().enumerate() {
+        store.insert(object).unwrap();
+        let path = store.layout.object(object.key());
+        let file = fs::File::options().write(true).open(path).unwrap();
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1000 + i as u64);
+        file.set_modified(time).unwrap();
+    }
+    (store, objects)
+}
+
+#[test]
+fn a_quota_drops_what_was_not_used_for_longest() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, objects) = crowded(root.path(), None);
+    assert!(store.usage().bytes <= 40 * 4096, "{:?}", store.usage());
+    assert!(store.usage().evicted >= 20);
+    assert!(store.contains(objects[59].key()));
+    assert!(!store.contains(objects[0].key()));
+}
+
+struct Pinned(Vec<ObjectKey>);
+
+impl Pins for Pinned {
+    fn keys(&self) -> HashSet<ObjectKey> {
+        self.0.iter().copied().collect()
+    }
+}
+
+#[test]
+fn what_is_pinned_or_open_stays_and_a_store_full_of_it_takes_nothing_more() {
+    let root = tempfile::tempdir().unwrap();
+    let oldest = object("object 0");
+    let (store, objects) = crowded(root.path(), Some(Arc::new(Pinned(vec![*oldest.key()]))));
+    assert!(store.contains(oldest.key()));
+    assert!(!store.contains(objects[1].key()));
+
+    let here: Vec<&Object> = objects.iter().filter(|o| store.contains(o.key())).collect();
+    let open: Vec<_> =
+        here.iter().map(|o| store.get(o.key(), o.bytes().len() as u64).unwrap()).collect();
+    assert_eq!(store.make_room(u64::MAX).unwrap(), 0);
+    let error = (0..60).find_map(|i| store.insert(&object(&format!("new {i}"))).err());
+    assert!(error.is_some_and(|error| error.is_full()));
+    assert!(store.usage().unkept > 0);
+    assert!(here.iter().all(|object| store.contains(object.key())));
+    drop(open);
+}
