@@ -15,6 +15,7 @@ mod config;
 mod demo;
 mod exit;
 mod explain;
+mod image;
 mod logging;
 mod man;
 mod mount;
@@ -66,6 +67,8 @@ enum Command {
     Prepare(prepare::PrepareArgs),
     Registry(registry::RegistryArgs),
     #[command(subcommand)]
+    Image(image::Image),
+    #[command(subcommand)]
     Profile(profile::Profile),
     #[command(subcommand)]
     Pack(pack::Pack),
@@ -114,6 +117,7 @@ impl Command {
             Self::Worker(args) => args.run(),
             Self::Prepare(args) => block_on(args.run(prepare::Habits::OWN)),
             Self::Registry(args) => block_on(args.run()),
+            Self::Image(command) => block_on(command.run()),
             Self::Demo(args) => block_on(args.run()),
             Self::Config(command) => command.run(),
             Self::Setup(command) => command.run(),

@@ -1,7 +1,7 @@
 //! Undermount: container images that start before they have arrived.
 //!
 //! ```text
-//! cli -> config -> { prepare, agent, demo } -> { supply, registry } -> image -> undermount-fs
+//! cli -> config -> { demo, inventory } -> { prepare, agent } -> { supply, registry } -> image -> undermount-fs
 //! ```
 
 pub mod agent;
@@ -10,6 +10,7 @@ pub mod control;
 pub mod demo;
 pub mod host;
 pub mod image;
+pub mod inventory;
 pub mod mirror;
 pub mod podman;
 pub mod prepare;

@@ -6,6 +6,8 @@
 pub mod client;
 pub mod server;
 
+mod garbage;
 mod secret;
 
+pub use garbage::{Collected, GarbageRules};
 pub use secret::Secret;

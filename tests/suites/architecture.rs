@@ -27,7 +27,7 @@ const AGENT: Layers = Layers(&[
     &["podman", "profile", "start", "supply"],
     &["control", "mirror"],
     &["agent", "prepare", "setup"],
-    &["demo"],
+    &["demo", "inventory"],
     &["config"],
     &["cli"],
 ]);

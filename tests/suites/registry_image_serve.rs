@@ -1,38 +1,16 @@
 //! `undermount registry --image-serve`: the tree that TripleO's Apache serves, without Apache.
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
 use std::path::Path;
 
 use serde_json::json;
 use undermount_tests::archive::Member;
 use undermount_tests::distribution::Api;
-use undermount_tests::image::{Image, MANIFEST};
+use undermount_tests::image::Image;
+use undermount_tests::image_serve;
 use undermount_tests::process::{SOON, run, undermount};
 use undermount_tests::registry::{Registry, skopeo};
 use undermount_tests::requirement::{Need, lacking};
-
-/// Writes an image into the tree as the original does.
-fn write(root: &Path, image: &Image, repository: &str, tag: &str) {
-    let base = root.join("v2").join(repository);
-    let put = |path: String, bytes: &[u8]| {
-        let path = base.join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, bytes).unwrap();
-    };
-    let layers = image.layers();
-    for (digest, blob) in &image.blobs {
-        let is_layer = layers.iter().any(|(layer, _)| layer == digest);
-        put(format!("blobs/{digest}{}", if is_layer { ".gz" } else { "" }), blob);
-    }
-    let digest = image.digest();
-    put(format!("manifests/{digest}/index.json"), &image.manifest);
-    let headers = format!("Header set Content-Type \"{MANIFEST}\"\n");
-    put(format!("manifests/{digest}/.htaccess"), headers.as_bytes());
-    let map = format!("URI: {tag}\n\nContent-Type: {MANIFEST}\nURI: {digest}/index.json\n\n");
-    put(format!("manifests/{tag}.type-map"), map.as_bytes());
-    put("tags/list".to_owned(), b"half writ");
-}
 
 fn serve(root: &Path) -> (Registry, Api) {
     let mut command = undermount();
@@ -53,7 +31,7 @@ fn skopeo_pulls_from_the_tree_byte_by_byte() {
     }
     let root = tempfile::tempdir().unwrap();
     let image = image();
-    write(root.path(), &image, "ns/nova", "t1");
+    image_serve::write(root.path(), &image, "ns/nova", "t1");
     let (registry, _) = serve(root.path());
     let reference = format!("{}/ns/nova:t1", registry.address());
     let pulled = registry.pull(&reference, &root.path().join("layout"));
@@ -66,7 +44,7 @@ fn skopeo_pulls_from_the_tree_byte_by_byte() {
 fn lists_ranges_and_errors_are_those_of_a_registry() {
     let root = tempfile::tempdir().unwrap();
     let image = image();
-    write(root.path(), &image, "ns/nova", "t1");
+    image_serve::write(root.path(), &image, "ns/nova", "t1");
     let (_registry, api) = serve(root.path());
     assert_eq!(api.get("/v2/_catalog").json(), json!({ "repositories": ["ns/nova"] }));
     assert_eq!(api.get("/v2/ns/nova/tags/list").json()["tags"], json!(["t1"]));
@@ -86,7 +64,7 @@ fn lists_ranges_and_errors_are_those_of_a_registry() {
 #[test]
 fn the_tree_is_not_changed_by_anybody() {
     let root = tempfile::tempdir().unwrap();
-    write(root.path(), &image(), "ns/nova", "t1");
+    image_serve::write(root.path(), &image(), "ns/nova", "t1");
     let (_registry, api) = serve(root.path());
     for (method, path) in [
         ("POST", "/v2/ns/nova/blobs/uploads/"),

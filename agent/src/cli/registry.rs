@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use undermount::host::manager::Manager;
+use undermount::registry::GarbageRules;
 use undermount::registry::server::{
-    GarbageRules, IndexPolicy, PullPolicy, PushPolicy, Server, ServerConfig, Source, TlsFiles,
+    IndexPolicy, PullPolicy, PushPolicy, Server, ServerConfig, Source, TlsFiles,
 };
 
 use super::exit::{CliResult, Exit};

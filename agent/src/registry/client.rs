@@ -20,6 +20,7 @@ mod endpoint;
 mod error;
 mod link;
 mod lists;
+mod manage;
 mod manifests;
 mod progress;
 mod response;

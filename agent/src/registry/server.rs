@@ -54,8 +54,10 @@ use metrics::Metrics;
 use storage::Storage;
 use upload::Sessions;
 
+use crate::registry::{Collected, GarbageRules};
+
 pub use auth::UsersError;
-pub use garbage::{Collected, GarbageError, Rules as GarbageRules};
+pub use garbage::GarbageError;
 pub use storage::StorageError;
 pub use tls::{TlsError, TlsFiles};
 

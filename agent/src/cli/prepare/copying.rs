@@ -158,7 +158,7 @@ impl CopyArgs {
 }
 
 /// Where copies write down what they begin (XDG Base Directory Specification, "state").
-fn copy_state() -> PathBuf {
+pub fn copy_state() -> PathBuf {
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
     let home = || Some(std::env::home_dir()?.join(".local/state"));
     let state = state.filter(|state| state.is_absolute()).or_else(home);

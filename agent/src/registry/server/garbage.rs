@@ -13,9 +13,8 @@
 //! asked for.
 
 use std::collections::{BTreeMap, HashSet};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::digest::ContentDigest;
@@ -24,37 +23,7 @@ use super::manifest::{Part, Submitted};
 use super::name::Repository;
 use super::storage::{Aged, Change, Storage, StorageError, Sweep};
 use super::target::Reference;
-
-/// What counts as garbage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rules {
-    /// What is younger stays.
-    pub grace: Duration,
-    /// Whether manifests go that no tag leads to.
-    pub untagged: bool,
-    /// Whether garbage is only counted.
-    pub dry_run: bool,
-}
-
-impl Default for Rules {
-    /// Unreferenced blobs that nobody relied on for an hour.
-    fn default() -> Self {
-        Self { grace: Duration::from_secs(60 * 60), untagged: false, dry_run: false }
-    }
-}
-
-/// What was removed, or would be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Collected {
-    /// Manifests.
-    pub manifests: u64,
-    /// Blobs that were taken from one of their repositories.
-    pub links: u64,
-    /// Blobs that no repository had any more.
-    pub blobs: u64,
-    /// Their bytes.
-    pub bytes: u64,
-}
+use crate::registry::{Collected, GarbageRules};
 
 /// Why garbage was not collected to the end.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +46,7 @@ pub enum GarbageError {
 /// [`GarbageError`].
 pub fn collect(
     storage: &Storage,
-    rules: &Rules,
+    rules: &GarbageRules,
     now: SystemTime,
     is_busy: impl Fn(&Repository) -> bool,
     stop: &CancellationToken,
@@ -126,7 +95,7 @@ fn read(storage: &Storage, repository: &Repository, digest: &ContentDigest) -> O
 /// One collection.
 struct Collector<'a> {
     storage: &'a Storage,
-    rules: &'a Rules,
+    rules: &'a GarbageRules,
     now: SystemTime,
     /// What the repositories seen so far keep.
     needed: HashSet<ContentDigest>,
@@ -265,6 +234,8 @@ fn reached(nodes: &BTreeMap<ContentDigest, Node>) -> HashSet<&ContentDigest> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::{Value, json};
 
     use super::super::digest::Algorithm;
@@ -274,8 +245,8 @@ mod tests {
 
     /// A collection long after everything was pushed.
     const LATER: Duration = Duration::from_secs(7200);
-    const RULES: Rules =
-        Rules { grace: Duration::from_secs(3600), untagged: false, dry_run: false };
+    const RULES: GarbageRules =
+        GarbageRules { grace: Duration::from_secs(3600), untagged: false, dry_run: false };
 
     struct Fixture {
         _root: tempfile::TempDir,
@@ -335,7 +306,7 @@ mod tests {
             change.put_manifest(&manifest, &[], None, &[tag.parse().unwrap()]).unwrap();
         }
 
-        fn collect(&self, rules: Rules) -> Collected {
+        fn collect(&self, rules: GarbageRules) -> Collected {
             let now = SystemTime::now() + LATER;
             collect(&self.storage, &rules, now, |_| false, &CancellationToken::new()).unwrap()
         }
@@ -350,7 +321,7 @@ mod tests {
         let f = fixture();
         f.manifest(&[f.blob("layer")], None);
         f.blob("left over");
-        let counted = f.collect(Rules { dry_run: true, ..RULES });
+        let counted = f.collect(GarbageRules { dry_run: true, ..RULES });
         assert!(f.has("left over"));
         let expected = Collected { manifests: 0, links: 1, blobs: 1, bytes: 9 };
         assert_eq!((counted, f.collect(RULES)), (expected, expected));
@@ -404,7 +375,7 @@ mod tests {
         let loose = f.manifest(&[f.blob("loose")], None);
         f.manifest(&[f.blob("about the loose")], Some(&loose));
         assert_eq!(f.collect(RULES), Collected::default());
-        let collected = f.collect(Rules { untagged: true, ..RULES });
+        let collected = f.collect(GarbageRules { untagged: true, ..RULES });
         assert_eq!((collected.manifests, collected.blobs), (2, 4));
         for kept in ["child", "signature", "sbom of the signature", "about one to come"] {
             assert!(f.has(kept), "{kept}");
@@ -418,7 +389,7 @@ mod tests {
         f.put("not a manifest");
         f.manifest(&[], None);
         f.blob("may be needed");
-        assert_eq!(f.collect(Rules { untagged: true, ..RULES }), Collected::default());
+        assert_eq!(f.collect(GarbageRules { untagged: true, ..RULES }), Collected::default());
         assert!(f.has("may be needed"));
     }
 

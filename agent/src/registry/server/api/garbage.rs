@@ -12,11 +12,12 @@ use http::{HeaderMap, Uri};
 use super::super::auth::Access;
 use super::super::blocking::blocking;
 use super::super::error::ApiError;
-use super::super::garbage::{Collected, Rules, collect};
+use super::super::garbage::collect;
 use super::{Answer, Parameters, Registry, Writer};
+use crate::registry::{Collected, GarbageRules};
 
 /// POST of `/gc?grace=<seconds>&untagged=<bool>&dry_run=<bool>`, for who may push; what is
-/// absent is as [`Rules::default`] has it. Answers what was removed.
+/// absent is as [`GarbageRules::default`] has it. Answers what was removed.
 pub async fn collect_garbage(
     State(registry): State<Arc<Registry>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
@@ -28,7 +29,7 @@ pub async fn collect_garbage(
     Ok(Json(registry.collect(rules).await?).into_response())
 }
 
-fn rules(parameters: &Parameters) -> Result<Rules, ApiError> {
+fn rules(parameters: &Parameters) -> Result<GarbageRules, ApiError> {
     let malformed =
         |name: &'static str, value: &str| ApiError::Parameter { name, value: value.to_owned() };
     let flag = |name: &'static str| match parameters.get(name) {
@@ -36,15 +37,15 @@ fn rules(parameters: &Parameters) -> Result<Rules, ApiError> {
         Some(text) => text.parse().map_err(|_| malformed(name, text)),
     };
     let grace = match parameters.get("grace") {
-        None => Rules::default().grace,
+        None => GarbageRules::default().grace,
         Some(text) => Duration::from_secs(text.parse().map_err(|_| malformed("grace", text))?),
     };
-    Ok(Rules { grace, untagged: flag("untagged")?, dry_run: flag("dry_run")? })
+    Ok(GarbageRules { grace, untagged: flag("untagged")?, dry_run: flag("dry_run")? })
 }
 
 impl Registry {
     /// Collects garbage to its end, even when nobody waits for it.
-    pub async fn collect(&self, rules: Rules) -> Result<Collected, ApiError> {
+    pub async fn collect(&self, rules: GarbageRules) -> Result<Collected, ApiError> {
         let Writer { storage, sessions, stop, .. } = self.writer()?;
         let (storage, sessions, stop) = (Arc::clone(storage), Arc::clone(sessions), stop.clone());
         let collecting = blocking(move || {
