@@ -8,11 +8,13 @@
 
 mod agent;
 mod cache;
+mod bugreport;
 mod client;
 mod clock;
 mod completions;
 mod config;
 mod demo;
+mod doctor;
 mod exit;
 mod explain;
 mod image;
@@ -72,6 +74,8 @@ enum Command {
     Profile(profile::Profile),
     #[command(subcommand)]
     Pack(pack::Pack),
+    Doctor(doctor::DoctorArgs),
+    Bugreport(bugreport::BugreportArgs),
     Demo(demo::DemoArgs),
     #[command(subcommand)]
     Config(config::Config),
@@ -118,6 +122,8 @@ impl Command {
             Self::Prepare(args) => block_on(args.run(prepare::Habits::OWN)),
             Self::Registry(args) => block_on(args.run()),
             Self::Image(command) => block_on(command.run()),
+            Self::Doctor(args) => block_on(args.run()),
+            Self::Bugreport(args) => block_on(args.run()),
             Self::Demo(args) => block_on(args.run()),
             Self::Config(command) => command.run(),
             Self::Setup(command) => command.run(),

@@ -5,5 +5,6 @@
 
 pub mod manager;
 pub mod mounts;
+pub mod patience;
 pub mod podman;
 pub mod program;

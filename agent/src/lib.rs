@@ -5,9 +5,11 @@
 //! ```
 
 pub mod agent;
+pub mod bugreport;
 pub mod config;
 pub mod control;
 pub mod demo;
+pub mod doctor;
 pub mod host;
 pub mod image;
 pub mod inventory;

@@ -26,7 +26,7 @@ const AGENT: Layers = Layers(&[
     &["peer", "registry"],
     &["podman", "profile", "start", "supply"],
     &["control", "mirror"],
-    &["agent", "prepare", "setup"],
+    &["agent", "bugreport", "doctor", "prepare", "setup"],
     &["demo", "inventory"],
     &["config"],
     &["cli"],

@@ -2,11 +2,16 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use undermount_tests::archive::Member;
+use undermount_tests::http::Fault;
+use undermount_tests::image::Image;
 use undermount_tests::node::PATIENCE;
-use undermount_tests::process::{Outcome, SOON, binary, program, run, undermount};
+use undermount_tests::origin::Origin;
+use undermount_tests::process::{Outcome, SOON, binary, call, program, run, undermount};
 use undermount_tests::requirement::{Need, lacking};
 
 /// Writes a configuration file below `dir`.
@@ -207,4 +212,114 @@ fn a_podman_that_cannot_be_set_up_is_left_alone_with_the_reason() {
     assert!(outcome.refusal().contains("podman does not work as it is"), "{}", outcome.stderr);
     let outcome = run(undermount().args(["setup", "podman", "--root-dir", "/no/root"]), SOON);
     assert!(outcome.refusal().contains("cannot set up a system in /no/root"), "{}", outcome.stderr);
+}
+
+/// What `doctor --json` says, by the names of its checks.
+fn checks(outcome: &Outcome) -> Vec<Value> {
+    serde_json::from_str(&outcome.stdout).unwrap_or_else(|error| panic!("{error}: {outcome:?}"))
+}
+
+#[track_caller]
+fn check<'a>(checks: &'a [Value], name: &str) -> &'a Value {
+    checks
+        .iter()
+        .find(|finding| finding["check"] == name)
+        .unwrap_or_else(|| panic!("no {name} in {checks:?}"))
+}
+
+#[test]
+fn the_doctor_is_content_with_a_registry_that_serves_parts() {
+    let (origin, reference) = Origin::with(Image::of(&[&[Member::file("a", "content")]]));
+    let mut doctor = undermount();
+    doctor.args(["doctor", "--json", "--registry", &origin.address(), &reference]);
+    let outcome = run(&mut doctor, PATIENCE);
+    let found = checks(&outcome);
+    for name in ["configuration", "kernel", "limits", "file system", "registry", "range"] {
+        assert_eq!(check(&found, name)["state"], "ok", "{outcome:?}");
+    }
+    // Each trouble comes with advice, and only what is broken fails the command.
+    for finding in &found {
+        assert_eq!(finding["state"] == "ok", finding["advice"].is_null(), "{finding}");
+    }
+    let broken = found.iter().any(|finding| finding["state"] == "broken");
+    assert_eq!(outcome.status.code(), Some(i32::from(broken)));
+}
+
+#[test]
+fn the_doctor_names_what_is_broken_and_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = config(dir.path(), "[cache]\nquota = 7\n");
+    let (origin, reference) = Origin::with(Image::of(&[&[Member::file("a", "content")]]));
+    origin.misbehave(|_| Some(Fault::WholeForRange));
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut doctor = undermount();
+    doctor.args(["doctor", "--json", "--registry", &free, &reference]);
+    let outcome = run(doctor.env("UNDERMOUNT_CONFIG", &file), PATIENCE);
+    assert_eq!(outcome.status.code(), Some(1));
+    let found = checks(&outcome);
+    for (name, state, words, advice) in [
+        ("configuration", "broken", "agent.toml:2: ", "correct it"),
+        ("registry", "broken", "connection refused", "see whether it runs"),
+        ("range", "warning", "the whole one came", "ignores Range requests"),
+    ] {
+        let finding = check(&found, name);
+        assert_eq!(finding["state"], state, "{finding}");
+        assert!(finding["found"].as_str().unwrap().contains(words), "{finding}");
+        assert!(finding["advice"].as_str().unwrap().contains(advice), "{finding}");
+    }
+}
+
+#[test]
+fn the_doctor_sees_what_podman_looks_into() {
+    if lacking(&PODMAN) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let script = "rm -f /etc/containers/storage.conf
+        $1 setup podman >&2 || exit 99
+        $1 doctor --json; [ $? = 1 ]";
+    let outcome = in_own_system(script, dir.path()).success();
+    let found = checks(&outcome);
+    assert_eq!(check(&found, "podman")["state"], "ok");
+    let store = check(&found, "layer store");
+    assert_eq!(store["state"], "broken");
+    assert!(store["advice"].as_str().unwrap().contains("systemctl start undermount-agent"));
+}
+
+#[test]
+fn a_bug_report_is_made_while_the_store_hangs_and_holds_no_secrets() {
+    if lacking(&[&PODMAN[..], &[Need::Fuse, Need::Program("tar")]].concat()) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    config(dir.path(), "[store]\nmount = '/var/lib/hung'\n");
+    fs::write(dir.path().join("registries.conf"), "# proxy https://joe:s3cret@proxy/\n").unwrap();
+    // A FUSE mount whose server never answers, named to podman as well.
+    let script = "set -e; mkdir /var/lib/hung; cp $2/registries.conf /etc/containers/
+        $1 setup podman --config $2/agent.toml
+        exec 3<>/dev/fuse
+        mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 hung /var/lib/hung
+        $1 bugreport --config $2/agent.toml --out $2/report.tar.gz
+        umount -l /var/lib/hung";
+    in_own_system(script, dir.path()).success();
+    let report = dir.path().join("report.tar.gz");
+    let unpacked = dir.path().join("unpacked");
+    fs::create_dir(&unpacked).unwrap();
+    call("tar", &[Path::new("-xzf"), &report, Path::new("-C"), &unpacked]);
+    let text =
+        |name: &str| fs::read_to_string(unpacked.join("undermount-bugreport").join(name)).unwrap();
+    assert!(text("proc/self/mountinfo").contains("/var/lib/hung"));
+    assert!(text("configuration").contains("/var/lib/hung"));
+    assert!(text("doctor.json").contains("`podman info` took longer"), "{}", text("doctor.json"));
+    assert_eq!(text("etc/containers/registries.conf"), "# proxy https://REDACTED@proxy/\n");
+}
+
+#[test]
+fn a_bug_report_that_cannot_be_written_is_refused() {
+    let out = "/does/not/exist/report.tar.gz";
+    let outcome = run(undermount().args(["bugreport", "--out", out]), PATIENCE);
+    assert!(
+        outcome.refusal().contains("cannot write /does/not/exist/report.tar.gz"),
+        "{outcome:?}"
+    );
 }

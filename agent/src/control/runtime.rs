@@ -34,6 +34,11 @@ impl Runtime {
         Self { root: Path::new(ROOT).join(&digest.hex()[..12]) }
     }
 
+    /// The directory that holds those of all owners.
+    pub fn parent() -> &'static Path {
+        Path::new(ROOT)
+    }
+
     /// Makes the directory, where it is missing.
     ///
     /// # Errors

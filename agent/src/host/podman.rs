@@ -5,10 +5,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::program;
 
-/// How long podman may take to say something about itself.
+/// How long podman may take to say something about itself, unless somebody says otherwise.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The installed podman.
@@ -16,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Podman {
     program: PathBuf,
     root: PathBuf,
+    patience: Duration,
 }
 
 /// Podman does not do what it should.
@@ -30,8 +32,11 @@ pub enum PodmanError {
         source: std::io::Error,
     },
     /// It does not come back.
-    #[error("`podman info` took longer than {} seconds", PATIENCE.as_secs())]
-    Slow,
+    #[error("`podman info` took longer than {seconds} seconds")]
+    Slow {
+        /// How long it was waited for.
+        seconds: u64,
+    },
     /// It refuses.
     #[error("`podman info` says: {0}")]
     Refused(String),
@@ -47,6 +52,8 @@ pub struct Info {
     pub version: String,
     /// Its storage driver.
     pub driver: String,
+    /// The additional layer stores that it looks into, `PATH[:ref]`.
+    pub layer_stores: Vec<String>,
 }
 
 impl Info {
@@ -75,12 +82,20 @@ struct Version {
 #[serde(rename_all = "camelCase")]
 struct Store {
     graph_driver_name: String,
+    #[serde(default)]
+    graph_options: Map<String, Value>,
 }
 
 impl Podman {
     /// The podman of the system below `root`, by name or path.
     pub fn new(program: &Path, root: &Path) -> Self {
-        Self { program: program.to_owned(), root: root.to_owned() }
+        Self { program: program.to_owned(), root: root.to_owned(), patience: PATIENCE }
+    }
+
+    /// The same podman, waited for no longer than `patience`.
+    #[must_use]
+    pub fn within(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// What podman says about itself: every one of its commands fails where this does.
@@ -88,15 +103,19 @@ impl Podman {
     /// # Errors
     /// [`PodmanError`] with podman's own words.
     pub fn info(&self) -> Result<Info, PodmanError> {
-        let answer = program::run(self.command().args(["info", "--format", "json"]), PATIENCE)
+        let answer = program::run(self.command().args(["info", "--format", "json"]), self.patience)
             .map_err(|source| PodmanError::Start { program: self.program.clone(), source })?
-            .ok_or(PodmanError::Slow)?;
+            .ok_or(PodmanError::Slow { seconds: self.patience.as_secs() })?;
         if !answer.status.success() {
             let words = String::from_utf8_lossy(&answer.stderr);
             return Err(PodmanError::Refused(words.trim().to_owned()));
         }
         let answer: Answer = serde_json::from_slice(&answer.stdout).map_err(PodmanError::Answer)?;
-        Ok(Info { version: answer.version.version, driver: answer.store.graph_driver_name })
+        Ok(Info {
+            version: answer.version.version,
+            driver: answer.store.graph_driver_name,
+            layer_stores: layer_stores(&answer.store.graph_options),
+        })
     }
 
     fn command(&self) -> Command {
@@ -109,6 +128,12 @@ impl Podman {
     }
 }
 
+/// The option is a list in one string; podman 4.3 shows only one of several.
+fn layer_stores(options: &Map<String, Value>) -> Vec<String> {
+    let option = options.get("overlay.additionallayerstore").and_then(Value::as_str);
+    option.into_iter().flat_map(|stores| stores.split(',')).map(str::to_owned).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,7 +143,8 @@ mod tests {
         for (version, generation) in
             [("4.3.1", 1), ("5.0.3", 1), ("5.1.0", 2), ("5.10.0-rc1", 2), ("6.0.0", 2), ("odd", 1)]
         {
-            let info = Info { version: version.to_owned(), driver: "overlay".to_owned() };
+            let driver = "overlay".to_owned();
+            let info = Info { version: version.to_owned(), driver, layer_stores: Vec::new() };
             assert_eq!(info.generation(), generation, "{version}");
         }
     }

@@ -52,6 +52,25 @@ impl Client {
         .await
     }
 
+    /// Whether a part of the blob, asked for by Range, comes as a part. Something on the way may
+    /// ignore Range, and then every read costs the whole blob.
+    ///
+    /// # Errors
+    /// [`RegistryError`] where the blob does not come at all.
+    pub async fn serves_ranges(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<bool, RegistryError> {
+        let subject = Subject::Blob(repository.clone(), *digest);
+        self.retry(&subject, || async {
+            let response = self.ask_blob(Method::GET, repository, digest, Some(&(1..2))).await?;
+            let response = expect(response, &[StatusCode::OK, StatusCode::PARTIAL_CONTENT]).await?;
+            Ok(response.status() == StatusCode::PARTIAL_CONTENT)
+        })
+        .await
+    }
+
     /// The bytes `range` of a blob, unverified.
     ///
     /// # Errors

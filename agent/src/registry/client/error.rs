@@ -195,7 +195,7 @@ impl Fault {
     }
 
     /// Whether this came out of a TLS handshake, and not before or instead of one.
-    pub(super) fn is_from_tls(&self) -> bool {
+    pub fn is_from_tls(&self) -> bool {
         matches!(self, Self::Unreachable(error) if tls_error(error).is_some())
     }
 

@@ -1,0 +1,69 @@
+//! The owner of the cache: whether one runs, and how it fares.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::Finding;
+use crate::control::{Control, ControlError, Failure, Runtime, Status};
+
+/// How long an agent may take to say how it is.
+const PATIENCE: Duration = Duration::from_secs(10);
+const CHECK: &str = "agent";
+
+pub(super) async fn examine(cache: &Path) -> Finding {
+    let cache = cache.canonicalize().unwrap_or_else(|_| cache.to_owned());
+    let status = async { Control::new(Runtime::of(&cache))?.status().await };
+    match tokio::time::timeout(PATIENCE, status).await {
+        Ok(status) => judge(status),
+        Err(_) => Finding::broken(
+            CHECK,
+            format!("does not answer within {} seconds", PATIENCE.as_secs()),
+            "send the outcome of `undermount bugreport`, then `systemctl restart undermount-agent`",
+        ),
+    }
+}
+
+fn judge(status: Result<Status, ControlError>) -> Finding {
+    match status {
+        Err(ControlError::NoOwner { .. }) => Finding::warning(
+            CHECK,
+            "does not run",
+            "run `systemctl enable --now undermount-agent`, unless this is no node",
+        ),
+        Err(error) => Finding::broken(
+            CHECK,
+            Failure::of(&error).in_words(),
+            "run this as root, and see `journalctl -u undermount-agent`",
+        ),
+        Ok(status) if status.restarts > 0 => Finding::warning(
+            CHECK,
+            format!("its worker had to be replaced {} times", status.restarts),
+            "see `journalctl -u undermount-agent` for what happened to it",
+        ),
+        Ok(status) => {
+            let mut troubles = status.mounts.iter().filter_map(|mount| mount.trouble.as_ref());
+            match troubles.next() {
+                Some(trouble) => Finding::warning(
+                    CHECK,
+                    format!("an image does not become local: {trouble}"),
+                    "see `undermount status`",
+                ),
+                None => Finding::ok(CHECK, format!("runs, {} images mounted", status.mounts.len())),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::State;
+    use super::*;
+
+    #[test]
+    fn an_agent_that_lost_workers_is_warned_of() {
+        assert_eq!(judge(Ok(Status::default())).state, State::Ok);
+        let finding = judge(Ok(Status { restarts: 3, ..Status::default() }));
+        assert_eq!(finding.state, State::Warning);
+        assert!(finding.found.contains("3 times"), "{}", finding.found);
+    }
+}
