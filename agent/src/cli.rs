@@ -9,6 +9,7 @@
 mod agent;
 mod cache;
 mod bugreport;
+mod bench;
 mod client;
 mod clock;
 mod completions;
@@ -76,6 +77,7 @@ enum Command {
     Pack(pack::Pack),
     Doctor(doctor::DoctorArgs),
     Bugreport(bugreport::BugreportArgs),
+    Bench(bench::BenchArgs),
     Demo(demo::DemoArgs),
     #[command(subcommand)]
     Config(config::Config),
@@ -124,6 +126,7 @@ impl Command {
             Self::Image(command) => block_on(command.run()),
             Self::Doctor(args) => block_on(args.run()),
             Self::Bugreport(args) => block_on(args.run()),
+            Self::Bench(args) => block_on(args.run()),
             Self::Demo(args) => block_on(args.run()),
             Self::Config(command) => command.run(),
             Self::Setup(command) => command.run(),

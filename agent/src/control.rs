@@ -60,6 +60,9 @@ pub struct MountRequest {
     /// How the kernel is to get the bytes of files; `None` for whatever the owner does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_mode: Option<DataMode>,
+    /// Whether the image's packs are left aside, to see what they are worth.
+    #[serde(default)]
+    pub no_packs: bool,
 }
 
 /// What to unmount.

@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod bugreport;
+pub mod bench;
 pub mod config;
 pub mod control;
 pub mod demo;

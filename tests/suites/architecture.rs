@@ -28,6 +28,8 @@ const AGENT: Layers = Layers(&[
     &["control", "mirror"],
     &["agent", "bugreport", "doctor", "prepare", "setup"],
     &["demo", "inventory"],
+    &["agent", "prepare", "setup"],
+    &["bench", "demo"],
     &["config"],
     &["cli"],
 ]);

@@ -47,15 +47,19 @@ impl Completer {
         Self { images, within, turn: Arc::new(Semaphore::new(1)) }
     }
 
-    /// Begins to complete an image.
-    pub fn begin(&self, ready: Arc<Ready>) -> Completion {
+    /// Begins to complete an image, its packs first where they are wanted.
+    pub fn begin(&self, ready: Arc<Ready>, packs: bool) -> Completion {
         let trouble = Arc::new(Mutex::new(None));
         let (completer, seen) = (self.clone(), trouble.clone());
-        let task = tokio::spawn(async move { completer.run(&ready, &seen).await });
+        let task = tokio::spawn(async move { completer.run(&ready, packs, &seen).await });
         Completion { trouble, _task: AbortOnDropHandle::new(task) }
     }
 
     async fn run(&self, ready: &Ready, trouble: &Mutex<Option<String>>) {
+    async fn run(&self, ready: &Ready, packs: bool, trouble: &Mutex<Option<String>>) {
+        if packs {
+            self.images.unpack(ready).await;
+        }
         if self.within.is_zero() {
             return self.images.unpack(ready).await;
         }

@@ -159,7 +159,7 @@ impl Owner {
         let ready = self.prepare(&pinned, record.plain_http, &Progress::default()).await?;
         let mut mounts = self.mounts.lock().await;
         self.show(&mut mounts, &ready)?;
-        let completion = self.parts.completer.begin(ready.clone());
+        let completion = self.parts.completer.begin(ready.clone(), true);
         let mounted = Mounted { record: record.clone(), ready, completion };
         mounts.insert(record.dir.clone(), mounted);
         Ok(())
@@ -220,7 +220,7 @@ impl Owner {
             plain_http: *plain_http,
         };
         let content = self.parts.runtime.content(has_xattrs(&ready));
-        let completion = self.parts.completer.begin(ready.clone());
+        let completion = self.parts.completer.begin(ready.clone(), !request.no_packs);
         mounts.insert(dir.clone(), Mounted { record, ready, completion });
         let shown = match self.write_records(&mounts) {
             Ok(()) => bind(content.join("images").join(manifest.hex()), dir.clone()).await,

@@ -46,6 +46,9 @@ pub struct MountArgs {
     /// Stay until Ctrl-C or SIGTERM, then unmount
     #[arg(long)]
     foreground: bool,
+    /// Leave the image's packs aside: fetch only what is read
+    #[arg(long)]
+    no_packs: bool,
     #[command(flatten)]
     cache: CacheArgs,
 }
@@ -60,7 +63,8 @@ impl MountArgs {
         let shutdown = if self.foreground { Some(signals::cancelled_by_signals()?) } else { None };
         let control = owner::running_or_started(&self.cache, log).await?;
         let data_mode = self.cache.data_mode();
-        let request = MountRequest { image: self.image.into(), dir: dir.clone(), data_mode };
+        let (image, no_packs) = (self.image.into(), self.no_packs);
+        let request = MountRequest { image, dir: dir.clone(), data_mode, no_packs };
         let bar = bar("fetching layers without an index");
         control.mount(&request, |transfer| show(&bar, transfer)).await?;
         bar.finish_and_clear();

@@ -11,7 +11,7 @@ use undermount_fs::digest::Digest;
 
 use super::exit::{CliResult, Exit};
 
-pub use record::RecordArgs;
+pub use record::{ReadyArgs, RecordArgs};
 
 /// Record and keep what starts of an image read: start-up packs are made from it
 #[derive(Debug, Subcommand)]

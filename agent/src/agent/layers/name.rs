@@ -301,7 +301,7 @@ impl State {
 impl Known {
     fn complete(&mut self, shelf: &Inner) {
         if self.completion.is_none() {
-            self.completion = Some(shelf.completer.begin(self.image.ready()));
+            self.completion = Some(shelf.completer.begin(self.image.ready(), true));
         }
     }
 }

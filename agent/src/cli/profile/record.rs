@@ -160,7 +160,8 @@ impl Mounted {
     async fn new(control: &Control, image: PullRequest, scratch: &TempDir) -> CliResult<Self> {
         let dir = scratch.path().join("image");
         std::fs::create_dir(&dir)?;
-        control.mount(&MountRequest { image, dir: dir.clone(), data_mode: None }, |_| {}).await?;
+        let request = MountRequest { image, dir: dir.clone(), data_mode: None, no_packs: true };
+        control.mount(&request, |_| {}).await?;
         Ok(Self { dir })
     }
 

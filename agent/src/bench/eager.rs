@@ -1,0 +1,205 @@
+//! How an image gets to a node today: all of it is pulled and unpacked before anything starts.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use flate2::read::MultiGzDecoder;
+use futures_util::stream::{StreamExt as _, TryStreamExt as _, iter};
+use tokio::process::Command;
+use undermount_fs::codec::Codec;
+use undermount_fs::digest::Verified;
+
+use super::BenchError;
+use crate::image::{Descriptor, Platform, Reference, Repository};
+use crate::registry::client::Client;
+
+/// Layers that are pulled side by side: as many as podman does.
+const SIDE_BY_SIDE: usize = 6;
+
+/// How long podman may take for one command.
+const PODMAN: Duration = Duration::from_secs(3600);
+
+/// A storage of podman's own, below a directory of the bench.
+pub struct Podman {
+    root: PathBuf,
+}
+
+impl Podman {
+    /// A storage that does not exist yet, below `scratch`.
+    pub fn new(scratch: &Path) -> Self {
+        Self { root: scratch.join("podman") }
+    }
+
+    /// Whether there is a podman to ask.
+    pub async fn is_installed() -> bool {
+        let mut version = Command::new("podman");
+        version.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+        version.status().await.is_ok_and(|status| status.success())
+    }
+
+    /// Pulls an image and mounts it; its root directory.
+    ///
+    /// # Errors
+    /// [`BenchError::Command`] with what podman said.
+    pub async fn pull(&self, reference: &Reference) -> Result<PathBuf, BenchError> {
+        let name = reference.to_string();
+        self.run(&["pull", "--quiet", "--tls-verify=false", &name]).await?;
+        let said = self.run(&["image", "mount", &name]).await?;
+        Ok(PathBuf::from(said.trim_end()))
+    }
+
+    /// Unmounts all images and removes the storage.
+    ///
+    /// # Errors
+    /// [`BenchError::Command`] with what podman said.
+    pub async fn clear(&self) -> Result<(), BenchError> {
+        self.run(&["image", "umount", "--all", "--force"]).await?;
+        self.run(&["rmi", "--all", "--force"]).await.map(drop)
+    }
+
+    async fn run(&self, words: &[&str]) -> Result<String, BenchError> {
+        let mut command = Command::new("podman");
+        command.arg("--root").arg(self.root.join("root")).arg("--runroot");
+        command.arg(self.root.join("run")).args(words).stdin(Stdio::null()).kill_on_drop(true);
+        let failed = |reason: String| BenchError::Command {
+            words: format!("podman {}", words.join(" ")),
+            reason,
+        };
+        let output = tokio::time::timeout(PODMAN, command.output())
+            .await
+            .map_err(|_| failed(format!("it took longer than {} s", PODMAN.as_secs())))?
+            .map_err(|error| failed(error.to_string()))?;
+        match output.status.success() {
+            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            false => Err(failed(String::from_utf8_lossy(&output.stderr).trim_end().to_owned())),
+        }
+    }
+}
+
+/// Pulls the layers of an image side by side, checks them and unpacks them into the new directory
+/// `root`, one after the other.
+///
+/// # Errors
+/// [`BenchError`] where the registry does not deliver, or the directory cannot be written.
+pub async fn pull_and_unpack(
+    client: &Client,
+    reference: &Reference,
+    root: &Path,
+) -> Result<(), BenchError> {
+    let image = client.image(reference, &Platform::host()).await?;
+    let repository = reference.repository();
+    std::fs::create_dir_all(root).map_err(BenchError::Scratch)?;
+    let mut pulls = iter(image.manifest.layers.clone())
+        .map(|layer| async move { pull(client, repository, &layer).await })
+        .buffered(SIDE_BY_SIDE);
+    while let Some(layer) = pulls.try_next().await? {
+        let root = root.to_owned();
+        let unpacking = tokio::task::spawn_blocking(move || unpack(&layer, &root));
+        unpacking.await.map_err(io::Error::other).flatten().map_err(BenchError::Scratch)?;
+    }
+    Ok(())
+}
+
+async fn pull(
+    client: &Client,
+    repository: &Repository,
+    layer: &Descriptor,
+) -> Result<Bytes, BenchError> {
+    let mut reader = client.read_blob(repository, &layer.digest, layer.size, 0);
+    let mut blob = BytesMut::new();
+    while let Some(chunk) = reader.next().await? {
+        blob.extend_from_slice(&chunk);
+    }
+    let checked = Verified::check(blob.freeze(), &layer.digest);
+    checked.map(Verified::into_bytes).map_err(|error| BenchError::Scratch(io::Error::other(error)))
+}
+
+fn unpack(layer: &[u8], root: &Path) -> io::Result<()> {
+    let reader: Box<dyn Read> = match Codec::detect(layer) {
+        Codec::Gzip => Box::new(MultiGzDecoder::new(layer)),
+        Codec::Zstd => Box::new(zstd::Decoder::new(layer)?),
+        Codec::Plain => Box::new(layer),
+    };
+    let mut archive = tar::Archive::new(reader);
+    archive.set_preserve_permissions(true);
+    archive.set_preserve_ownerships(true);
+    archive.set_unpack_xattrs(true);
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let path = entry.path()?.into_owned();
+        match hidden(&path) {
+            Some(hidden) => remove(&root.join(hidden))?,
+            None => drop(entry.unpack_in(root)?),
+        }
+    }
+    Ok(())
+}
+
+/// What a whiteout hides (OCI image-spec, layer): a name, or all that its directory held.
+fn hidden(path: &Path) -> Option<PathBuf> {
+    let directory = path.parent()?;
+    match path.file_name()?.as_bytes().strip_prefix(b".wh.")? {
+        b".wh..opq" => Some(directory.join(".")),
+        name => Some(directory.join(OsStr::from_bytes(name))),
+    }
+}
+
+/// Removes a file, a directory, or the content of a directory whose path ends in `.`.
+fn remove(path: &Path) -> io::Result<()> {
+    if path.as_os_str().as_bytes().ends_with(b"/.") {
+        let children: Vec<OsString> = match std::fs::read_dir(path) {
+            Ok(children) => {
+                children.map(|child| Ok(child?.file_name())).collect::<io::Result<_>>()?
+            }
+            Err(_) => Vec::new(),
+        };
+        return children.into_iter().try_for_each(|child| remove(&path.join(child)));
+    }
+    let removed = match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(members: &[(&str, &str)]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (path, content) in members {
+            let mut header = tar::Header::new_gnu();
+            header.set_mode(0o644);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_size(content.len() as u64);
+            builder.append_data(&mut header, path, content.as_bytes()).unwrap();
+        }
+        builder.into_inner().unwrap()
+    }
+
+    #[test]
+    fn layers_are_unpacked_one_over_the_other() {
+        let root = tempfile::tempdir().unwrap();
+        let lower = [("a", "1"), ("gone", "x"), ("dir/old", "x"), ("dir/sub/old", "x")];
+        unpack(&layer(&lower), root.path()).unwrap();
+        let upper = [("a", "2"), (".wh.gone", ""), ("dir/.wh..wh..opq", ""), ("dir/new", "n")];
+        unpack(&layer(&upper), root.path()).unwrap();
+        let read = |path: &str| std::fs::read_to_string(root.path().join(path)).ok();
+        assert_eq!(read("a").as_deref(), Some("2"));
+        assert_eq!(read("dir/new").as_deref(), Some("n"));
+        for path in ["gone", "dir/old", "dir/sub"] {
+            assert!(!root.path().join(path).exists(), "{path}");
+        }
+    }
+}

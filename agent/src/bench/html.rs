@@ -1,0 +1,210 @@
+//! The report as one HTML page: charts drawn as SVG, nothing fetched from anywhere.
+
+use minijinja::Environment;
+use minijinja::value::Serde;
+use serde::Serialize;
+
+use super::report::{Report, Summary};
+use super::{Run, Variant};
+
+const TEMPLATE: &str = include_str!("report.html");
+
+/// Width of the charts, in the units of their view boxes.
+const WIDTH: f64 = 720.0;
+/// Height of the chart of bytes.
+const HEIGHT: f64 = 220.0;
+/// More requests than can be told apart in a waterfall.
+const WATERFALL_MAX: usize = 120;
+/// More points than a line shows.
+const POINTS_MAX: usize = 400;
+
+/// One colour per variant, told apart also by those who do not see red and green.
+const COLOURS: [&str; 4] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"];
+
+/// The runs of a variant on the axis of time.
+#[derive(Serialize)]
+struct Row {
+    name: &'static str,
+    colour: &'static str,
+    /// One per run: its place, and what it says when it is pointed at.
+    dots: Vec<(f64, String)>,
+    median: f64,
+}
+
+/// How bytes arrived in the run of a variant that is its median.
+#[derive(Serialize)]
+struct Line {
+    name: &'static str,
+    colour: &'static str,
+    points: String,
+}
+
+/// A request of the waterfall.
+#[derive(Serialize)]
+struct Bar {
+    x: f64,
+    width: f64,
+    words: String,
+}
+
+#[derive(Serialize)]
+struct Waterfall {
+    name: &'static str,
+    bars: Vec<Bar>,
+    left_out: usize,
+    ready: f64,
+    end: String,
+}
+
+/// Everything that the template names.
+#[derive(Serialize)]
+struct Page<'a> {
+    reference: &'a str,
+    command: &'a str,
+    machine: &'a str,
+    image: String,
+    link: String,
+    table: Vec<Vec<String>>,
+    rows: Vec<Row>,
+    lines: Vec<Line>,
+    waterfall: Option<Waterfall>,
+    end: String,
+    end_bytes: String,
+}
+
+/// The page.
+pub fn render(report: &Report) -> String {
+    let end_ms = report.runs.iter().map(|run| run.ready_ms).max().unwrap_or(0).max(1);
+    let end_bytes = report.runs.iter().map(|run| run.traffic.bytes).max().unwrap_or(0).max(1);
+    let line = |summary: &Summary, runs: &[&Run], colour| {
+        let points = median_run(runs).map(|run| points(run, end_ms, end_bytes));
+        Line { name: summary.variant.name(), colour, points: points.unwrap_or_default() }
+    };
+    let last = report.summaries.last().map(|last| runs_of(report, last.variant));
+    let page = Page {
+        reference: &report.reference,
+        command: &report.command,
+        machine: &report.machine,
+        image: mebibytes(report.image_bytes),
+        link: report.link.to_string(),
+        table: report.summaries.iter().map(cells).collect(),
+        rows: each(report, |summary, runs, colour| row(summary, runs, colour, end_ms)),
+        lines: each(report, line),
+        waterfall: last.and_then(|runs| median_run(&runs)).map(waterfall),
+        end: seconds(end_ms),
+        end_bytes: mebibytes(end_bytes),
+    };
+    let mut environment = Environment::new();
+    environment.add_template("report.html", TEMPLATE).expect("the template is valid");
+    let template = environment.get_template("report.html").expect("it was just added");
+    template.render(Serde(&page)).expect("the page has all that it names")
+}
+
+fn seconds(milliseconds: u64) -> String {
+    format!("{:.2} s", milliseconds as f64 / 1000.0)
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// The line of a variant in the table.
+fn cells(summary: &Summary) -> Vec<String> {
+    let (least, most) = summary.ready_spread_ms;
+    vec![
+        summary.variant.name().to_owned(),
+        seconds(summary.brought_ms),
+        seconds(summary.first_output_ms),
+        seconds(summary.ready_ms),
+        format!("{} - {}", seconds(least), seconds(most)),
+        format!("{:.2}", summary.ready_ratio),
+        seconds(summary.warm_ms),
+        mebibytes(summary.bytes),
+        summary.requests.to_string(),
+    ]
+}
+
+fn each<T>(report: &Report, draw: impl Fn(&Summary, &[&Run], &'static str) -> T) -> Vec<T> {
+    let colours = COLOURS.into_iter().cycle();
+    let variants = report.summaries.iter().zip(colours);
+    let drawn =
+        variants.map(|(summary, colour)| draw(summary, &runs_of(report, summary.variant), colour));
+    drawn.collect()
+}
+
+fn runs_of(report: &Report, variant: Variant) -> Vec<&Run> {
+    report.runs.iter().filter(|run| run.variant == variant).collect()
+}
+
+fn row(summary: &Summary, runs: &[&Run], colour: &'static str, end_ms: u64) -> Row {
+    let place = |ms: u64| ms as f64 / end_ms as f64 * WIDTH;
+    let dots = runs.iter().map(|run| (place(run.ready_ms), seconds(run.ready_ms))).collect();
+    Row { name: summary.variant.name(), colour, dots, median: place(summary.ready_ms) }
+}
+
+fn median_run<'a>(runs: &[&'a Run]) -> Option<&'a Run> {
+    let mut runs = runs.to_vec();
+    runs.sort_by_key(|run| run.ready_ms);
+    runs.get(runs.len() / 2).copied()
+}
+
+fn points(run: &Run, end_ms: u64, end_bytes: u64) -> String {
+    let progress = &run.traffic.progress;
+    let step = progress.len().div_ceil(POINTS_MAX).max(1);
+    let last = progress.last().map(|(_, bytes)| (run.ready_ms, *bytes));
+    let point = |(ms, bytes): (u64, u64)| {
+        let x = ms as f64 / end_ms as f64 * WIDTH;
+        let y = HEIGHT - bytes as f64 / end_bytes as f64 * HEIGHT;
+        format!("{x:.1},{y:.1}")
+    };
+    let shown = progress.iter().step_by(step).copied().chain(last);
+    std::iter::once((0, 0)).chain(shown).map(point).collect::<Vec<_>>().join(" ")
+}
+
+fn waterfall(run: &Run) -> Waterfall {
+    let end_ms = run.ready_ms.max(1);
+    let place = |ms: u64| ms as f64 / end_ms as f64 * WIDTH;
+    let bar = |request: &super::link::Request| Bar {
+        x: place(request.begin_ms),
+        width: (place(request.end_ms) - place(request.begin_ms)).max(1.0),
+        words: format!(
+            "{} - {} to {} ms, {} bytes",
+            request.words, request.begin_ms, request.end_ms, request.bytes
+        ),
+    };
+    let requests = &run.traffic.requests;
+    Waterfall {
+        name: run.variant.name(),
+        bars: requests.iter().take(WATERFALL_MAX).map(bar).collect(),
+        left_out: requests.len().saturating_sub(WATERFALL_MAX),
+        ready: place(run.ready_ms),
+        end: seconds(end_ms),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::tests::report;
+    use super::*;
+
+    #[test]
+    fn the_page_stands_alone_and_names_everything() {
+        let page = render(&report());
+        for words in ["nova-api:1", "eager: podman pull", "lazy with pack", "<polyline", "<circle"]
+        {
+            assert!(page.contains(words), "`{words}` is not in the page");
+        }
+        for outside in ["http://", "https://", "<script", "@import", "src="] {
+            // The name space of SVG is an address that nobody fetches.
+            let page = page.replace("http://www.w3.org/2000/svg", "");
+            assert!(!page.contains(outside), "`{outside}` is in the page");
+        }
+        assert_eq!(page.matches("<circle").count(), 6, "one dot per run");
+    }
+
+    #[test]
+    fn names_cannot_break_out_of_the_page() {
+        let page = render(&report());
+        assert!(page.contains("&lt;name&gt;") && !page.contains("<name>"));
+    }
+}
