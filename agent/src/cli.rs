@@ -7,9 +7,9 @@
 //! stdout is data, stderr is words ([`logging`], [`exit::report`]).
 
 mod agent;
-mod cache;
-mod bugreport;
 mod bench;
+mod bugreport;
+mod cache;
 mod client;
 mod clock;
 mod completions;

@@ -5,8 +5,8 @@
 //! ```
 
 pub mod agent;
-pub mod bugreport;
 pub mod bench;
+pub mod bugreport;
 pub mod config;
 pub mod control;
 pub mod demo;

@@ -27,9 +27,7 @@ const AGENT: Layers = Layers(&[
     &["podman", "profile", "start", "supply"],
     &["control", "mirror"],
     &["agent", "bugreport", "doctor", "prepare", "setup"],
-    &["demo", "inventory"],
-    &["agent", "prepare", "setup"],
-    &["bench", "demo"],
+    &["bench", "demo", "inventory"],
     &["config"],
     &["cli"],
 ]);

@@ -55,15 +55,16 @@ impl Completer {
         Completion { trouble, _task: AbortOnDropHandle::new(task) }
     }
 
-    async fn run(&self, ready: &Ready, trouble: &Mutex<Option<String>>) {
     async fn run(&self, ready: &Ready, packs: bool, trouble: &Mutex<Option<String>>) {
-        if packs {
-            self.images.unpack(ready).await;
-        }
+        let unpack = async {
+            if packs {
+                self.images.unpack(ready).await;
+            }
+        };
         if self.within.is_zero() {
-            return self.images.unpack(ready).await;
+            return unpack.await;
         }
-        tokio::join!(self.images.unpack(ready), self.images.complete_small(ready));
+        tokio::join!(unpack, self.images.complete_small(ready));
         let reference = &ready.image.reference;
         let mut pause = PAUSE;
         tokio::time::sleep(DELAY).await;
