@@ -112,6 +112,12 @@ pub enum CodecError {
         /// The limit in MiB.
         limit: u64,
     },
+    /// A zstd frame was made with a dictionary, which image layers have no place for.
+    #[error("a zstd frame near byte {read} needs a dictionary, which no layer comes with")]
+    Dictionary {
+        /// Compressed bytes read.
+        read: u64,
+    },
     /// The reader of the uncompressed bytes went away.
     #[error("the reader of the uncompressed bytes stopped")]
     Closed,

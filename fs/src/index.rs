@@ -11,6 +11,7 @@
 //! an index may be believed at all is another question: see [`Trust`].
 
 mod backing;
+mod check;
 mod format;
 mod spans;
 mod tree;

@@ -18,6 +18,9 @@ use crate::path::clean;
 /// overlayfs takes 500 layers, and so do we.
 const LAYERS_MAX: usize = 500;
 
+/// Symbolic links followed on the way to the target of one hard link, as in path_resolution(7).
+const LINKS_MAX: usize = 40;
+
 /// Marks a [`MergedEntry`] that is a directory.
 const DIRECTORY: u16 = u16::MAX;
 
@@ -119,7 +122,8 @@ impl ImageTree {
             entries: Vec::new(),
             extra_links: HashMap::new(),
         };
-        Merge { tree, visited, queue: VecDeque::new() }.run()
+        let merged = vec![0; tree.layers.len()];
+        Merge { tree, visited, merged, queue: VecDeque::new() }.run()
     }
 
     /// The layers, the lowest first.
@@ -215,6 +219,9 @@ struct Merge {
     /// Directories that were reached, by layer and inode: a second time means a damaged index,
     /// and would never end.
     visited: Vec<Vec<bool>>,
+    /// Entries that were merged, by layer: more than there are means that directories share them,
+    /// and could stand for a tree that no memory holds.
+    merged: Vec<usize>,
     /// Directories whose entries are still to be merged, with their parts, the topmost first.
     queue: VecDeque<(u32, Vec<Part>)>,
 }
@@ -293,7 +300,14 @@ impl Merge {
             let layer = &layers[usize::from(part.layer)];
             let failed = self.failed(part.layer);
             let directory = layer.inode(part.inode).map_err(&failed)?;
-            for entry in layer.entries(directory).map_err(&failed)? {
+            let entries = layer.entries(directory).map_err(&failed)?;
+            let merged = &mut self.merged[usize::from(part.layer)];
+            *merged += entries.len();
+            if *merged > layer.entry_count() {
+                let what = "directories share entries";
+                return Err(failed(IndexError::Damaged { kind: "tree", what }));
+            }
+            for entry in entries {
                 let name = layer.name(entry).map_err(&failed)?;
                 candidates.push(Candidate { name, layer: part.layer, entry: *entry });
             }
@@ -375,22 +389,55 @@ impl Merge {
         let layer = &self.tree.layers[usize::from(link.layer)];
         let failed = self.failed(link.layer);
         let target = layer.target(&self.record(link)?).map_err(&failed)?.to_vec();
-        let missing =
-            || TreeError::LowerLink { layer: layer.header().layer, target: target.clone() };
-        let mut below: Vec<Part> =
-            (0..link.layer).rev().map(|layer| Part { layer, inode: 0 }).collect();
-        let mut names = clean(&target).into_iter().peekable();
-        while let Some(name) = names.next() {
-            let last = names.peek().is_none();
-            let (found, leaf) = self.step(&below, &name)?;
-            match leaf {
-                Some(leaf) if last && found.is_empty() => {
-                    return self.lower_leaf(leaf).ok_or_else(missing)?;
+        let found = self.walk(link.layer, &target)?;
+        let missing = || TreeError::LowerLink { layer: layer.header().layer, target };
+        found.and_then(|leaf| self.lower_leaf(leaf)).ok_or_else(missing)?
+    }
+
+    /// What is not a directory at `path` in the layers below `top`. Symbolic links on the way are
+    /// followed inside the root, one at the end is not.
+    fn walk(&self, top: u16, path: &[u8]) -> Result<Option<(Part, EntryKind)>, TreeError> {
+        let root: Vec<Part> = (0..top).rev().map(|layer| Part { layer, inode: 0 }).collect();
+        let mut trail = vec![root];
+        let mut left: VecDeque<Vec<u8>> = clean(path).into();
+        let mut links = 0;
+        while let Some(name) = left.pop_front() {
+            match name.as_slice() {
+                b"" | b"." => continue,
+                b".." => {
+                    trail.truncate(trail.len().saturating_sub(1).max(1));
+                    continue;
                 }
-                _ => below = found,
+                _ => {}
+            }
+            let here = trail.last().expect("the root stays");
+            match self.step(here, &name)? {
+                (_, Some(leaf)) if left.is_empty() => return Ok(Some(leaf)),
+                (_, Some((part, EntryKind::Inode))) if links < LINKS_MAX => {
+                    let Some(target) = self.symlink(part)? else { return Ok(None) };
+                    links += 1;
+                    if target.starts_with(b"/") {
+                        trail.truncate(1);
+                    }
+                    for name in target.split(|&byte| byte == b'/').rev() {
+                        left.push_front(name.to_vec());
+                    }
+                }
+                (directories, None) if !directories.is_empty() => trail.push(directories),
+                _ => return Ok(None),
             }
         }
-        Err(missing())
+        Ok(None)
+    }
+
+    /// The target of a symbolic link; `None` for everything else.
+    fn symlink(&self, part: Part) -> Result<Option<Vec<u8>>, TreeError> {
+        let record = self.record(part)?;
+        if record.mode.get() & libc::S_IFMT != libc::S_IFLNK {
+            return Ok(None);
+        }
+        let layer = &self.tree.layers[usize::from(part.layer)];
+        layer.target(&record).map(|target| Some(target.to_vec())).map_err(self.failed(part.layer))
     }
 
     /// The leaf itself, or what it in turn names in a layer below its own.

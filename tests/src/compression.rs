@@ -115,6 +115,20 @@ pub fn zstd_checked(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().expect("memory takes all bytes")
 }
 
+/// One zstd frame of `bytes` that asks its decoder for a window of 2^`log` bytes.
+pub fn zstd_windowed(bytes: &[u8], log: u32) -> Vec<u8> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1).expect("a valid level");
+    encoder.long_distance_matching(true).expect("a valid flag");
+    encoder.window_log(log).expect("a valid window");
+    encoder.write_all(bytes).expect("memory takes all bytes");
+    encoder.finish().expect("memory takes all bytes")
+}
+
+/// A zstd frame that says no more than that it needs a window of 2^`log` bytes, and holds nothing.
+pub fn zstd_window_claim(log: u8) -> Vec<u8> {
+    [&[0x28, 0xb5, 0x2f, 0xfd, 0, (log - 10) << 3][..], &[1, 0, 0]].concat()
+}
+
 /// A frame that decoders skip (RFC 8878, 3.1.2).
 pub fn zstd_skippable(bytes: &[u8]) -> Vec<u8> {
     let length = u32::try_from(bytes.len()).expect("a skippable frame is small");

@@ -3,11 +3,13 @@
 //! | part | what is odd |
 //! |---|---|
 //! | [`headers`] | how one tar member is spelt |
+//! | [`sparse`] | how a file's holes are spelt |
 //! | [`stacks`] | what layers do to each other |
 //! | [`streams`] | how the archive is compressed and ends |
 //! | [`wrong`] | everything that must be refused |
 
 mod headers;
+mod sparse;
 mod stacks;
 mod streams;
 mod wrong;
@@ -40,6 +42,7 @@ pub enum Verdict {
 /// All cases.
 pub fn cases() -> Vec<Case> {
     let mut cases = headers::cases();
+    cases.extend(sparse::cases());
     cases.extend(stacks::cases());
     cases.extend(streams::cases());
     cases.extend(wrong::cases());

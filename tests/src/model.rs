@@ -18,6 +18,9 @@ type Path = Vec<Vec<u8>>;
 /// Paths to nodes; hard links share one.
 type Paths = BTreeMap<Path, usize>;
 
+/// Symbolic links that a path may lead through (path_resolution(7)).
+const LINKS_MAX: usize = 40;
+
 /// The merged image after some layers.
 #[derive(Debug, Clone, Default)]
 pub struct Model {
@@ -29,31 +32,41 @@ pub struct Model {
 struct Node {
     fields: Fields,
     is_dir: bool,
+    /// What a symbolic link says.
+    link: Option<Vec<u8>>,
     /// A directory that the layer needs but does not list.
     implied: bool,
 }
 
 /// One layer before it is laid over the others.
-#[derive(Default)]
+#[derive(Clone)]
 struct Overlay {
+    /// The first node of the layer: those before it are of lower layers.
+    first: usize,
     own: Paths,
     deleted: Vec<Path>,
     opaque: Vec<Path>,
 }
 
 impl Model {
-    /// The tree of `layers`, lowest first.
+    /// The tree of `layers`, lowest first. Members that no tool could unpack are left out.
     pub fn tree_of(layers: &[&[Member]]) -> Tree {
         let mut model = Self::default();
-        layers.iter().for_each(|layer| model.apply(layer));
+        layers.iter().for_each(|layer| drop(model.apply(layer)));
         model.tree()
     }
 
     /// Lays one more layer over the image.
-    pub fn apply(&mut self, layer: &[Member]) {
-        let mut overlay = Overlay::default();
+    ///
+    /// # Errors
+    /// The first member that no tool could unpack; all others are there nevertheless.
+    pub fn apply(&mut self, layer: &[Member]) -> Result<(), String> {
+        let mut overlay = self.overlay();
+        let mut outcome = Ok(());
         for member in layer {
-            self.collect(&mut overlay, member);
+            let collected = self.collect(&mut overlay, member);
+            let named = |what| format!("{}: {what}", encode(&member.path));
+            outcome = outcome.and(collected.map_err(named));
         }
         for path in &overlay.deleted {
             remove(&mut self.paths, path);
@@ -64,6 +77,21 @@ impl Model {
         for (path, id) in overlay.own {
             self.cover(path, id);
         }
+        outcome
+    }
+
+    /// `layer` without the members that could not be unpacked over the image.
+    pub fn admissible(&self, layer: Vec<Member>) -> Vec<Member> {
+        let (mut model, mut overlay) = (self.clone(), self.overlay());
+        let is_admissible = |member: &Member| {
+            let before = overlay.clone();
+            let accepted = model.collect(&mut overlay, member).is_ok();
+            if !accepted {
+                overlay = before;
+            }
+            accepted
+        };
+        layer.into_iter().filter(is_admissible).collect()
     }
 
     /// The tree as a mount should show it.
@@ -79,55 +107,49 @@ impl Model {
             tree.entries.insert(name, Some(node.fields.clone()));
         }
         tree.entries.entry(".".to_owned()).or_insert_with(|| Some(implied_fields()));
-        for mut group in links.into_values().filter(|group| group.len() > 1) {
-            group.sort();
-            for path in &group {
-                if let Some(Some(fields)) = tree.entries.get_mut(path) {
-                    fields.insert("nlink_group".to_owned(), group.first().cloned());
-                }
-            }
-        }
+        tree.group(links.into_values());
         tree
     }
 
+    /// An empty layer to be laid over the image.
+    fn overlay(&self) -> Overlay {
+        let first = self.nodes.len();
+        Overlay { first, own: Paths::new(), deleted: Vec::new(), opaque: Vec::new() }
+    }
+
     /// Sorts a member of the layer into what it adds and what it deletes.
-    fn collect(&mut self, overlay: &mut Overlay, member: &Member) {
-        let path = normal(&member.path);
-        let Some((name, parent)) = path.split_last() else {
+    fn collect(&mut self, overlay: &mut Overlay, member: &Member) -> Result<(), &'static str> {
+        let mut path = normal(&member.path);
+        let Some(name) = path.pop() else {
             if member.kind == Kind::Dir {
                 // Whoever the archive names: the root of an image belongs to root.
                 let id = self.node(&Member { uid: 0, gid: 0, ..member.clone() });
                 overlay.own.insert(path, id);
             }
-            return;
+            return Ok(());
         };
-        let below_a_file = || {
-            let mut steps =
-                (1..=parent.len()).filter_map(|depth| overlay.own.get(&parent[..depth]));
-            steps.any(|id| !self.nodes[*id].is_dir)
-        };
-        if name.starts_with(b".wh.") && below_a_file() {
+        let parent = match self.imply(overlay, &path) {
             // What a directory held goes with the directory that became a file.
-            return;
-        }
-        self.imply(&mut overlay.own, parent);
+            Err(Blocked::File) if name.starts_with(b".wh.") => return Ok(()),
+            Err(Blocked::File) => return Err("a parent is a file"),
+            Err(Blocked::Loop) => return Err("its path turns in circles"),
+            Ok(parent) => parent,
+        };
+        let path = [&parent[..], std::slice::from_ref(&name)].concat();
         if name == b".wh..wh..opq" {
-            overlay.opaque.push(parent.to_vec());
+            overlay.opaque.push(parent);
         } else if name.starts_with(b".wh..wh.") {
             // Bookkeeping of aufs, not of the image.
         } else if let Some(victim) = name.strip_prefix(b".wh.") {
             if !matches!(victim, b"" | b"." | b"..") {
-                overlay.deleted.push([parent, &[victim.to_vec()]].concat());
+                overlay.deleted.push([parent, vec![victim.to_vec()]].concat());
             }
         } else if member.kind == Kind::Char(0, 0) {
             overlay.deleted.push(path);
         } else if let Kind::Hardlink(target) = &member.kind {
-            let target = normal(target);
-            let lower = || self.paths.get(&target);
-            if let Some(id) = overlay.own.get(&target).or_else(lower).copied() {
-                remove(&mut overlay.own, &path);
-                overlay.own.insert(path, id);
-            }
+            let id = self.link_target(overlay, target)?;
+            remove(&mut overlay.own, &path);
+            overlay.own.insert(path, id);
         } else {
             let onto_dir = overlay.own.get(&path).is_some_and(|id| self.nodes[*id].is_dir);
             if member.kind != Kind::Dir || !onto_dir {
@@ -136,19 +158,82 @@ impl Model {
             let id = self.node(member);
             overlay.own.insert(path, id);
         }
+        Ok(())
     }
 
-    /// Makes sure that every directory above a member exists in its layer.
-    fn imply(&mut self, own: &mut Paths, parent: &[Vec<u8>]) {
-        for depth in 1..=parent.len() {
-            let path = parent[..depth].to_vec();
-            if own.get(&path).is_some_and(|id| self.nodes[*id].is_dir) {
-                continue;
-            }
-            remove(own, &path);
-            self.nodes.push(Node { fields: implied_fields(), is_dir: true, implied: true });
-            own.insert(path, self.nodes.len() - 1);
+    /// The node that a hard link names: of its own layer, or of the layers below.
+    fn link_target(&self, overlay: &Overlay, target: &[u8]) -> Result<usize, &'static str> {
+        let target = normal(target);
+        let id = match self.find(&overlay.own, overlay.first, &target) {
+            Some(id) => id,
+            None if overlay.hides(&target, &self.nodes) => return Err("its target was deleted"),
+            None => self.find(&self.paths, 0, &target).ok_or("its target is not there")?,
+        };
+        if self.nodes[id].is_dir { Err("its target is a directory") } else { Ok(id) }
+    }
+
+    /// What is at `path` among `paths`, where symbolic links on the way are followed.
+    fn find(&self, paths: &Paths, first: usize, path: &[Vec<u8>]) -> Option<usize> {
+        let (name, parent) = path.split_last()?;
+        let parent =
+            self.follow(paths, first, parent).ok().filter(|steps| steps.missing.is_empty())?;
+        paths.get(&[parent.found, vec![name.clone()]].concat()).copied()
+    }
+
+    /// Makes sure that every directory above a member exists in its layer; where it is.
+    fn imply(&mut self, overlay: &mut Overlay, parent: &[Vec<u8>]) -> Result<Path, Blocked> {
+        let Steps { found: mut path, missing } =
+            self.follow(&overlay.own, overlay.first, parent)?;
+        for name in missing {
+            path.push(name);
+            let fields = implied_fields();
+            self.nodes.push(Node { fields, is_dir: true, link: None, implied: true });
+            overlay.own.insert(path.clone(), self.nodes.len() - 1);
         }
+        Ok(path)
+    }
+
+    /// Walks from the root along `names` as far as `paths` go. A link that is a node before `first`
+    /// lies in a lower layer, which is not looked into.
+    fn follow(&self, paths: &Paths, first: usize, names: &[Vec<u8>]) -> Result<Steps, Blocked> {
+        let mut left: Vec<Vec<u8>> = names.iter().rev().cloned().collect();
+        let (mut here, mut missing, mut links) = (Path::new(), Path::new(), 0);
+        while let Some(name) = left.pop() {
+            match name.as_slice() {
+                b"" | b"." => continue,
+                b".." => {
+                    if missing.pop().is_none() {
+                        here.pop();
+                    }
+                    continue;
+                }
+                _ if !missing.is_empty() => {
+                    missing.push(name);
+                    continue;
+                }
+                _ => here.push(name),
+            }
+            let Some(&id) = paths.get(&here) else {
+                missing.extend(here.pop());
+                continue;
+            };
+            let Some(target) = self.nodes[id].link.as_ref().filter(|_| id >= first) else {
+                if self.nodes[id].is_dir {
+                    continue;
+                }
+                return Err(Blocked::File);
+            };
+            here.pop();
+            links += 1;
+            if links > LINKS_MAX {
+                return Err(Blocked::Loop);
+            }
+            if target.starts_with(b"/") {
+                here.clear();
+            }
+            left.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
+        }
+        Ok(Steps { found: here, missing })
     }
 
     /// Lays one entry of a layer over what is below.
@@ -161,7 +246,10 @@ impl Model {
                     self.paths.insert(path, id);
                 } else {
                     // Some tools keep what the lower layer says, some start anew.
-                    self.nodes[lower].fields = implied_fields();
+                    let fields = &mut self.nodes[lower].fields;
+                    fields.retain(|name, _| name.starts_with("xattr:"));
+                    fields.values_mut().for_each(|value| *value = None);
+                    fields.extend(implied_fields());
                 }
             }
             _ => {
@@ -173,8 +261,42 @@ impl Model {
 
     fn node(&mut self, member: &Member) -> usize {
         let is_dir = member.kind == Kind::Dir;
-        self.nodes.push(Node { fields: fields(member), is_dir, implied: false });
+        let link = match &member.kind {
+            Kind::Symlink(target) => Some(target.clone()),
+            _ => None,
+        };
+        self.nodes.push(Node { fields: fields(member), is_dir, link, implied: false });
         self.nodes.len() - 1
+    }
+}
+
+/// How far a path leads: directories that are there, and names behind the last of them.
+struct Steps {
+    found: Path,
+    missing: Path,
+}
+
+/// Why a path leads nowhere.
+enum Blocked {
+    /// Through something that is neither a directory nor a link to one.
+    File,
+    /// Through too many links.
+    Loop,
+}
+
+impl Overlay {
+    /// Whether the layer, so far, has deleted what lower layers have at `path`.
+    fn hides(&self, path: &[Vec<u8>], nodes: &[Node]) -> bool {
+        for depth in 1..=path.len() {
+            let (above, here) = (path[..depth - 1].to_vec(), path[..depth].to_vec());
+            if self.opaque.contains(&above) || self.deleted.contains(&here) {
+                return true;
+            }
+            if !self.own.get(&here).is_some_and(|id| nodes[*id].is_dir) {
+                return false;
+            }
+        }
+        false
     }
 }
 
@@ -252,8 +374,10 @@ fn fields(member: &Member) -> Fields {
     set("type", kind.to_owned());
     // A PAX record without a value takes one back.
     for (name, value) in member.xattrs.iter().filter(|(_, value)| !value.is_empty()) {
-        // An image must not be able to steer the overlayfs that it is laid into.
-        if !name.starts_with(b"trusted.overlay.") {
+        // An image must not be able to steer the overlayfs that it is laid into, and Linux keeps
+        // attributes of users for files and directories.
+        let for_users = matches!(member.kind, Kind::File(_) | Kind::Dir);
+        if !name.starts_with(b"trusted.overlay.") && (for_users || !name.starts_with(b"user.")) {
             set(&format!("xattr:{}", encode(name)), STANDARD.encode(value));
         }
     }
@@ -303,6 +427,30 @@ mod tests {
         assert_eq!(tree.field("b", "nlink_group"), Some("a"));
         let replaced = Model::tree_of(&[&layer, &[Member::file("a", "2")]]);
         assert_eq!(replaced.field("b", "nlink_group"), None);
+    }
+
+    #[test]
+    fn links_of_a_layer_are_followed_by_what_it_puts_below_them() {
+        let layer = [Member::symlink("l", "/d/../e"), Member::file("l/x", "")];
+        assert_eq!(paths(&[&layer]), ["e", "e/x", "l"]);
+        let circle = [Member::symlink("l", "l"), Member::file("l/x", ""), Member::file("y", "")];
+        assert!(Model::default().apply(&circle).unwrap_err().starts_with("l/x: "));
+        assert_eq!(
+            Model::default().admissible(circle.to_vec()),
+            [&circle[0..1], &circle[2..]].concat()
+        );
+    }
+
+    #[test]
+    fn a_hard_link_finds_its_target_through_links_below_and_not_what_was_deleted() {
+        let lower = [Member::file("d/f", "1"), Member::symlink("s", "d")];
+        let link = Member::hardlink("h", "s/f");
+        assert_eq!(paths(&[&lower, std::slice::from_ref(&link)]), ["d", "d/f", "h", "s"]);
+        let mut model = Model::default();
+        model.apply(&lower).unwrap();
+        let deleted = [Member::whiteout("d", "f"), Member::hardlink("h", "d/f")];
+        assert!(model.clone().apply(&deleted).unwrap_err().ends_with("was deleted"));
+        assert!(model.apply(&[Member::hardlink("h", "d")]).is_err());
     }
 
     #[test]

@@ -48,6 +48,18 @@ impl Tree {
         paths.iter().for_each(|path| self.open(path, field));
     }
 
+    /// Marks the paths of each group as names of one file.
+    pub fn group(&mut self, groups: impl Iterator<Item = Vec<String>>) {
+        for mut paths in groups.filter(|paths| paths.len() > 1) {
+            paths.sort();
+            for path in &paths {
+                if let Some(Some(fields)) = self.entries.get_mut(path) {
+                    fields.insert("nlink_group".to_owned(), paths.first().cloned());
+                }
+            }
+        }
+    }
+
     /// Removes the entry `path` and everything below it.
     pub fn prune(&mut self, path: &str) {
         let below = format!("{path}/");

@@ -35,18 +35,25 @@ impl BitStart {
     }
 }
 
-/// `window` with every byte zeroed that decoding `following` from `start` does not refer to, and
-/// without what lies before the first byte referred to. Empty where nothing is referred to.
-///
-/// `following` is the compressed data from the first whole byte on, long enough for 32 KiB of
-/// output or until the stream ends.
+/// A window reduced to what some data refers to.
+pub struct Reduced {
+    /// The window with every other byte zeroed, and without what lies before the first byte
+    /// referred to. Empty where nothing is referred to.
+    pub window: Vec<u8>,
+    /// Whether the data ended or reached 32 KiB of output, so that nothing behind it can refer to
+    /// the window.
+    pub is_complete: bool,
+}
+
+/// `window` reduced to what decoding `following` from `start` refers to. `following` is the
+/// compressed data from the first whole byte on.
 ///
 /// # Errors
 /// [`Corrupt`] where `following` is not deflate data.
-pub fn sparse(window: &[u8], start: BitStart, following: &[u8]) -> Result<Vec<u8>, Corrupt> {
+pub fn sparse(window: &[u8], start: BitStart, following: &[u8]) -> Result<Reduced, Corrupt> {
     let offset = WINDOW - window.len();
-    let low = probe(window.len(), start, following, |i| (offset + i) as u8)?;
-    let high = probe(window.len(), start, following, |i| {
+    let (low, is_complete) = probe(window.len(), start, following, |i| (offset + i) as u8)?;
+    let (high, _) = probe(window.len(), start, following, |i| {
         let position = offset + i;
         (position as u8).wrapping_add(1 + (position >> 8) as u8)
     })?;
@@ -63,29 +70,30 @@ pub fn sparse(window: &[u8], start: BitStart, following: &[u8]) -> Result<Vec<u8
             first = first.min(i);
         }
     }
-    Ok(kept.split_off(first))
+    Ok(Reduced { window: kept.split_off(first), is_complete })
 }
 
-/// Decodes up to 32 KiB behind a made-up window.
+/// Decodes up to 32 KiB behind a made-up window; whether the data gave as much, or ended.
 fn probe(
     length: usize,
     start: BitStart,
     following: &[u8],
     byte: impl Fn(usize) -> u8,
-) -> Result<Vec<u8>, Corrupt> {
+) -> Result<(Vec<u8>, bool), Corrupt> {
     let window: Vec<u8> = (0..length).map(byte).collect();
     let mut inflate = start.inflate(&window)?;
     let mut output = vec![0; WINDOW];
-    let (mut read, mut written) = (0, 0);
-    while written < output.len() {
+    let (mut read, mut written, mut ended) = (0, 0, false);
+    while written < output.len() && !ended {
         let Step { consumed, produced, state } =
             inflate.step(&following[read..], &mut output[written..], Stop::Never)?;
         read += consumed;
         written += produced;
-        if state == State::End || (consumed == 0 && produced == 0) {
+        ended = state == State::End;
+        if consumed == 0 && produced == 0 {
             break;
         }
     }
     output.truncate(written);
-    Ok(output)
+    Ok((output, ended || written == WINDOW))
 }

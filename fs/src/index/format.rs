@@ -1,4 +1,4 @@
-//! The bytes of index files, version 1. All numbers are little-endian; nothing is aligned.
+//! The bytes of index files, version 2. All numbers are little-endian; nothing is aligned.
 //!
 //! ```text
 //! tree   +--------------------------------------+ 0
@@ -36,7 +36,7 @@ pub const TREE_MAGIC: [u8; 8] = *b"UMNTTREE";
 pub const SPANS_MAGIC: [u8; 8] = *b"UMNTSPAN";
 /// Version of both formats. It counts up with every change of the bytes that the same layer
 /// gives, be it by a new layout, another choice of checkpoints or another zstd.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Stands for "no xattr set" and "no object".
 pub const NONE: u32 = u32::MAX;

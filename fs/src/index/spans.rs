@@ -246,7 +246,7 @@ mod tests {
         let (file, _) = encode_spans(&Digest::of(b"layer"), &scan()).unwrap();
         assert_eq!(
             Digest::of(&file).to_string(),
-            "sha256:fd33431289826a1778eb6ef4d860dcf009c7ecdd924273521089606e86dd625c"
+            "sha256:d215d2b83d3d0961ac170eba1db4d9565e9410af9139b32e2fc01a529162a400"
         );
     }
 

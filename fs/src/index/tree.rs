@@ -295,6 +295,16 @@ impl LayerTree {
             .ok_or_else(|| damaged("extended attributes lie outside their section"))
     }
 
+    /// How many extents of sparse files there are.
+    pub(super) fn extent_count(&self) -> usize {
+        self.extents.len() / size_of::<Extent>()
+    }
+
+    /// How many directory entries there are.
+    pub fn entry_count(&self) -> usize {
+        self.entries.len() / size_of::<DirectoryEntry>()
+    }
+
     /// Whether any inode of the layer has extended attributes.
     pub fn has_xattrs(&self) -> bool {
         !self.xattrs.is_empty()
@@ -323,6 +333,6 @@ fn halves(packed: u64) -> (usize, usize) {
     ((packed & u64::from(u32::MAX)) as usize, (packed >> 32) as usize)
 }
 
-fn damaged(what: &'static str) -> IndexError {
+pub(super) fn damaged(what: &'static str) -> IndexError {
     IndexError::Damaged { kind: KIND, what }
 }

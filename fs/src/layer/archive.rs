@@ -75,60 +75,81 @@ struct Extensions {
     pax: PaxRecords,
 }
 
-/// The members of the archive in `stream`. The content of a file must be read (or skipped) before
-/// the next member is asked for.
-pub struct Archive {
-    global: PaxRecords,
+impl Extensions {
+    fn is_empty(&self) -> bool {
+        self.path.is_none() && self.link.is_none() && self.pax.is_empty()
+    }
 }
 
-impl Archive {
-    /// An archive of which nothing was read.
-    pub fn new() -> Self {
-        Self { global: PaxRecords::new() }
-    }
-
-    /// The next member, `None` at the end of the archive.
-    ///
-    /// # Errors
-    /// [`LayerError`] where headers are damaged or the stream ends inside one.
-    pub fn next(&mut self, stream: &mut TarStream) -> Result<Option<Member>, LayerError> {
-        let mut extensions = Extensions::default();
-        loop {
-            let Some(header) = read_header(stream)? else { return Ok(None) };
-            let size = size_of_body(&header, stream.position())?;
-            match header.as_bytes()[156] {
-                b'L' => extensions.path = Some(read_long_name(stream, size)?),
-                b'K' => extensions.link = Some(read_long_name(stream, size)?),
-                b'x' | b'X' => extensions.pax.extend(read_pax(stream, size)?),
-                b'g' => self.global.extend(read_pax(stream, size)?),
-                b'V' | b'M' | b'N' => stream.skip_padded(size)?,
-                _ => {
-                    let mut pax = self.global.clone();
-                    pax.append(&mut extensions.pax);
-                    extensions.pax = pax;
-                    return member(stream, &header, size, extensions).map(Some);
-                }
+/// The next member of the archive in `stream`, `None` at its end. The content of a file must be
+/// read (or skipped) before the next member is asked for.
+///
+/// Global PAX records are read and dropped, as Go's reader does, and with it every container
+/// engine.
+///
+/// # Errors
+/// [`LayerError`] where headers are damaged or the stream ends inside one.
+pub fn next_member(stream: &mut TarStream) -> Result<Option<Member>, LayerError> {
+    let compression =
+        if stream.position() == 0 { foreign_compression(stream.peek(8)) } else { None };
+    let refused = |error| match compression {
+        Some(name) => LayerError::Compression { name },
+        None => error,
+    };
+    let mut extensions = Extensions::default();
+    loop {
+        let Some(header) = read_header(stream).map_err(refused)? else {
+            return if extensions.is_empty() { Ok(None) } else { Err(truncated(stream)) };
+        };
+        let size = size_of_body(&header, stream.position())?;
+        match header.as_bytes()[156] {
+            b'L' => extensions.path = Some(read_long_name(stream, size)?),
+            b'K' => extensions.link = Some(read_long_name(stream, size)?),
+            b'x' | b'X' => extensions.pax = read_pax(stream, size)?,
+            b'g' => drop(read_pax(stream, size)?),
+            b'V' | b'N' => stream.skip_padded(size)?,
+            b'M' => {
+                let what = "its member begins in another volume";
+                return Err(LayerError::Header { position: stream.position(), what });
             }
+            _ => return member(stream, &header, size, extensions).map(Some),
         }
+    }
+}
+
+fn truncated(stream: &TarStream) -> LayerError {
+    LayerError::Truncated { position: stream.position() }
+}
+
+/// The compression that a stream begins with, of those that image layers do not have.
+fn foreign_compression(start: &[u8]) -> Option<&'static str> {
+    match start {
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some("xz"),
+        [b'B', b'Z', b'h', ..] => Some("bzip2"),
+        [0x04, 0x22, 0x4d, 0x18, ..] => Some("lz4"),
+        [0x5d, 0, 0, ..] => Some("lzma"),
+        [b'L', b'Z', b'I', b'P', ..] => Some("lzip"),
+        [0x1f, 0x9d, ..] => Some("compress"),
+        _ => None,
     }
 }
 
 /// The next header, `None` where the archive ends: at two blocks of zeros, or with the stream.
 fn read_header(stream: &mut TarStream) -> Result<Option<Header>, LayerError> {
-    let mut zero_blocks = 0;
-    loop {
-        let position = stream.position();
-        let Some(block) = stream.block()? else { return Ok(None) };
-        if block.iter().all(|&byte| byte == 0) {
-            zero_blocks += 1;
-            if zero_blocks == 2 {
-                return Ok(None);
+    let Some(block) = stream.block()? else { return Ok(None) };
+    let is_zero = |block: [u8; BLOCK]| block.iter().all(|&byte| byte == 0);
+    if is_zero(block) {
+        // Some tools stop here, some refuse to go on, none shows what follows.
+        return match stream.block()? {
+            Some(block) if !is_zero(block) => {
+                let what = "it stands behind a single block of zeros";
+                Err(LayerError::Header { position: stream.position(), what })
             }
-            continue;
-        }
-        check_sum(&block, position)?;
-        return Ok(Some(Header::from_byte_slice(&block).clone()));
+            _ => Ok(None),
+        };
     }
+    check_sum(&block, stream.position())?;
+    Ok(Some(Header::from_byte_slice(&block).clone()))
 }
 
 /// The sum of all bytes with the sum's own field taken as blanks; old tars summed signed bytes.
@@ -163,7 +184,7 @@ fn read_meta(stream: &mut TarStream, size: u64) -> Result<Vec<u8>, LayerError> {
     }
     let mut bytes = Vec::new();
     stream.read(size, |chunk| bytes.extend_from_slice(chunk))?;
-    stream.skip_padding(size)?;
+    stream.skip_padding(size);
     Ok(bytes)
 }
 
@@ -206,11 +227,11 @@ fn member(
     let text = |key: &str| pax.get(key.as_bytes()).filter(|value| !value.is_empty());
     let fields = header.as_old();
     let path = text("GNU.sparse.name")
-        .or(text("path"))
         .cloned()
         .or(path)
+        .or_else(|| text("path").cloned())
         .unwrap_or_else(|| header_path(header));
-    let link = || text("linkpath").cloned().or(link).unwrap_or_else(|| until_nul(&fields.linkname));
+    let link = || link.or(text("linkpath").cloned()).unwrap_or_else(|| until_nul(&fields.linkname));
     let size = match text("size") {
         Some(text) => pax_number(text).ok_or(damaged("its PAX size is not a number"))?,
         None => size,
@@ -237,10 +258,10 @@ fn member(
             MemberKind::Directory
         }
         b'S' => MemberKind::File(sparse::old_gnu(stream, header, size)?),
-        b'0' | b'\0' if path.ends_with(b"/") => MemberKind::Directory,
+        b'\0' if path.ends_with(b"/") => MemberKind::Directory,
         _ => MemberKind::File(sparse::pax(stream, &pax, size)?),
     };
-    let xattrs = xattrs(&pax);
+    let xattrs = xattrs(&pax, &kind);
     Ok(Member { path, kind, mode, uid, gid, mtime, xattrs })
 }
 
@@ -270,12 +291,29 @@ fn device(header: &Header, kind: u8) -> Option<MemberKind> {
     Some(MemberKind::Device(kind, number(329..337, 1 << 12)?, number(337..345, 1 << 20)?))
 }
 
-/// Attributes of overlayfs are its own business: taken from an image they would forge opaque
-/// directories and redirects. An empty value takes a record back (POSIX.1-2017, pax).
-fn xattrs(pax: &PaxRecords) -> BTreeMap<Vec<u8>, Vec<u8>> {
+/// The extended attributes that a file system of Linux would take. Those of overlayfs are its own
+/// business: taken from an image they would forge opaque directories and redirects. An empty
+/// value takes a record back (POSIX.1-2017, pax).
+fn xattrs(pax: &PaxRecords, kind: &MemberKind) -> BTreeMap<Vec<u8>, Vec<u8>> {
     pax.iter()
         .filter_map(|(key, value)| Some((key.strip_prefix(b"SCHILY.xattr.")?, value)))
-        .filter(|(name, value)| !value.is_empty() && !name.starts_with(b"trusted.overlay."))
+        .filter(|(name, value)| !value.is_empty() && is_storable(name, kind))
         .map(|(name, value)| (name.to_vec(), value.clone()))
         .collect()
+}
+
+/// xattr(7): four namespaces, of which `user` is for files and directories only.
+fn is_storable(name: &[u8], kind: &MemberKind) -> bool {
+    if name.starts_with(b"trusted.overlay.") {
+        return false;
+    }
+    let dot = name.iter().position(|&byte| byte == b'.');
+    match dot.map(|dot| (&name[..dot], &name[dot + 1..])) {
+        Some((b"user", rest)) => {
+            !rest.is_empty() && matches!(kind, MemberKind::File(_) | MemberKind::Directory)
+        }
+        Some((b"trusted" | b"security", rest)) => !rest.is_empty(),
+        Some((b"system", rest)) => matches!(rest, b"posix_acl_access" | b"posix_acl_default"),
+        _ => false,
+    }
 }

@@ -12,6 +12,7 @@ use super::LayerError;
 use super::archive::{Content, Member, MemberKind};
 use super::content::{ContentHasher, ObjectSink};
 use super::layout::{Layout, count};
+use super::limits::{Budget, NAME_MAX, check_limits};
 use super::stream::TarStream;
 use crate::digest::Digest;
 use crate::index::{Extent, NONE, Sections};
@@ -21,17 +22,10 @@ use crate::path::clean;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// The longest name and the longest link target of Linux, in bytes.
-const NAME_MAX: usize = 255;
-const TARGET_MAX: usize = 4095;
-
 /// Symbolic links followed on the way to one member, as in path_resolution(7).
 const LINKS_MAX: usize = 40;
 
-/// Limits of xattr(7).
 const NOT_A_DIRECTORY: &str = "a parent of it is not a directory";
-const XATTR_NAME_MAX: usize = 255;
-const XATTR_VALUE_MAX: usize = 64 * 1024;
 
 pub(super) type NodeId = usize;
 pub(super) const ROOT: NodeId = 0;
@@ -96,6 +90,7 @@ pub struct Builder {
     pub(super) digests: Vec<Digest>,
     keys: HashMap<ObjectKey, u32>,
     content_size: u64,
+    budget: Budget,
 }
 
 impl Builder {
@@ -106,6 +101,7 @@ impl Builder {
             digests: Vec::new(),
             keys: HashMap::new(),
             content_size: 0,
+            budget: Budget::default(),
         }
     }
 
@@ -120,6 +116,8 @@ impl Builder {
         sink: &mut dyn ObjectSink,
     ) -> Result<FileContent, LayerError> {
         let start = stream.position();
+        let refuse = |what| LayerError::Header { position: start, what };
+        self.budget.take_holes(content).map_err(refuse)?;
         let mut hasher = ContentHasher::new(content.size);
         let place = if content.size == 0 {
             Place::Whole(start)
@@ -133,7 +131,7 @@ impl Builder {
                 Some(_) => Place::Sparse(read_sparse(stream, content, &mut hasher, sink)?),
             }
         };
-        stream.skip_padding(content.stored)?;
+        stream.skip_padding(content.stored);
         if content.size == 0 {
             return Ok(FileContent { size: 0, key: NONE, place });
         }
@@ -167,6 +165,7 @@ impl Builder {
     pub fn add(&mut self, member: Member, content: Option<FileContent>) -> Result<(), LayerError> {
         let refuse = |what| LayerError::Member { path: member.path.clone(), what };
         check_limits(&member).map_err(refuse)?;
+        self.budget.take_member(&member).map_err(refuse)?;
         let mut path = clean(&member.path);
         let Some(name) = path.pop() else {
             if member.kind == MemberKind::Directory {
@@ -184,6 +183,9 @@ impl Builder {
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
             self.add_whiteout(parent, &name, hidden);
             return Ok(());
+        }
+        if name.len() > NAME_MAX {
+            return Err(refuse("its name is longer than 255 bytes"));
         }
         let kind = match &member.kind {
             MemberKind::Directory => return self.add_directory(parent, name, &member),
@@ -209,8 +211,9 @@ impl Builder {
         match hidden {
             _ if name == OPAQUE => directory.opaque = true,
             b"" | b"." | b".." => {}
-            // Metadata of aufs: its pseudo-links and marks mean nothing elsewhere.
-            _ if hidden.starts_with(WHITEOUT) => {}
+            // Metadata of aufs (its pseudo-links and marks mean nothing elsewhere), or a name that
+            // nothing can have.
+            _ if hidden.starts_with(WHITEOUT) || hidden.len() > NAME_MAX => {}
             _ => drop(directory.whiteouts.insert(hidden.to_vec())),
         }
     }
@@ -256,11 +259,30 @@ impl Builder {
             Some(node) => node,
             None => {
                 path.push(leaf);
+                if self.is_deleted(&path) {
+                    return Err("it is a hard link to what the layer has deleted");
+                }
                 self.push(Node::lower_link(path.join(&b'/')))
             }
         };
         self.directory(parent).children.insert(name, node);
         Ok(())
+    }
+
+    /// Whether the layer, as far as it was read, hides what lower layers have at `path`.
+    fn is_deleted(&mut self, path: &[Vec<u8>]) -> bool {
+        let mut here = ROOT;
+        for name in path {
+            let directory = self.directory(here);
+            if directory.opaque || directory.whiteouts.contains(name) {
+                return true;
+            }
+            match directory.children.get(name).copied() {
+                Some(child) if self.nodes[child].is_directory() => here = child,
+                _ => return false,
+            }
+        }
+        false
     }
 
     fn push(&mut self, node: Node) -> NodeId {
@@ -309,6 +331,7 @@ impl Builder {
                     if name.len() > NAME_MAX {
                         return Err("a name in its path is longer than 255 bytes");
                     }
+                    self.budget.take_directory(&name)?;
                     let node = self.push(Node::implicit_directory());
                     self.directory(here).children.insert(name, node);
                     node
@@ -379,28 +402,6 @@ fn read_sparse(
     hasher.zeros(content.size - position);
     sink.zeros(content.size - position);
     Ok(extents)
-}
-
-fn check_limits(member: &Member) -> Result<(), &'static str> {
-    if member.path.contains(&0) {
-        return Err("its path holds a NUL byte");
-    }
-    let name = member.path.rsplit(|&byte| byte == b'/').find(|name| !name.is_empty());
-    if name.is_some_and(|name| name.len() > NAME_MAX + WHITEOUT.len()) {
-        return Err("its name is longer than 255 bytes");
-    }
-    if let MemberKind::Symlink(target) = &member.kind
-        && (target.is_empty() || target.len() > TARGET_MAX || target.contains(&0))
-    {
-        return Err("its link target is empty, longer than 4095 bytes or holds a NUL byte");
-    }
-    let too_long = |(name, value): (&Vec<u8>, &Vec<u8>)| {
-        name.is_empty() || name.len() > XATTR_NAME_MAX || value.len() > XATTR_VALUE_MAX
-    };
-    if member.xattrs.iter().any(too_long) {
-        return Err("it has an extended attribute beyond the limits of Linux");
-    }
-    Ok(())
 }
 
 impl Node {

@@ -10,7 +10,9 @@ pub fn field(bytes: &[u8]) -> Option<i64> {
 }
 
 fn octal(bytes: &[u8]) -> Option<i64> {
-    let text = bytes.split(|&byte| byte == 0).next().unwrap_or_default().trim_ascii();
+    // Writers have put blanks and NULs in front of the digits as well as behind them.
+    let start = bytes.iter().position(|byte| !matches!(byte, 0 | b' ')).unwrap_or(bytes.len());
+    let text = bytes[start..].split(|&byte| byte == 0).next().unwrap_or_default().trim_ascii();
     if text.is_empty() {
         return Some(0);
     }
@@ -68,9 +70,10 @@ mod tests {
 
     #[test]
     fn header_fields_are_octal_or_base_256() {
-        let table: [(&[u8], Option<i64>); 10] = [
+        let table: [(&[u8], Option<i64>); 11] = [
             (b"0000644\0", Some(0o644)),
             (b"    644 ", Some(0o644)),
+            (b"\0 00644\0", Some(0o644)),
             (b"\0\0\0\0\0\0\0\0", Some(0)),
             (b"        ", Some(0)),
             (b"77777777777\0", Some(0o77_777_777_777)),

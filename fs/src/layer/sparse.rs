@@ -15,6 +15,9 @@ use super::stream::TarStream;
 /// More runs than this in one file are refused.
 const RUNS_LIMIT: usize = 1 << 20;
 
+/// Digits of the largest 64-bit number.
+const DIGITS_MAX: usize = 20;
+
 /// A run of stored bytes of a sparse file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DataRun {
@@ -119,6 +122,9 @@ fn leading_map(stream: &mut TarStream, stored: u64) -> Result<(Vec<DataRun>, u64
                 line.clear();
             } else {
                 line.push(byte);
+            }
+            if line.len() > DIGITS_MAX {
+                return Err(damaged());
             }
             let wanted = numbers.first().map_or(1, |&runs| runs.saturating_mul(2) + 1);
             if wanted > RUNS_LIMIT as u64 {

@@ -24,6 +24,11 @@ impl TarStream {
         self.input.consumed()
     }
 
+    /// The next `count` bytes without reading them, fewer where the stream ends.
+    pub fn peek(&mut self, count: usize) -> &[u8] {
+        self.input.peek(count)
+    }
+
     /// The next 512 bytes, `None` where the stream ended before.
     ///
     /// # Errors
@@ -62,21 +67,21 @@ impl TarStream {
         Ok(())
     }
 
-    /// Skips what fills up the last block of `size` bytes.
-    ///
-    /// # Errors
-    /// [`LayerError::Truncated`] where the stream ends inside.
-    pub fn skip_padding(&mut self, size: u64) -> Result<(), LayerError> {
-        self.read(size.wrapping_neg() % BLOCK as u64, |_| ())
+    /// Skips what fills up the last block of `size` bytes. Writers may leave it out at the end of
+    /// the stream, where nothing follows that it would align.
+    pub fn skip_padding(&mut self, size: u64) {
+        // It only fails where the stream ends.
+        let _ = self.read(size.wrapping_neg() % BLOCK as u64, |_| ());
     }
 
     /// Skips `size` bytes and their padding.
     ///
     /// # Errors
-    /// [`LayerError::Truncated`] where the stream ends inside.
+    /// [`LayerError::Truncated`] where the stream ends before the padding.
     pub fn skip_padded(&mut self, size: u64) -> Result<(), LayerError> {
         self.read(size, |_| ())?;
-        self.skip_padding(size)
+        self.skip_padding(size);
+        Ok(())
     }
 
     /// Reads what is left; the digest and the size of the whole stream.

@@ -11,6 +11,8 @@ pub(super) fn cases() -> Vec<Case> {
     cases.extend(whiteouts());
     cases.extend(replacements());
     cases.extend(escapes());
+    cases.extend(lower_links());
+    cases.extend(markers());
     cases.push(same_layer_twice());
     cases.push(whiteouts_of_this_and_the_parent_directory());
     cases
@@ -236,6 +238,87 @@ fn escapes() -> Vec<Case> {
         Case::layers(
             "whiteout above the root",
             &[&[Member::file("ok", "x")], &[Member::file("../.wh.canary", "")]],
+        ),
+    ]
+}
+
+/// Hard links whose target another layer has, as umoci and old builders write them.
+fn lower_links() -> Vec<Case> {
+    let lower = [
+        Member::dir("d"),
+        Member::file("d/f", "content").mode(0o640).owner(3, 4),
+        Member::symlink("s", "d"),
+        Member::symlink("up", "/d/../s"),
+    ];
+    let one = [Member::hardlink("h", "d/f")];
+    let chain = [Member::hardlink("h2", "h"), Member::hardlink("h3", "./h2")];
+    let through = [Member::hardlink("h", "s/f"), Member::hardlink("i", "up/f")];
+    let deleted_later = [Member::hardlink("h", "d/f"), Member::whiteout("d", "f")];
+    let to_link = [Member::hardlink("t", "s")];
+    let replaced = [Member::file("d/f", "new"), Member::hardlink("h", "d/f")];
+    let gone = [Member::whiteout("", "d")];
+    vec![
+        Case::layers("hard link to a lower layer", &[&lower, &one]),
+        Case::layers("hard links across three layers", &[&lower, &one, &chain]),
+        Case::layers("hard link through links of a lower layer", &[&lower, &through]),
+        Case::layers("hard link to what is deleted afterwards", &[&lower, &deleted_later]),
+        Case::layers("hard link to a link of a lower layer", &[&lower, &to_link]),
+        Case::layers("hard link to what was replaced", &[&lower, &replaced]),
+        Case::layers("hard link outlives its target", &[&lower, &one, &gone]),
+        Case::layers(
+            "hard link through a link of its layer",
+            &[&[lower[0].clone(), lower[1].clone(), lower[2].clone(), through[0].clone()]],
+        ),
+        Case::layers(
+            "hard link to what its layer replaces",
+            &[&[Member::file("a", "1"), Member::hardlink("b", "a"), Member::file("a", "2")]],
+        ),
+    ]
+}
+
+/// Markers of unusual types, in unusual places.
+fn markers() -> Vec<Case> {
+    let lower = [
+        Member::dir("d"),
+        Member::file("d/x", "x"),
+        Member::file("d/e/q", "q"),
+        Member::file("e", "e"),
+        Member::file("f", "f"),
+        Member::file("k", "k"),
+    ];
+    let types =
+        [Member::dir(".wh.d"), Member::symlink(".wh.e", "k"), Member::hardlink(".wh.f", "k")];
+    let nested = [
+        Member::opaque("d"),
+        Member::whiteout("d/e", "q"),
+        Member::file("d/e/new", "n"),
+        Member::opaque("d/e"),
+    ];
+    let aufs = [
+        Member::file("d/.wh..wh.plnk/1.2", "linked"),
+        Member::hardlink("l", "d/.wh..wh.plnk/1.2"),
+        Member::dir("d/.wh..wh.orph"),
+        Member::file(".wh..wh.aufs", ""),
+    ];
+    vec![
+        Case::layers("markers that are no files", &[&lower, &types]),
+        Case::layers("opaque directory in an opaque directory", &[&lower, &nested]),
+        Case::layers("opaque directory without members", &[&lower, &[Member::opaque("d")]]),
+        Case::layers("aufs pseudo-links", &[&lower, &aufs]),
+        Case::layers(
+            "marker of a name with a space",
+            &[
+                &[Member::file("a b", "1"), Member::file("n\nl", "2"), Member::file("m", "3")],
+                &[Member::whiteout("", "a b"), Member::whiteout("", "n\nl")],
+            ],
+        ),
+        Case::layers(
+            "file, directory and file again",
+            &[&[Member::file("a", "1")], &[Member::file("a/x", "2")], &[Member::file("a", "3")]],
+        ),
+        Case::layers(
+            "file deleted below a file",
+            &[&[Member::file("a", "1"), Member::file("k", "k")], &[Member::whiteout("a", "x")]],
         ),
     ]
 }

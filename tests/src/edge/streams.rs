@@ -5,7 +5,7 @@ use undermount_fs::digest::{Digest, Hasher};
 
 use super::{Case, content, content_archive};
 use crate::archive::{Archive, Header, Kind, Member};
-use crate::compression::{Compression, zstd_checked, zstd_skippable};
+use crate::compression::{Compression, zstd_checked, zstd_frame, zstd_skippable, zstd_windowed};
 use crate::image::Layer;
 
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -27,7 +27,14 @@ pub(super) fn cases() -> Vec<Case> {
     cases.extend(media_types_that_lie());
     cases.extend([
         gzip_followed_by_zeros(),
+        gzip_followed_by_garbage(),
+        gzip_with_a_header_checksum(),
+        gzip_among_empty_members(),
         zstd_without_content_size(),
+        zstd_among_skippable_and_empty_frames(),
+        zstd_with_a_large_window(),
+        zstd_chunked(),
+        no_padding_at_the_end(),
         no_closing_blocks(),
         one_closing_block(),
         empty_blob_of_an_empty_archive(),
@@ -36,6 +43,7 @@ pub(super) fn cases() -> Vec<Case> {
             br#"{"version":1,"entries":[{"name":"d/small","type":"reg","size":5,"offset":0}]}"#
                 .to_vec()
         }),
+        estargz_with_another_footer(),
         bomb(),
     ]);
     cases
@@ -62,6 +70,79 @@ fn gzip_followed_by_zeros() -> Case {
     let tar = content_archive();
     let blob = [Compression::Gzip.apply(&tar), vec![0; 3_000]].concat();
     Case::layer("gzip followed by zeros", Layer::raw(blob, &tar, GZIP), &content())
+}
+
+/// gzip(1) ignores what is no member.
+fn gzip_followed_by_garbage() -> Case {
+    let tar = content_archive();
+    let blob = [&Compression::Gzip.apply(&tar)[..], b"\x1fgarbage, not a member"].concat();
+    Case::layer("gzip followed by garbage", Layer::raw(blob, &tar, GZIP), &content())
+}
+
+/// Every optional field of the header, and the checksum over it (RFC 1952, FHCRC).
+fn gzip_with_a_header_checksum() -> Case {
+    let tar = content_archive();
+    let deflated = Compression::Gzip.apply(&tar)[10..].to_vec();
+    let mut head = vec![0x1f, 0x8b, 8, 0b1_1111, 1, 2, 3, 4, 2, 255];
+    head.extend([8, 0]);
+    head.extend(b"SG\x04\x00abcd");
+    head.extend(b"layer.tar\0");
+    head.extend(b"a comment\0");
+    let mut crc = flate2::Crc::new();
+    crc.update(&head);
+    head.extend_from_slice(&crc.sum().to_le_bytes()[..2]);
+    let blob = [head, deflated].concat();
+    Case::layer("gzip with a header checksum", Layer::raw(blob, &tar, GZIP), &content())
+}
+
+fn gzip_among_empty_members() -> Case {
+    let tar = content_archive();
+    let empty = Compression::Gzip.apply(b"").repeat(500);
+    let (one, two) = tar.split_at(tar.len() / 2);
+    let [one, two] = [one, two].map(|part| Compression::Gzip.apply(part));
+    let blob = [&empty[..], &one, &empty, &two, &empty].concat();
+    Case::layer("gzip among empty members", Layer::raw(blob, &tar, GZIP), &content())
+}
+
+fn zstd_layer(name: &str, tar: &[u8], blob: Vec<u8>) -> Case {
+    Case::layer(name, Layer::raw(blob, tar, Compression::Zstd.media_type()), &content())
+}
+
+fn zstd_among_skippable_and_empty_frames() -> Case {
+    let tar = content_archive();
+    let (one, two) = tar.split_at(tar.len() / 3);
+    let between = [zstd_frame(b""), zstd_skippable(b""), zstd_skippable(&[7; 70_000])].concat();
+    let blob = [&between[..], &zstd_frame(one), &between, &zstd_checked(two), &between].concat();
+    zstd_layer("zstd among skippable and empty frames", &tar, blob)
+}
+
+/// `zstd --long=26`: 64 MiB, twice what the format recommends to support at least.
+fn zstd_with_a_large_window() -> Case {
+    let tar = content_archive();
+    zstd_layer("zstd with a large window", &tar, zstd_windowed(&tar, 26))
+}
+
+/// As containers/storage writes it: frames cut at files, then the table of contents and a footer
+/// in skippable frames. Nobody may trust the table.
+fn zstd_chunked() -> Case {
+    let tar = content_archive();
+    let toc = zstd_frame(br#"{"version":1,"entries":[{"type":"reg","name":"evil"}]}"#);
+    let mut blob: Vec<u8> = tar.chunks(50_000).flat_map(zstd_frame).collect();
+    let offset = blob.len() as u64 + 8;
+    blob.extend(zstd_skippable(&toc));
+    let numbers = [offset, toc.len() as u64, 55, 1];
+    let footer: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+    blob.extend(zstd_skippable(&[&footer[..], b"GNUlInUx"].concat()));
+    zstd_layer("zstd:chunked", &tar, blob)
+}
+
+fn no_padding_at_the_end() -> Case {
+    let mut archive = Archive::default();
+    content().iter().for_each(|member| archive.add(member));
+    let mut tar = archive.finish_without_end();
+    // The last file has five bytes.
+    tar.truncate(tar.len() - 507);
+    Case::archive("no padding at the end", &tar, &content())
 }
 
 fn zstd_without_content_size() -> Case {
@@ -111,6 +192,16 @@ fn estargz(name: &str, table: impl Fn(Vec<u8>) -> Vec<u8>) -> Case {
     let offset = blob.len() as u64 - 600;
     blob.extend(footer(offset));
     Case::layer(name, Layer::raw(blob, &tar, GZIP), &members)
+}
+
+/// The footer of older converters has 47 bytes; and one that points nowhere.
+fn estargz_with_another_footer() -> Case {
+    let tar = content_archive();
+    let extra = format!("{:016x}STARGZ", u64::MAX);
+    let head = [0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255, 22, 0];
+    let footer = [&head[..], extra.as_bytes(), &[1, 0, 0, 0xff, 0xff], &[0; 8]].concat();
+    let blob = [Compression::GzipMembers(40_000).apply(&tar), footer].concat();
+    Case::layer("stargz with a footer only", Layer::raw(blob, &tar, GZIP), &content())
 }
 
 fn table_of_contents(members: &[Member]) -> Vec<u8> {

@@ -5,7 +5,7 @@ use undermount_fs::digest::Digest;
 
 use super::{Case, Verdict, content, content_archive};
 use crate::archive::{Archive, Header, Member};
-use crate::compression::{Compression, zstd_checked};
+use crate::compression::{Compression, zstd_checked, zstd_window_claim};
 use crate::image::{Image, Layer};
 use crate::model::Model;
 
@@ -29,6 +29,9 @@ fn streams() -> Vec<Case> {
     let zstd = Compression::Zstd.apply(&tar);
     let checked = zstd_checked(&tar);
     let checksum = gzip.len() - 6;
+    let gzip_again = gzip.clone();
+    // Magic number, then a length of 4 GiB.
+    let endless_skip = [0x50, 0x2a, 0x4d, 0x18, 0xff, 0xff, 0xff, 0xff, 1, 2, 3];
     let cases = [
         ("truncated gzip", Compression::Gzip, cut(gzip.clone())),
         ("gzip without its trailer", Compression::Gzip, gzip[..gzip.len() - 8].to_vec()),
@@ -38,6 +41,17 @@ fn streams() -> Vec<Case> {
         ("truncated zstd", Compression::Zstd, cut(zstd.clone())),
         ("zstd with a wrong byte", Compression::Zstd, flip(checked.clone(), checked.len() / 2)),
         ("gzip of a page of HTML", Compression::Gzip, b"<html>sign in</html>".to_vec()),
+        ("gzip member of an unknown method", Compression::Gzip, flip(gzip_again.clone(), 2)),
+        (
+            "gzip followed by a broken member",
+            Compression::Gzip,
+            [&gzip_again[..], b"\x1f\x8b\x08"].concat(),
+        ),
+        ("zstd followed by garbage", Compression::Zstd, [&checked[..], b"garbage"].concat()),
+        ("zstd window of 2 GiB", Compression::Zstd, zstd_window_claim(31)),
+        ("zstd skippable frame without end", Compression::Zstd, endless_skip.to_vec()),
+        ("xz", Compression::Gzip, b"\xfd7zXZ\0\0\x04\xe6\xd6\xb4\x46".to_vec()),
+        ("bzip2", Compression::Gzip, [&b"BZh91AY&SY"[..], &[0x42; 900]].concat()),
     ];
     cases
         .into_iter()
@@ -81,6 +95,29 @@ fn archives() -> Vec<Case> {
         ("pax size that is no number", pax(b"11 size=x1\n")),
         ("pax path with a NUL", pax(b"12 path=a\0b\n")),
         ("pax header of 1 GiB", huge_pax()),
+        ("member behind a single block of zeros", behind_zeros()),
+        ("member begun in another volume", patched(|header| header.set(156, b"M"))),
+        ("pax header without a member", lonely_pax()),
+        ("name of 256 bytes", Archive::of(&[f.clone(), Member::file("n".repeat(256), "x")])),
+        (
+            "path of 4096 bytes",
+            Archive::of(&[f.clone(), Member::file("d/".repeat(2_047) + "xx", "x")]),
+        ),
+        (
+            "link target of 4096 bytes",
+            Archive::of(&[f.clone(), Member::symlink("l", "t".repeat(4_096))]),
+        ),
+        ("link without a target", Archive::of(&[f.clone(), Member::symlink("l", "")])),
+        ("attribute above 64 KiB", Archive::of(&[f.clone().xattr("user.a", vec![b'v'; 65_537])])),
+        ("member below a file", Archive::of(&[f.clone(), Member::file("f/g", "x")])),
+        (
+            "member below a circle of links",
+            Archive::of(&[Member::symlink("f", "f"), Member::file("f/g", "x")]),
+        ),
+        ("hole of an exabyte", hole("1152921504606846976", "0,0")),
+        ("sparse map beyond its file", hole("1000", "900,200")),
+        ("sparse map of overlapping runs", hole("1000", "0,5,3,2")),
+        ("sparse map of half a run", hole("1000", "0,1,7")),
     ];
     cases
         .into_iter()
@@ -90,6 +127,27 @@ fn archives() -> Vec<Case> {
             Case::malformed(name, "the archive is damaged", &tar, &seen)
         })
         .collect()
+}
+
+fn behind_zeros() -> Vec<u8> {
+    let f = Archive::of(&[Member::file("f", "hello")]);
+    [&f[..f.len() - 512], &Archive::of(&[Member::file("g", "x")])].concat()
+}
+
+fn lonely_pax() -> Vec<u8> {
+    let mut archive = Archive::default();
+    archive.add(&Member::file("f", "hello"));
+    archive.pax_raw(b'x', b"9 path=x\n");
+    archive.finish_without_end()
+}
+
+/// A sparse file that stores seven bytes.
+fn hole(size: &str, map: &str) -> Vec<u8> {
+    let mut archive = Archive::default();
+    let record = |key: &str, value: &str| (key.as_bytes().to_vec(), value.as_bytes().to_vec());
+    archive.pax(b'x', &[record("GNU.sparse.size", size), record("GNU.sparse.map", map)]);
+    archive.add(&Member::file("h", if map == "0,0" { "" } else { "content" }));
+    archive.finish()
 }
 
 /// A PAX header that says that it goes on for a GiB: nobody may reserve that.
@@ -169,11 +227,14 @@ fn hard_links() -> Vec<Case> {
         ("hard link to nothing", Member::hardlink("h", "nothing")),
         ("hard link to itself", Member::hardlink("h", "h")),
         ("hard link to a directory", Member::hardlink("h", "dir")),
+        ("hard link to the root", Member::hardlink("h", "/")),
+        ("hard link to what was deleted", Member::hardlink("h", "deleted")),
     ];
     let mut cases: Vec<Case> = cases
         .into_iter()
         .map(|(name, link)| {
-            let members = [ok(), Member::dir("dir"), link];
+            let members = [ok(), Member::dir("dir"), link, Member::whiteout("", "deleted")];
+            let members = [&members[..2], &members[3..], &members[2..3]].concat();
             Case::malformed(name, "the target is not there", &Archive::of(&members), &members[..2])
         })
         .collect();

@@ -53,14 +53,7 @@ impl Reader {
     }
 
     fn finish(mut self) -> Tree {
-        for mut paths in self.inodes.into_values().filter(|paths| paths.len() > 1) {
-            paths.sort();
-            for path in &paths {
-                if let Some(Some(fields)) = self.tree.entries.get_mut(path) {
-                    fields.insert("nlink_group".to_owned(), paths.first().cloned());
-                }
-            }
-        }
+        self.tree.group(self.inodes.into_values());
         self.tree
     }
 }
