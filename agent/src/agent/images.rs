@@ -16,10 +16,11 @@ mod indexes;
 
 pub use holder::{Holder, Indexed};
 
+use std::collections::HashSet;
 use std::error::Error;
 use std::fmt;
 use std::io::ErrorKind;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -184,6 +185,8 @@ pub struct Images {
     client: Client,
     filler: Arc<Filler>,
     platform: Platform,
+    /// Digests of trees that were found to lie, so that they are not believed again.
+    liars: Mutex<HashSet<Digest>>,
 }
 
 impl Images {
@@ -191,7 +194,13 @@ impl Images {
     /// read waits for them for at most `timeout`.
     pub fn new(cache: Cache, client: Client, source: Arc<dyn Source>, timeout: Duration) -> Self {
         let filler = Filler::new(cache.store.clone(), cache.blobs.clone(), source, timeout);
-        Self { cache, client, filler: Arc::new(filler), platform: Platform::host() }
+        Self {
+            cache,
+            client,
+            filler: Arc::new(filler),
+            platform: Platform::host(),
+            liars: Mutex::default(),
+        }
     }
 
     /// Reads what is missing; a view needs it.
@@ -447,10 +456,8 @@ impl Images {
         progress: &Progress,
     ) -> Result<(), ImageFault> {
         let digest = layer.digest();
-        let record = self.cache.layer(&digest);
-        let proven = record.is_some_and(|record| record.trust == Trust::Own);
         let is_here = missing_bytes(&self.cache, &layer) == Ok(0);
-        if proven && is_here {
+        if self.is_own(&layer) && is_here {
             return Ok(());
         }
         let outcome = if layer.is_checked() && is_here {
@@ -463,7 +470,7 @@ impl Images {
         };
         if let Err(IngestError::WrongIndex { .. }) = outcome {
             tracing::error!(layer = %digest, "quarantined an index that lies");
-            self.cache.forget_layer(&digest);
+            self.distrust(&layer);
         }
         outcome?;
         let tree = Digest::of(layer.tree.bytes());
@@ -477,7 +484,30 @@ impl Images {
     /// [`ImageError`] where the layers do not make an image.
     pub fn merge(&self, ready: &Ready) -> Result<ImageTree, ImageError> {
         let trees = ready.layers.iter().map(|layer| layer.tree.clone()).collect();
-        ImageTree::merge(trees).map_err(|error| ImageFault::Tree(error).of(&ready.image.reference))
+        ImageTree::merge(trees).map_err(|error| {
+            // An index of somebody else may be to blame. The next attempt builds its own.
+            ready.layers.iter().filter(|layer| !self.is_own(layer)).for_each(|l| self.distrust(l));
+            ImageFault::Tree(error).of(&ready.image.reference)
+        })
+    }
+
+    /// Whether the index of `layer` was built here.
+    fn is_own(&self, layer: &Layer) -> bool {
+        self.cache.layer(&layer.digest()).is_some_and(|record| record.trust == Trust::Own)
+    }
+
+    /// Forgets the index of `layer` and does not believe it again.
+    fn distrust(&self, layer: &Layer) {
+        self.note_liar(Digest::of(layer.tree.bytes()));
+        self.cache.forget_layer(&layer.digest());
+    }
+
+    fn note_liar(&self, tree: Digest) {
+        self.liars.lock().unwrap_or_else(PoisonError::into_inner).insert(tree);
+    }
+
+    fn is_liar(&self, tree: &Digest) -> bool {
+        self.liars.lock().unwrap_or_else(PoisonError::into_inner).contains(tree)
     }
 
     /// How much of `ready` is here. Looks at every file.
@@ -506,7 +536,7 @@ fn is_outage(error: &RegistryError) -> bool {
 }
 
 fn distinct(layers: &[Arc<Layer>]) -> Vec<Arc<Layer>> {
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     layers.iter().filter(|layer| seen.insert(layer.digest())).cloned().collect()
 }
 
@@ -519,7 +549,7 @@ fn share_equal(layers: Vec<Arc<Layer>>) -> Vec<Arc<Layer>> {
 /// Bytes of the distinct contents of a layer that the store does not have complete.
 fn missing_bytes(cache: &Cache, layer: &Layer) -> Result<u64, IndexError> {
     let tree: &LayerTree = &layer.tree;
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     let mut missing = 0;
     for number in tree.order() {
         let Some(content) = Content::of(tree, tree.inode(number.get())?)? else { continue };

@@ -66,7 +66,7 @@ impl Images {
             return Some(tree);
         }
         let attached = attached.get_or_init(|| self.attached_indexes(image)).await;
-        self.attached_tree(image, layer, attached).await
+        self.attached_tree(image, layer, diff_id, attached).await
     }
 
     /// The index that the cache has. A record that names the index of something else was damaged:
@@ -101,14 +101,19 @@ impl Images {
         attached
     }
 
-    /// The index that is attached to the image, fetched and kept.
+    /// The index that is attached to the image, fetched and kept, unless something is wrong with
+    /// it.
     async fn attached_tree(
         &self,
         image: &Resolved,
         layer: &Descriptor,
+        diff_id: &Digest,
         attached: &Attached,
     ) -> Option<LayerTree> {
         let entry = attached.layers.get(&layer.digest)?.as_ref()?;
+        if self.is_liar(&entry.tree) {
+            return None;
+        }
         let bytes = match self.client.tree(image.reference.repository(), entry).await {
             Ok(bytes) => bytes,
             Err(error) => {
@@ -117,8 +122,9 @@ impl Images {
             }
         };
         let tree = readable(&layer.digest, bytes.bytes())?;
-        if tree.header().spans != entry.spans.digest {
-            tracing::warn!(layer = %layer.digest, "an attached index names other spans");
+        if let Err(error) = examine(&tree, entry, layer, diff_id) {
+            tracing::error!(layer = %layer.digest, %error, "refused an index that lies");
+            self.note_liar(entry.tree);
             return None;
         }
         let record = LayerRecord { tree: entry.tree, trust: Trust::Registry };
@@ -199,6 +205,20 @@ pub(super) fn readable(layer: &Digest, bytes: &[u8]) -> Option<LayerTree> {
             None
         }
     }
+}
+
+/// Looks through an index that somebody else has made.
+fn examine(
+    tree: &LayerTree,
+    entry: &LayerEntry,
+    layer: &Descriptor,
+    diff_id: &Digest,
+) -> Result<(), String> {
+    if tree.header().spans != entry.spans.digest {
+        return Err("it names other spans than its artifact".to_owned());
+    }
+    check(tree, layer, diff_id).map_err(|error| error.to_string())?;
+    tree.check().map_err(|error| error.to_string())
 }
 
 /// Holds what an index says of its layer against the manifest and the config.

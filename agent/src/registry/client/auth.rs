@@ -123,12 +123,17 @@ impl Authenticator {
         Self { credentials, transports, learned, passes }
     }
 
-    /// The pass for `access`; `None` as long as the registry has not asked for any.
-    pub async fn pass(&self, access: &Access) -> Result<Option<Pass>, Fault> {
-        let learned = self.learned.lock().expect("no panic while it is held").clone();
-        match learned {
-            Some(challenge) => self.obtain(&challenge, access, None).await.map(Some),
-            None => Ok(None),
+    /// The pass for `access`; `None` as long as the registry has not asked for any. Where none can
+    /// be had, what was learned is forgotten: if the registry still wants one, it will say so.
+    pub async fn pass(&self, access: &Access) -> Option<Pass> {
+        let challenge = self.learned.lock().expect("no panic while it is held").clone()?;
+        match self.obtain(&challenge, access, None).await {
+            Ok(pass) => Some(pass),
+            Err(fault) => {
+                tracing::debug!(%fault, "no pass: asking without one");
+                *self.learned.lock().expect("no panic while it is held") = None;
+                None
+            }
         }
     }
 
