@@ -59,6 +59,10 @@ pub enum Fault {
     Trickle(usize, Duration),
     /// Nothing is ever sent.
     Stall,
+    /// The head comes a byte at a time, one in each period.
+    SlowHead(Duration),
+    /// The body is repeated without end, and its length is not announced.
+    Endless,
 }
 
 /// What is sent, unless a fault comes in between.
@@ -247,8 +251,17 @@ fn send(
     for (name, value) in &response.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
+    if fault == Some(Fault::Endless) {
+        head.push_str("Connection: close\r\n\r\n");
+        stream.write_all(head.as_bytes())?;
+        return send_for_ever(stream, &response.body, stop);
+    }
     head.push_str(&format!("Content-Length: {}\r\n\r\n", response.body.len()));
-    stream.write_all(head.as_bytes())?;
+    if let Some(Fault::SlowHead(period)) = fault {
+        send_slowly(stream, head.as_bytes(), period, stop)?;
+    } else {
+        stream.write_all(head.as_bytes())?;
+    }
     if request.method == "HEAD" {
         return Ok(true);
     }
@@ -277,6 +290,30 @@ fn send(
         }
         _ => stream.write_all(body).map(|()| true),
     }
+}
+
+fn send_for_ever(mut stream: &TcpStream, body: &[u8], stop: &AtomicBool) -> io::Result<bool> {
+    let body = if body.is_empty() { b"more and more" } else { body };
+    while !stop.load(Ordering::Acquire) {
+        stream.write_all(body)?;
+    }
+    Ok(false)
+}
+
+fn send_slowly(
+    mut stream: &TcpStream,
+    bytes: &[u8],
+    period: Duration,
+    stop: &AtomicBool,
+) -> io::Result<()> {
+    for byte in bytes {
+        if stop.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        stream.write_all(&[*byte])?;
+        thread::sleep(period);
+    }
+    Ok(())
 }
 
 /// Makes the closing of the connection a reset: no lingering, unread bytes are dropped.

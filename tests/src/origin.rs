@@ -1,21 +1,31 @@
 //! A read-only registry in the test's own process: it serves images that no real registry
 //! accepts, counts what is asked of it and misbehaves on demand.
 //!
-//! Blobs are served with `Range` under the digest that the manifest claims. There are no
-//! referrers and no indexes: a node that mounts from here builds its own.
+//! Blobs are served with `Range` under the digest that the manifest claims. There are no indexes
+//! unless they are attached: a node that mounts from here builds its own.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use serde_json::{Value, json};
+use undermount::image::Descriptor;
+use undermount::image::artifact::{Artifact, LayerBlobs};
+use undermount_fs::digest::Digest;
+use undermount_fs::layer::Indexer;
 
 use crate::http::{Fault, Request, Response, Server};
 use crate::image::{Image, MANIFEST};
 
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
 /// Decides what goes wrong with a request.
 type Faults = dyn FnMut(&Request) -> Option<Fault> + Send;
+/// Makes another answer of the right one.
+type Distortion = dyn FnMut(&Request, Response) -> Response + Send;
 
 /// The registry; it stops when dropped.
 pub struct Origin {
@@ -23,10 +33,20 @@ pub struct Origin {
     state: Arc<Mutex<State>>,
 }
 
+/// A manifest that belongs to an image, and the entry that lists it.
+struct Attached {
+    subject: Digest,
+    manifest: Bytes,
+    entry: Value,
+}
+
 #[derive(Default)]
 struct State {
     images: BTreeMap<String, Image>,
     faults: Option<Box<Faults>>,
+    distortion: Option<Box<Distortion>>,
+    /// Manifests beside those of the images, by repository and digest.
+    attached: BTreeMap<(String, Digest), Attached>,
     credentials: Option<String>,
     log: Vec<Request>,
     blob_bytes: u64,
@@ -70,9 +90,38 @@ impl Origin {
         lock(&self.state).faults = Some(Box::new(faults));
     }
 
+    /// Lets `distortion` change every answer from now on.
+    pub fn distort(&self, distortion: impl FnMut(&Request, Response) -> Response + Send + 'static) {
+        lock(&self.state).distortion = Some(Box::new(distortion));
+    }
+
     /// Behaves again.
     pub fn behave(&self) {
-        lock(&self.state).faults = None;
+        let mut state = lock(&self.state);
+        (state.faults, state.distortion) = (None, None);
+    }
+
+    /// Attaches indexes of `layers` to the image of `repository`, right or wrong ones.
+    pub fn attach(&self, repository: &str, layers: &[LayerBlobs]) {
+        let mut state = lock(&self.state);
+        let image = state.images.get_mut(repository).expect("the image was added");
+        let subject = Descriptor::of(MANIFEST, &image.manifest);
+        let artifact = Artifact::build(&subject, layers).expect("zstd works in memory");
+        for (descriptor, bytes) in artifact.blobs {
+            image.blobs.insert(descriptor.digest, bytes);
+        }
+        let entry = serde_json::to_value(&artifact.descriptor).expect("plain data");
+        let attached = Attached { subject: subject.digest, manifest: artifact.manifest, entry };
+        let digest = artifact.descriptor.digest;
+        state.attached.insert((repository.to_owned(), digest), attached);
+    }
+
+    /// Attaches the right indexes to the image of `repository`.
+    pub fn attach_right(&self, repository: &str) {
+        let image = lock(&self.state).images[repository].clone();
+        let layers: Vec<LayerBlobs> =
+            image.layers().iter().map(|(layer, _)| index_of(&image.blobs[layer])).collect();
+        self.attach(repository, &layers);
     }
 
     /// Demands basic authentication from now on.
@@ -102,6 +151,13 @@ impl Origin {
     }
 }
 
+/// The index of a layer blob.
+pub fn index_of(blob: &[u8]) -> LayerBlobs {
+    let mut indexer = Indexer::new();
+    indexer.write_all(blob).expect("the layer is right");
+    LayerBlobs::from(&indexer.finish().expect("the layer is right"))
+}
+
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -122,10 +178,13 @@ impl State {
                 .header("WWW-Authenticate", r#"Basic realm="the tests""#);
         }
         let mut response = self.find(request, fault == Some(Fault::WholeForRange));
+        if let Some(distortion) = &mut self.distortion {
+            response = distortion(request, response);
+        }
         if fault == Some(Fault::Wrong) {
             response.body = with_one_wrong_byte(&response.body);
         }
-        Response { fault, ..response }
+        Response { fault: fault.or(response.fault), ..response }
     }
 
     fn find(&mut self, request: &Request, whole: bool) -> Response {
@@ -141,6 +200,9 @@ impl State {
         if let Some((name, reference)) = path.split_once("/manifests/") {
             return self.manifest(name, reference);
         }
+        if let Some((name, subject)) = path.split_once("/referrers/") {
+            return self.referrers(name, subject);
+        }
         let Some((name, digest)) = path.split_once("/blobs/") else {
             return error(404, "NOT_FOUND");
         };
@@ -153,7 +215,24 @@ impl State {
         response
     }
 
+    fn referrers(&self, name: &str, subject: &str) -> Response {
+        let listed = self.attached.iter().filter(|((repository, _), attached)| {
+            repository == name && attached.subject.to_string() == subject
+        });
+        let manifests: Vec<&Value> = listed.map(|(_, attached)| &attached.entry).collect();
+        if manifests.is_empty() {
+            return error(404, "NOT_FOUND");
+        }
+        let list = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests });
+        Response::new(200, list.to_string()).header("Content-Type", INDEX)
+    }
+
     fn manifest(&self, name: &str, reference: &str) -> Response {
+        let attached = reference.parse().ok();
+        let attached = attached.and_then(|digest| self.attached.get(&(name.to_owned(), digest)));
+        if let Some(Attached { manifest, .. }) = attached {
+            return Response::new(200, manifest.clone()).header("Content-Type", MANIFEST);
+        }
         let image = self
             .images
             .get(name)
