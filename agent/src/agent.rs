@@ -18,4 +18,4 @@ pub mod packing;
 pub mod process;
 pub mod upkeep;
 
-pub use binding::{BindError, check_mount_point};
+pub use binding::{BindError, check_mount_point, is_mounted};

@@ -3,7 +3,8 @@
 //! HTTP with JSON over a unix socket, `control.sock` in the runtime directory:
 //!
 //! ```text
-//! GET    /v1/status                     -> 200 Status
+//! GET    /v1/ping                       -> 204
+//! GET    /v1/status                     -> 200 Status; looks at every file of every image
 //! POST   /v1/mounts   MountRequest      -> 200 a stream of Events, one JSON object a line
 //! POST   /v1/pulls    PullRequest       -> 200 a stream of Events
 //! DELETE /v1/mounts   UnmountRequest    -> 204, or an error as Failure

@@ -14,6 +14,7 @@ use std::time::Duration;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::statvfs::{FsFlags, statvfs};
 use undermount_fs::session::DataMode;
 use undermount_tests::archive::{Member, noise};
 use undermount_tests::edge::{self, Verdict};
@@ -175,6 +176,50 @@ fn what_was_seen_once_needs_no_worker() {
     kill(worker, Signal::SIGSTOP).unwrap();
     assert_eq!(in_time("a look at what the kernel has seen before", look), 70_000);
     kill(worker, Signal::SIGCONT).unwrap();
+}
+
+#[test]
+fn regression_every_part_of_a_long_listing_brings_its_attributes() {
+    if lacking() {
+        return;
+    }
+    let members: Vec<Member> =
+        (0..2000).map(|n| Member::file(format!("a rather long name for a file {n}"), "")).collect();
+    let image = Image::of(&[&members]);
+    let node = show(std::slice::from_ref(&image), NodeConfig::default());
+    let bound = node.dir().join("bound");
+    fs::create_dir(&bound).unwrap();
+    bind(&root(&node, "plain", &image), &bound);
+    let names: Vec<_> = fs::read_dir(&bound).unwrap().map(|it| it.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 2000);
+    // Whether we know when files were made is asked once.
+    assert!(fs::metadata(bound.join(&names[0])).is_ok());
+    let worker = node.worker().unwrap();
+    kill(worker, Signal::SIGSTOP).unwrap();
+    in_time("a look at what was listed", move || {
+        names.iter().for_each(|name| assert!(fs::metadata(bound.join(name)).is_ok()));
+    });
+    kill(worker, Signal::SIGCONT).unwrap();
+}
+
+#[test]
+fn the_mounts_are_read_only_and_read_a_megabyte_ahead() {
+    if lacking() {
+        return;
+    }
+    let node = show(&[Image::of(&[&layers()[0]])], NodeConfig::default());
+    for name in ["plain", "xattr"] {
+        let flags = statvfs(&node.dir().join(name)).unwrap().flags();
+        let wanted = [FsFlags::ST_RDONLY, FsFlags::ST_NOSUID, FsFlags::ST_NODEV];
+        assert!(wanted.into_iter().all(|flag| flags.contains(flag)), "{name}: {flags:?}");
+        let dev = fs::metadata(node.dir().join(name)).unwrap().dev();
+        let (major, minor) = (nix::sys::stat::major(dev), nix::sys::stat::minor(dev));
+        let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+        match fs::OpenOptions::new().write(true).open(&setting) {
+            Ok(_) => assert_eq!(fs::read_to_string(&setting).unwrap().trim(), "1024", "{name}"),
+            Err(error) => requirement::skipped(&format!("{setting}: {error}")),
+        }
+    }
 }
 
 #[test]

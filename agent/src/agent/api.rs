@@ -76,6 +76,7 @@ impl Api {
     /// The routes.
     pub fn router(self) -> Router {
         Router::new()
+            .route("/v1/ping", get(|| async { StatusCode::NO_CONTENT }))
             .route("/v1/status", get(status))
             .route("/v1/mounts", post(mount).delete(unmount))
             .route("/v1/pulls", post(pull))

@@ -200,6 +200,10 @@ impl Cache {
         let name = reference.to_string();
         let file = Digest::of(name.as_bytes()).hex();
         let record = ReferenceRecord { reference: name, manifest, complete };
+        if self.reference(reference).as_ref() == Some(&record) {
+            // Writing it down again would wait for the disk.
+            return Ok(());
+        }
         write_record(&self.references, &file, &record)
     }
 }
@@ -256,7 +260,15 @@ fn write_record<T: Serialize>(directory: &Path, name: &str, record: &T) -> Resul
     write_atomically(directory, name, &json).map_err(unusable(directory))
 }
 
-/// Writes a file of which nobody ever sees a half.
+/// Writes a file of which nobody ever sees a half, and which may be gone after a power cut.
+pub(super) fn write_for_this_boot(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let mut file = NamedTempFile::new_in(directory)?;
+    file.write_all(bytes)?;
+    file.persist(directory.join(name)).map_err(|error| error.error)?;
+    Ok(())
+}
+
+/// Writes a file of which nobody ever sees a half, also after a power cut.
 pub(super) fn write_atomically(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let mut file = NamedTempFile::new_in(directory)?;
     file.write_all(bytes)?;

@@ -19,7 +19,7 @@ use undermount_fs::source::Priority;
 use undermount_fs::view::{NewImage, SlotTable, View};
 
 use super::binding::{self, BindError};
-use super::cache::write_atomically;
+use super::cache::write_for_this_boot;
 use super::completion::{Completer, Completion};
 use super::images::{ImageError, Images, Ready, has_xattrs};
 use super::upkeep::{Recorded, Upkeep};
@@ -276,7 +276,8 @@ impl Owner {
         let records: Vec<&Record> = mounts.values().map(|mounted| &mounted.record).collect();
         let json = serde_json::to_vec_pretty(&records).expect("records are plain data");
         let path = self.parts.runtime.mounts();
-        write_atomically(self.parts.runtime.root(), "mounts.json", &json)
+        // The mounts themselves do not outlive a power cut.
+        write_for_this_boot(self.parts.runtime.root(), "mounts.json", &json)
             .map_err(|source| OwnerError::Record { path, source })
     }
 

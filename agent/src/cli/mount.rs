@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use undermount::control::{
-    Control, MountRequest, MountStatus, PullRequest, Status, Transfer, UnmountRequest,
+    MountRequest, MountStatus, PullRequest, Status, Transfer, UnmountRequest,
 };
 
 use super::exit::{CliResult, Exit};
@@ -73,7 +73,7 @@ impl MountArgs {
             writeln!(std::io::stderr(), "{words}")?;
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = gone(&control, &dir) => return Ok(Exit::Success),
+                () = gone(&dir) => return Ok(Exit::Success),
             }
             control.unmount(&UnmountRequest { dir, lazy: true }).await?;
         }
@@ -82,16 +82,9 @@ impl MountArgs {
 }
 
 /// Returns when nothing of ours is mounted at `dir` any more.
-async fn gone(control: &Control, dir: &Path) {
-    loop {
+async fn gone(dir: &Path) {
+    while undermount::agent::is_mounted(dir) {
         tokio::time::sleep(LOOK).await;
-        let mounted = control
-            .status()
-            .await
-            .is_ok_and(|status| status.mounts.iter().any(|mount| mount.dir == dir));
-        if !mounted {
-            return;
-        }
     }
 }
 

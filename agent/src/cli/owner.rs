@@ -245,8 +245,8 @@ pub fn without_owner(args: &CacheArgs) -> CliResult<(CacheLock, Upkeep)> {
 async fn running_for(settings: &Settings) -> CliResult<Option<Control>> {
     let Ok(cache) = settings.cache.directory.canonicalize() else { return Ok(None) };
     let control = Control::new(Runtime::of(&cache))?;
-    match control.status().await {
-        Ok(_) => Ok(Some(control)),
+    match control.ping().await {
+        Ok(()) => Ok(Some(control)),
         Err(ControlError::NoOwner { .. }) => Ok(None),
         Err(error) => Err(error.into()),
     }

@@ -66,6 +66,14 @@ impl Control {
         Ok(Self { http, runtime })
     }
 
+    /// Whether the owner answers.
+    ///
+    /// # Errors
+    /// [`ControlError`] where there is none or it does not answer.
+    pub async fn ping(&self) -> Result<(), ControlError> {
+        self.send(Method::GET, "ping", &()).await.map(drop)
+    }
+
     /// What the owner does.
     ///
     /// # Errors

@@ -16,11 +16,12 @@ use super::wire::{self, InitIn, InitOut};
 ///
 /// The tree never changes under the kernel, so everything may be cached for good: symbolic links
 /// (`CACHE_SYMLINKS`), pages whatever the attributes say (`EXPLICIT_INVAL_DATA`), and files and
-/// directories are opened without asking (`NO_OPEN_SUPPORT`, `NO_OPENDIR_SUPPORT`).
+/// directories are opened without asking (`NO_OPEN_SUPPORT`, `NO_OPENDIR_SUPPORT`). Directories
+/// are always listed with attributes: with `READDIRPLUS_AUTO` the kernel asks for them in the first
+/// part of a listing only, and then for each name of the rest.
 const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_BIG_WRITES)
     .union(InitFlags::FUSE_DO_READDIRPLUS)
-    .union(InitFlags::FUSE_READDIRPLUS_AUTO)
     .union(InitFlags::FUSE_NO_OPEN_SUPPORT)
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
     .union(InitFlags::FUSE_MAX_PAGES)
