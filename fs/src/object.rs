@@ -16,6 +16,7 @@ mod audit;
 mod budget;
 mod evict;
 mod key;
+mod large;
 mod partial;
 mod stamp;
 mod store;

@@ -13,28 +13,26 @@
 
 mod holder;
 mod indexes;
+mod room;
 
 pub use holder::{Holder, Indexed};
 
 use std::collections::HashSet;
 use std::error::Error;
 use std::fmt;
-use std::io::ErrorKind;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::stream::{StreamExt as _, TryStreamExt as _, iter};
 use tokio::sync::OnceCell;
 use undermount_fs::blob::Blobs;
-use undermount_fs::digest::{Digest, Verified};
+use undermount_fs::digest::Digest;
 use undermount_fs::fill::{Content, Filler, IngestError, Layer, Pace, Progress};
 use undermount_fs::index::{IndexError, LayerTree, Trust};
 use undermount_fs::source::{Priority, Source};
 use undermount_fs::tree::{ImageTree, TreeError};
 
 use super::cache::{Cache, CacheError, LayerRecord};
-use super::upkeep::{Needs, needs};
 use crate::image::artifact::pack::{PackEntry, Purpose};
 use crate::image::{
     Descriptor, Document, ImageConfig, Manifest, ManifestError, Platform, Reference,
@@ -43,9 +41,6 @@ use crate::registry::client::{Client, Fault, Image, RegistryError};
 
 /// Layers that are indexed or completed side by side.
 const SIDE_BY_SIDE: usize = 3;
-
-/// Room that is made for small blobs where there is none, in bytes.
-const ROOM: u64 = 1 << 20;
 
 /// How long the registry may take to tell what a name means.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -250,30 +245,6 @@ impl Images {
         Ok(Resolved { reference: reference.clone(), digest, manifest, config })
     }
 
-    /// Keeps a small blob, which file contents make room for. Where there is none all the same,
-    /// the image only mounts as long as its registry can be reached.
-    fn keep(&self, what: &'static str, bytes: Bytes) -> Result<Digest, ImageFault> {
-        let blob = Verified::name(bytes);
-        let is_full = |error: &std::io::Error| {
-            matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
-        };
-        let mut kept = self.blobs().put(&blob);
-        if kept.as_ref().is_err_and(is_full) {
-            // The room that is made counts, however it is made.
-            let _ = self.cache.store.make_room(ROOM + blob.bytes().len() as u64);
-            kept = self.blobs().put(&blob);
-        }
-        match kept {
-            Err(error) if is_full(&error) => {
-                tracing::warn!(%error, digest = %blob.digest(), "no room for {what}");
-                Ok(*blob.digest())
-            }
-            kept => {
-                kept.map(|()| *blob.digest()).map_err(|source| ImageFault::Keep { what, source })
-            }
-        }
-    }
-
     /// The image that `reference` meant with this manifest: from here, or once more from the
     /// registry.
     ///
@@ -299,24 +270,6 @@ impl Images {
         kept.map_err(|fault| fault.of(reference))?;
         let (manifest, config) = (image.manifest, image.config);
         Ok(Resolved { reference: reference.clone(), digest: image.raw.digest, manifest, config })
-    }
-
-    /// Refuses an image that the quota has no room for beside what else must stay.
-    ///
-    /// # Errors
-    /// [`ImageFault::Quota`].
-    pub fn check_room(&self, ready: &Ready, shown: &[Arc<Layer>]) -> Result<(), ImageError> {
-        let limits = self.cache.store.limits();
-        let Some(quota) = limits.quota.filter(|_| !limits.evict_complete) else { return Ok(()) };
-        let image = Needs::of(self, &[], &ready.layers).object_bytes();
-        let mut all = Needs::of(self, &needs::complete(self), shown);
-        let pinned = all.object_bytes();
-        ready.layers.iter().for_each(|layer| all.add_tree(&layer.tree));
-        let needed = all.object_bytes();
-        if needed <= quota {
-            return Ok(());
-        }
-        Err(ImageFault::Quota { image, pinned, needed, quota }.of(&ready.image.reference))
     }
 
     /// What `reference` meant last, if `failure` says that the registry cannot tell.

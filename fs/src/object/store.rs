@@ -12,11 +12,9 @@ use std::time::SystemTime;
 use lru::LruCache;
 
 use super::evict::{Evictor, Pins};
-use super::partial::Place;
 use super::stamp::{self, Stamp};
 use super::survey::{Layout, Surveyed, entries};
 use super::{CHUNK, Object, ObjectKey, Partial, StoreLimits};
-use crate::digest::{Digest, Verified};
 use crate::disk::{Access, Disk, Draft, LocalDisk, Space, is_regular, open_regular};
 
 /// Descriptors of objects that are kept open.
@@ -104,11 +102,11 @@ pub struct Store {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) layout: Layout,
     pub(super) limits: StoreLimits,
-    verify: Verify,
+    pub(super) verify: Verify,
     pub(super) used: AtomicU64,
     pub(super) evicted: AtomicU64,
     unkept: AtomicU64,
-    damaged: AtomicU64,
+    pub(super) damaged: AtomicU64,
     pub(super) handles: Mutex<LruCache<ObjectKey, Arc<File>>>,
     /// Small objects that were hashed by this process.
     proven: Mutex<LruCache<ObjectKey, Proof>>,
@@ -253,7 +251,7 @@ impl Store {
     }
 
     /// Something else than a file is no object; what cannot be opened just now is a miss.
-    fn note_unreadable(&self, key: &ObjectKey, path: &Path, error: &io::Error) {
+    pub(super) fn note_unreadable(&self, key: &ObjectKey, path: &Path, error: &io::Error) {
         if is_damage(error) {
             self.drop_damaged(key, path);
         } else if error.kind() != io::ErrorKind::NotFound {
@@ -286,7 +284,7 @@ impl Store {
     }
 
     /// Carries out `step`, which keeps `size` bytes, where there is room or room can be made.
-    fn keep<T>(
+    pub(super) fn keep<T>(
         &self,
         size: u64,
         step: impl Fn() -> Result<T, StoreError>,
@@ -303,33 +301,12 @@ impl Store {
         kept
     }
 
-    fn draft(&self) -> Result<Draft, StoreError> {
+    pub(super) fn draft(&self) -> Result<Draft, StoreError> {
         let directory = &self.layout.temporary;
         Draft::new(&self.disk, directory).map_err(StoreError::io("create a file in", directory))
     }
 
-    /// A draft for a large object of `size` bytes that is written as it comes in.
-    ///
-    /// # Errors
-    /// [`StoreError`] where there is no room for it, or it cannot be made.
-    pub(crate) fn large_draft(&self, size: u64) -> Result<Draft, StoreError> {
-        self.keep(size, || self.draft())
-    }
-
-    /// Gives a large object that was hashed as it came in its place, and drops what was here of it.
-    ///
-    /// # Errors
-    /// [`StoreError`] where it cannot be renamed.
-    pub(crate) fn publish(&self, draft: Draft, key: &ObjectKey) -> Result<(), StoreError> {
-        self.place(draft, key)?;
-        let incomplete = self.layout.incomplete(key);
-        if is_regular(&incomplete) {
-            self.remove(Some(key), &incomplete);
-        }
-        Ok(())
-    }
-
-    fn place(&self, draft: Draft, key: &ObjectKey) -> Result<(), StoreError> {
+    pub(super) fn place(&self, draft: Draft, key: &ObjectKey) -> Result<(), StoreError> {
         let path = self.layout.object(key);
         let size = allocated(draft.file());
         if path.is_dir() {
@@ -340,116 +317,13 @@ impl Store {
         Ok(())
     }
 
-    /// What is here of the large object of `size` bytes: all of it, some chunks, or nothing.
-    pub fn large(&self, key: &ObjectKey, size: u64) -> Option<Arc<Partial>> {
-        if let Some(partial) = self.known_large(key) {
-            return (partial.size() == size).then_some(partial);
-        }
-        let complete = self.layout.object(key);
-        match self.open_large(key, Place::Complete(&complete), size) {
-            Ok(partial) => return Some(partial),
-            Err(error) => self.note_unreadable(key, &complete, &error),
-        }
-        let incomplete = self.layout.incomplete(key);
-        let is_here = is_regular(&incomplete);
-        is_here.then(|| self.open_large(key, Place::Incomplete(&incomplete), size).ok()).flatten()
-    }
-
-    /// As [`Self::large`], for writing: made where nothing is here.
-    ///
-    /// # Errors
-    /// [`StoreError`] where its file cannot be opened.
-    pub fn large_or_new(&self, key: &ObjectKey, size: u64) -> Result<Arc<Partial>, StoreError> {
-        if let Some(partial) = self.large(key, size) {
-            return Ok(partial);
-        }
-        let path = self.layout.incomplete(key);
-        self.open_large(key, Place::Incomplete(&path), size).map_err(StoreError::io("open", &path))
-    }
-
-    fn known_large(&self, key: &ObjectKey) -> Option<Arc<Partial>> {
-        lock(&self.partials).get(key).filter(|partial| !partial.is_touched()).cloned()
-    }
-
-    fn open_large(&self, key: &ObjectKey, place: Place<'_>, size: u64) -> io::Result<Arc<Partial>> {
-        let mut partials = lock(&self.partials);
-        if let Some(partial) = partials.get(key).filter(|partial| !partial.is_touched()) {
-            return Ok(partial.clone());
-        }
-        let partial = Partial::open(&self.disk, place, size)?;
-        if self.verify == Verify::Insert && partial.is_placed() {
-            partial.trust();
-        }
-        let partial = Arc::new(partial);
-        partials.put(*key, partial.clone());
-        Ok(partial)
-    }
-
-    /// Whether a large object's chunk with this number and digest is here. A complete object that
-    /// turns out not to have it is incomplete from then on.
-    pub fn has_chunk(
-        &self,
-        key: &ObjectKey,
-        partial: &Partial,
-        chunk: usize,
-        digest: &Digest,
-    ) -> bool {
-        if partial.has(chunk, digest) {
-            return true;
-        }
-        if partial.is_placed() {
-            self.demote(key, partial);
-        }
-        false
-    }
-
-    /// A complete large object with a damaged chunk is incomplete.
-    pub(super) fn demote(&self, key: &ObjectKey, partial: &Partial) {
-        tracing::warn!(object = %key, "damaged chunk in a complete object");
-        self.damaged.fetch_add(1, Ordering::Relaxed);
-        let (from, to) = (self.layout.object(key), self.layout.incomplete(key));
-        if let Err(error) = partial.transfer(false, || self.disk.rename(&from, &to)) {
-            tracing::warn!(path = %from.display(), %error, "cannot move a damaged object");
-        }
-    }
-
-    /// Writes a chunk of a large object, and moves the object to its place when it was the last
-    /// one missing; `chunks` are the digests of all of them.
-    ///
-    /// # Errors
-    /// [`StoreError`] where it cannot be written or renamed.
-    pub fn fill_chunk(
-        &self,
-        key: &ObjectKey,
-        partial: &Partial,
-        chunk: usize,
-        bytes: &Verified,
-        chunks: &[Digest],
-    ) -> Result<(), StoreError> {
-        let from = self.layout.incomplete(key);
-        let size = bytes.bytes().len() as u64;
-        let write = || partial.fill(chunk, bytes).map_err(StoreError::io("write", &from));
-        if self.keep(size, write)? {
-            self.used.fetch_add(size, Ordering::Relaxed);
-        }
-        if partial.is_placed() || !partial.is_complete(chunks) {
-            return Ok(());
-        }
-        let to = self.layout.object(key);
-        match partial.transfer(true, || self.disk.rename(&from, &to)) {
-            // It was evicted meanwhile, or somebody took it away.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result.map_err(StoreError::io("rename to", &to)),
-        }
-    }
-
     /// Drops an object that was found by a survey; returns how many bytes became free.
     pub fn discard(&self, object: &Surveyed) -> u64 {
         if self.remove(object.key.as_ref(), &object.path) { object.allocated } else { 0 }
     }
 
     /// Removes a file of the store; whether that went well.
-    fn remove(&self, key: Option<&ObjectKey>, path: &Path) -> bool {
+    pub(super) fn remove(&self, key: Option<&ObjectKey>, path: &Path) -> bool {
         if let Some(key) = key {
             lock(&self.handles).pop(key);
             lock(&self.proven).pop(key);
