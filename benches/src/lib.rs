@@ -7,5 +7,6 @@
 pub mod figure;
 pub mod machine;
 pub mod race;
+pub mod rebuild;
 pub mod stage;
 pub mod workload;
