@@ -15,6 +15,7 @@ pub mod images;
 pub mod layers;
 pub mod owner;
 pub mod packing;
+pub mod pins;
 pub mod process;
 pub mod upkeep;
 

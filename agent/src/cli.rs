@@ -16,6 +16,7 @@ mod completions;
 mod config;
 mod demo;
 mod doctor;
+mod drain;
 mod exit;
 mod explain;
 mod image;
@@ -25,6 +26,8 @@ mod mount;
 mod overcloud;
 mod owner;
 mod pack;
+mod pin;
+mod prefetch;
 mod prepare;
 mod profile;
 mod progress;
@@ -63,6 +66,9 @@ enum Command {
     Explain(explain::ExplainArgs),
     #[command(subcommand)]
     Cache(cache::Cache),
+    Prefetch(prefetch::PrefetchArgs),
+    Pin(pin::PinArgs),
+    Drain(drain::DrainArgs),
     #[command(hide = true)]
     Keeper(owner::KeeperArgs),
     #[command(hide = true)]
@@ -119,6 +125,9 @@ impl Command {
             Self::Upgrade(args) => block_on(args.run()),
             Self::Explain(args) => block_on(args.run()),
             Self::Cache(command) => block_on(command.run()),
+            Self::Prefetch(args) => block_on(args.run()),
+            Self::Pin(args) => block_on(args.run()),
+            Self::Drain(args) => block_on(args.run()),
             Self::Keeper(args) => args.run(),
             Self::Worker(args) => args.run(),
             Self::Prepare(args) => block_on(args.run(prepare::Habits::OWN)),

@@ -17,6 +17,9 @@
 //! GET    /v1/cache                      -> 200 CacheStatus
 //! POST   /v1/cache/verifications        -> 200 a stream of Events
 //! POST   /v1/cache/collections  CollectRequest -> 200 a stream of Events
+//! POST   /v1/pins     PinRequest        -> 200 Pinned
+//! DELETE /v1/pins     PinRequest        -> 204
+//! POST   /v1/drain    DrainRequest      -> 200 Dependants
 //! ```
 //!
 //! A stream ends with `done`, `verified`, `collected` or `failed`. Who goes away before that
@@ -233,6 +236,9 @@ pub struct Status {
     pub last_exit: Option<String>,
     /// What is mounted.
     pub mounts: Vec<MountStatus>,
+    /// What is pinned.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pins: Vec<PinStatus>,
     /// What podman uses; `None` where no agent runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreStatus>,
@@ -243,6 +249,9 @@ pub struct Status {
 pub struct StoreStatus {
     /// Where it is mounted.
     pub dir: PathBuf,
+    /// Whether nothing new is offered.
+    #[serde(default)]
+    pub drained: bool,
     /// The images that podman uses, or has looked for since the process started.
     pub images: Vec<StoreImage>,
     /// How often podman had to pull a layer by itself since the process started, by reason.
@@ -293,6 +302,54 @@ pub struct MountStatus {
     /// Why the image could not be made fully local, if that failed last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+}
+
+/// Which image is to stay local, or may go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PinRequest {
+    /// The image.
+    pub reference: String,
+}
+
+/// What was pinned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pinned {
+    /// The digest of the manifest that the name means now.
+    pub manifest: Digest,
+}
+
+/// An image that stays local.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinStatus {
+    /// The name by which it was pinned.
+    pub reference: String,
+    /// The digest of its manifest.
+    pub manifest: Digest,
+    /// Bytes of its distinct file contents; 0 while its registry was not reached.
+    pub content_bytes: u64,
+    /// Bytes of these that are here.
+    pub local_bytes: u64,
+    /// Why it could not be made fully local, if that failed last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+}
+
+/// Whether podman is to be offered no new layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// No new ones, or all again.
+    pub drained: bool,
+}
+
+/// What cannot be used without the agent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dependants {
+    /// Images of podman's.
+    pub images: Vec<String>,
+    /// Directories where images are mounted.
+    pub mounts: Vec<String>,
 }
 
 /// Which image is to be explained.

@@ -26,6 +26,7 @@ pub mod image_serve;
 pub mod insecure;
 pub mod label;
 pub mod modify;
+pub mod named;
 pub mod pattern;
 pub mod plan;
 pub mod program;

@@ -41,3 +41,9 @@ pub fn anonymous_memory_of(process: &str) -> u64 {
     let kilobytes: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     kilobytes << 10
 }
+
+/// Makes the kernel forget all pages, names and attributes that it can read again.
+pub fn drop_caches() {
+    nix::unistd::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+}

@@ -1,5 +1,6 @@
 //! The control socket: requests in, events out (see [`crate::control`]).
 
+mod keep;
 mod packs;
 
 use std::error::Error;
@@ -23,6 +24,7 @@ use undermount_fs::fill::Progress;
 use super::layers::LayerShelf;
 use super::owner::{Owner, OwnerError};
 use super::packing::{Packer, Recordings};
+use super::pins::Pins;
 use crate::control::{
     CollectRequest, Event, ExplainRequest, Failure, MountRequest, PullRequest, Status, StoreStatus,
     Transfer, UnmountRequest, UpgradeRequest,
@@ -39,6 +41,8 @@ pub struct Services {
     pub owner: Arc<Owner>,
     /// The layers that podman is offered.
     pub layers: LayerShelf,
+    /// Images that stay local.
+    pub pins: Arc<Pins>,
     /// Starts that are being recorded.
     pub recordings: Recordings,
     /// Makes packs of them.
@@ -50,6 +54,7 @@ pub struct Services {
 pub struct Api {
     owner: Arc<Owner>,
     layers: LayerShelf,
+    pins: Arc<Pins>,
     recordings: Recordings,
     packer: Packer,
     /// What of a status does not change.
@@ -62,10 +67,10 @@ impl Api {
     /// The API of a worker; `base` holds the process's part of a status. Programs that are to take
     /// over come out of the channel.
     pub fn new(services: Services, base: Status) -> (Self, mpsc::Receiver<PathBuf>) {
-        let Services { owner, layers, recordings, packer } = services;
+        let Services { owner, layers, pins, recordings, packer } = services;
         let (upgrades, asked_for) = mpsc::channel(1);
         let (base, busy) = (Arc::new(base), Arc::default());
-        (Self { owner, layers, recordings, packer, base, busy, upgrades }, asked_for)
+        (Self { owner, layers, pins, recordings, packer, base, busy, upgrades }, asked_for)
     }
 
     /// Requests that are being worked on.
@@ -86,13 +91,15 @@ impl Api {
             .nest("/v1", packs::routes())
             .route("/v1/upgrade", post(upgrade))
             .route("/v1/explain", post(explain))
+            .route("/v1/pins", post(keep::pin).delete(keep::unpin))
+            .route("/v1/drain", post(keep::drain))
             .with_state(self)
     }
 
     async fn store(&self) -> Option<StoreStatus> {
         let StoreStatus { dir, .. } = self.base.store.clone()?;
         let (images, refused) = (self.layers.images().await, self.layers.refusals());
-        Some(StoreStatus { dir, images, refused })
+        Some(StoreStatus { dir, drained: self.layers.is_drained(), images, refused })
     }
 
     fn enter(&self) -> Busy {
@@ -115,6 +122,7 @@ async fn status(State(api): State<Api>) -> Json<Status> {
     Json(Status {
         cache_bytes: api.owner.cache_bytes(),
         mounts: api.owner.mounts().await,
+        pins: api.pins.status().await,
         store: api.store().await,
         ..(*api.base).clone()
     })

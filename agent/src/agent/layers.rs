@@ -32,6 +32,7 @@ mod shown;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -66,6 +67,7 @@ struct Inner {
     blobs: Blobs,
     names: Mutex<HashMap<Reference, Arc<Name>>>,
     refusals: Mutex<BTreeMap<&'static str, u64>>,
+    drained: AtomicBool,
     /// Where users are counted: who tells of them does not wait.
     runtime: Handle,
 }
@@ -93,6 +95,7 @@ impl LayerShelf {
             blobs,
             names: Mutex::default(),
             refusals: Mutex::default(),
+            drained: AtomicBool::new(false),
             runtime,
         })))
     }
@@ -137,6 +140,22 @@ impl LayerShelf {
     pub fn refusals(&self) -> BTreeMap<String, u64> {
         let refusals = self.0.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         refusals.iter().map(|(label, count)| ((*label).to_owned(), *count)).collect()
+    }
+
+    /// Offers nothing that podman does not use already, or everything again.
+    pub fn drain(&self, drained: bool) {
+        self.0.drained.store(drained, Ordering::SeqCst);
+    }
+
+    /// Whether nothing new is offered.
+    pub fn is_drained(&self) -> bool {
+        self.0.drained.load(Ordering::SeqCst)
+    }
+
+    /// The names that podman uses, as far as it has told.
+    pub fn in_use(&self) -> Vec<Reference> {
+        let records = self.0.records.in_use();
+        records.into_iter().filter_map(|record| record.reference.parse().ok()).collect()
     }
 
     /// The images that podman uses, or has looked for since this process started.

@@ -8,12 +8,14 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::Method;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use undermount_fs::digest::Digest;
 
 use super::{
-    CacheStatus, CollectReport, CollectRequest, Event, ExplainRequest, Explanation, Failure,
-    MountRequest, PackRequest, PullRequest, RecordingRequest, RecordingStatus, Runtime, Status,
-    Transfer, UnmountRequest, UpgradeRequest, VerifyReport,
+    CacheStatus, CollectReport, CollectRequest, Dependants, DrainRequest, Event, ExplainRequest,
+    Explanation, Failure, MountRequest, PackRequest, PinRequest, Pinned, PullRequest,
+    RecordingRequest, RecordingStatus, Runtime, Status, Transfer, UnmountRequest, UpgradeRequest,
+    VerifyReport,
 };
 
 /// How long the owner may be silent: it reports progress every second.
@@ -142,7 +144,40 @@ impl Control {
     /// # Errors
     /// [`ControlError`] where nobody knows the image.
     pub async fn explain(&self, request: &ExplainRequest) -> Result<Explanation, ControlError> {
-        let answer = self.send(Method::POST, "explain", request).await?;
+        self.ask("explain", request).await
+    }
+
+    /// Pins an image.
+    ///
+    /// # Errors
+    /// [`ControlError`] where it cannot be had.
+    pub async fn pin(&self, request: &PinRequest) -> Result<Pinned, ControlError> {
+        self.ask("pins", request).await
+    }
+
+    /// Lets a pinned image go.
+    ///
+    /// # Errors
+    /// [`ControlError`] where it is not pinned.
+    pub async fn unpin(&self, request: &PinRequest) -> Result<(), ControlError> {
+        self.send(Method::DELETE, "pins", request).await.map(drop)
+    }
+
+    /// Has podman offered nothing new, or all again; what depends on the agent.
+    ///
+    /// # Errors
+    /// [`ControlError`] where there is no agent.
+    pub async fn drain(&self, request: &DrainRequest) -> Result<Dependants, ControlError> {
+        self.ask("drain", request).await
+    }
+
+    /// Sends a request and reads the answer.
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        request: &impl Serialize,
+    ) -> Result<T, ControlError> {
+        let answer = self.send(Method::POST, path, request).await?;
         let bytes = answer.bytes().await.map_err(|error| self.lost(error))?;
         serde_json::from_slice(&bytes).map_err(|error| self.lost(error))
     }

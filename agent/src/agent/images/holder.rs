@@ -120,6 +120,8 @@ impl Images {
         let digest = raw.digest;
         self.keep("a manifest", raw.bytes)?;
         self.keep("a config", Bytes::clone(&config.raw))?;
+        // Under a name of its own, since the tag may come to mean another image.
+        self.cache.put_reference(&reference.pinned(digest), &digest)?;
         Ok(Resolved { reference: reference.clone(), digest, manifest, config })
     }
 

@@ -44,6 +44,8 @@ struct State {
     images: Vec<Known>,
     /// When the registry was last asked, successfully or not.
     asked: Option<Instant>,
+    /// Layers that no image of the name had, and when the registry said so.
+    missing: HashMap<Digest, Instant>,
     /// What was offered, as long as nothing new is learnt of the name.
     offers: HashMap<Digest, Arc<Offer>>,
 }
@@ -68,6 +70,9 @@ impl Name {
     ) -> Result<Arc<Offer>, Refusal> {
         let mut state = self.state.lock().await;
         self.load(shelf, &mut state).await;
+        if shelf.drained.load(Ordering::SeqCst) && !state.record.uses.contains_key(key) {
+            return Err(Refusal::Drained);
+        }
         if occasion == Occasion::Pull {
             self.look_again(shelf, &mut state, key).await;
         }
@@ -90,10 +95,14 @@ impl Name {
         if let Some(found) = state.place(key) {
             return Ok(found);
         }
-        if !state.is_fresh() || !state.record.others {
-            self.ask(shelf, state, key).await?;
+        if state.missing.get(key).is_some_and(|asked| asked.elapsed() < FRESH) {
+            return Err(Refusal::UnknownLayer);
         }
-        state.place(key).ok_or(Refusal::UnknownLayer)
+        self.ask(shelf, state, key).await?;
+        state.place(key).ok_or_else(|| {
+            state.missing.insert(*key, Instant::now());
+            Refusal::UnknownLayer
+        })
     }
 
     /// At a pull: has the name come to mean another image? Where that cannot be found out, it may

@@ -16,6 +16,7 @@ use crate::agent::completion::Completer;
 use crate::agent::layers::{LayerShelf, Shown};
 use crate::agent::owner::{Owner, Parts};
 use crate::agent::packing::{Packer, Recordings};
+use crate::agent::pins::Pins;
 use crate::control::Runtime;
 use crate::podman::{self, NodeTable};
 
@@ -102,6 +103,7 @@ impl Node {
             &config.cache,
             handle.clone(),
         )?;
+        let pins = Arc::new(Pins::open(images.clone(), completer.clone(), &config.cache));
         let recordings = Recordings::new(view.clone());
         let packer = Packer::new(images.clone(), client.clone());
         let owner = Arc::new(Owner::new(Parts {
@@ -114,12 +116,14 @@ impl Node {
             runtime: runtime.clone(),
             data_mode: mounts.data_mode(),
         }));
-        Ok(Self { view, services: Services { owner, layers, recordings, packer } })
+        Ok(Self { view, services: Services { owner, layers, pins, recordings, packer } })
     }
 
     /// Shows again what the worker before showed.
     pub async fn restore(&self) {
         self.services.layers.restore();
+        let pins = self.services.pins.clone();
+        tokio::spawn(async move { pins.restore().await });
         self.services.owner.restore().await;
     }
 }

@@ -1,0 +1,159 @@
+//! Images that are to stay local: completed without delay, and again after every start.
+//!
+//! `<cache>/pins.json` lists them. A pinned image need not be mounted or known to podman.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+use undermount_fs::digest::Digest;
+use undermount_fs::fill::Progress;
+
+use super::cache::write_atomically;
+use super::completion::{Completer, Completion};
+use super::images::{ImageError, Images, Ready};
+use crate::control::PinStatus;
+use crate::image::Reference;
+
+const FILE: &str = "pins.json";
+
+/// An image cannot be pinned.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// It cannot be had.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// It is not pinned.
+    #[error("{0} is not pinned")]
+    NotPinned(Reference),
+    /// The list cannot be written.
+    #[error("cannot write {}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A pin as it is written down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    reference: String,
+    manifest: Digest,
+}
+
+struct Pin {
+    manifest: Digest,
+    /// `None` until the image was found again after a start.
+    work: Option<(Arc<Ready>, Completion)>,
+}
+
+/// The pinned images of a cache.
+pub struct Pins {
+    images: Arc<Images>,
+    completer: Completer,
+    directory: PathBuf,
+    pins: Mutex<BTreeMap<Reference, Pin>>,
+}
+
+impl Pins {
+    /// The pins that are written down in the cache at `directory`.
+    pub fn open(images: Arc<Images>, completer: Completer, directory: &Path) -> Self {
+        let records = read(&directory.join(FILE));
+        let pins = records.into_iter().filter_map(|record| {
+            let pin = Pin { manifest: record.manifest, work: None };
+            Some((record.reference.parse().ok()?, pin))
+        });
+        let pins = Mutex::new(pins.collect());
+        Self { images, completer, directory: directory.to_owned(), pins }
+    }
+
+    /// Goes on to complete what is pinned. An image that cannot be had is logged; it stays pinned.
+    pub async fn restore(&self) {
+        let mut pins = self.pins.lock().await;
+        for (reference, pin) in pins.iter_mut() {
+            match self.prepare(&reference.pinned(pin.manifest)).await {
+                Ok(ready) => pin.work = Some(self.begin(ready)),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(%reference, error, "cannot complete a pinned image");
+                }
+            }
+        }
+    }
+
+    async fn prepare(&self, reference: &Reference) -> Result<Arc<Ready>, ImageError> {
+        let image = self.images.resolve(reference).await?;
+        Ok(Arc::new(self.images.make_ready(image, &Progress::default()).await?))
+    }
+
+    fn begin(&self, ready: Arc<Ready>) -> (Arc<Ready>, Completion) {
+        (ready.clone(), self.completer.begin(ready, true))
+    }
+
+    /// Pins what `reference` means now; the digest of its manifest.
+    ///
+    /// # Errors
+    /// [`PinError`] where it cannot be had or written down.
+    pub async fn pin(&self, reference: &Reference) -> Result<Digest, PinError> {
+        let ready = self.prepare(reference).await?;
+        let manifest = ready.image.digest;
+        let mut pins = self.pins.lock().await;
+        let work = Some(self.begin(ready));
+        pins.insert(reference.clone(), Pin { manifest, work });
+        self.write(&pins)?;
+        Ok(manifest)
+    }
+
+    /// Lets an image go.
+    ///
+    /// # Errors
+    /// [`PinError`] where it is not pinned.
+    pub async fn unpin(&self, reference: &Reference) -> Result<(), PinError> {
+        let mut pins = self.pins.lock().await;
+        if pins.remove(reference).is_none() {
+            return Err(PinError::NotPinned(reference.clone()));
+        }
+        self.write(&pins)
+    }
+
+    fn write(&self, pins: &BTreeMap<Reference, Pin>) -> Result<(), PinError> {
+        let record = |(reference, pin): (&Reference, &Pin)| Record {
+            reference: reference.to_string(),
+            manifest: pin.manifest,
+        };
+        let records: Vec<Record> = pins.iter().map(record).collect();
+        let json = serde_json::to_vec_pretty(&records).expect("records are plain data");
+        write_atomically(&self.directory, FILE, &json)
+            .map_err(|source| PinError::Record { path: self.directory.join(FILE), source })
+    }
+
+    /// What is pinned, and how much of it is here.
+    pub async fn status(&self) -> Vec<PinStatus> {
+        let pins = self.pins.lock().await;
+        let status = |(reference, pin): (&Reference, &Pin)| {
+            let work = pin.work.as_ref();
+            let extent = work.map(|(ready, _)| self.images.extent(ready)).unwrap_or_default();
+            PinStatus {
+                reference: reference.to_string(),
+                manifest: pin.manifest,
+                content_bytes: extent.content,
+                local_bytes: extent.local,
+                trouble: work.and_then(|(_, completion)| completion.trouble()),
+            }
+        };
+        pins.iter().map(status).collect()
+    }
+}
+
+/// What is written down; nothing where the file is missing or damaged.
+fn read(path: &Path) -> Vec<Record> {
+    let Ok(json) = std::fs::read(path) else { return Vec::new() };
+    serde_json::from_slice(&json).unwrap_or_else(|error| {
+        tracing::error!(path = %path.display(), %error, "damaged list of pins");
+        Vec::new()
+    })
+}

@@ -1,0 +1,228 @@
+//! A node that runs podman: a storage of its own, an agent whose layer store podman looks into,
+//! and a registry.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::process::{Outcome, Running, SOON, program, run, undermount};
+use crate::registry::{Registry, get};
+use crate::requirement::Need;
+
+/// What [`Podman`] needs from the machine.
+pub const NEEDS: &[Need] = &[
+    Need::Root,
+    Need::Fuse,
+    Need::Program("podman"),
+    Need::Program("runc"),
+    Need::Program("skopeo"),
+    Need::Program("ldd"),
+];
+
+/// How long a podman command may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Where pictures are taken from the registry's own count of bytes.
+const SENT: &str = "undermount_registry_sent_bytes_total ";
+
+/// A node and its registry. When dropped, nothing is left, also of a test that has failed.
+pub struct Podman {
+    scratch: TempDir,
+    registry: Option<Registry>,
+    agent: Option<Running>,
+    complete_within: u32,
+}
+
+impl Podman {
+    /// A node whose agent fetches only what is read.
+    pub fn new() -> Self {
+        Self::completing_within(0)
+    }
+
+    /// A node whose agent makes images local within so many seconds.
+    pub fn completing_within(complete_within: u32) -> Self {
+        let scratch = tempfile::tempdir().unwrap();
+        let registry = Some(Registry::undermount(&scratch.path().join("registry")));
+        let mut node = Self { scratch, registry, agent: None, complete_within };
+        node.start_agent();
+        node
+    }
+
+    /// A directory of the node's own.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    /// Where the layer store is mounted.
+    pub fn store(&self) -> PathBuf {
+        self.path("store")
+    }
+
+    /// The registry.
+    pub fn registry(&self) -> &Registry {
+        self.registry.as_ref().expect("the registry runs")
+    }
+
+    /// Stops the registry for good.
+    pub fn stop_registry(&mut self) {
+        self.registry = None;
+    }
+
+    /// Bytes that the registry has sent so far.
+    pub fn sent(&self) -> u64 {
+        let (_, text) = get(&format!("http://{}/metrics", self.registry().address()));
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let value = text.lines().find_map(|line| line.strip_prefix(SENT));
+        value.unwrap_or_else(|| panic!("no {SENT}in {text}")).trim().parse().unwrap()
+    }
+
+    /// Starts the agent and waits until it serves.
+    pub fn start_agent(&mut self) {
+        let mut command = undermount();
+        command.arg("agent").arg("--cache").arg(self.path("cache"));
+        command.arg("--store").arg(self.store());
+        command.args(["--complete-within", &self.complete_within.to_string()]);
+        let agent = Running::start(&mut command);
+        self.agent = Some(agent);
+        let agent = self.agent.as_mut().expect("it was just put there");
+        agent.wait_for(SOON, |text| text.contains("layer store is served").then_some(()));
+    }
+
+    /// Ends the agent as its service manager would.
+    pub fn stop_agent(&mut self) {
+        let Some(mut agent) = self.agent.take() else { return };
+        agent.signal(Signal::SIGTERM);
+        agent.wait(PATIENCE).expect("the agent ends when it is told to");
+    }
+
+    /// Kills the keeper.
+    pub fn kill_keeper(&mut self) {
+        self.agent.as_mut().expect("an agent runs").signal(Signal::SIGKILL);
+    }
+
+    /// `undermount WORD` with the agent's cache.
+    pub fn undermount(&self, word: &str) -> Command {
+        let mut command = undermount();
+        command.arg(word).arg("--cache").arg(self.path("cache"));
+        command
+    }
+
+    /// What `undermount status --json` says.
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        let text = run(self.undermount("status").arg("--json"), SOON).success().stdout;
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// How often podman had to pull a layer by itself for `reason`.
+    #[track_caller]
+    pub fn refused(&self, reason: &str) -> u64 {
+        self.status()["store"]["refused"][reason].as_u64().unwrap_or(0)
+    }
+
+    /// Kills the worker; its keeper starts another one.
+    pub fn kill_worker(&self) {
+        let worker = self.status()["worker"].as_i64().unwrap();
+        kill(Pid::from_raw(worker.try_into().unwrap()), Signal::SIGKILL).unwrap();
+    }
+
+    /// podman with the layer store.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let store = format!("overlay.additionallayerstore={}:ref", self.store().display());
+        self.podman("lazy", &["--storage-opt", &store], arguments)
+    }
+
+    /// podman with a storage of its own and no layer store.
+    pub fn ordinary_command(&self, arguments: &[&str]) -> Command {
+        self.podman("ordinary", &[], arguments)
+    }
+
+    fn podman(&self, storage: &str, options: &[&str], arguments: &[&str]) -> Command {
+        let mut command = program("podman");
+        command.arg("--root").arg(self.path(storage).join("root"));
+        command.arg("--runroot").arg(self.path(storage).join("run"));
+        command.args(["--storage-driver", "overlay", "--runtime", "runc"]).args(options);
+        command.args(["--events-backend", "none"]);
+        let (word, rest) = arguments.split_first().expect("a podman command");
+        command.arg(word);
+        match *word {
+            "run" | "create" => {
+                command.args(["--tls-verify=false", "--network=none"]);
+                command.args(["--ulimit", "nofile=1024:20000", "--ulimit", "nproc=1000:20000"]);
+            }
+            "pull" | "push" => {
+                command.arg("--tls-verify=false");
+            }
+            "build" => {
+                command.args(["--tls-verify=false", "--isolation", "chroot", "--quiet"]);
+            }
+            _ => {}
+        }
+        command.args(rest);
+        command
+    }
+
+    /// Runs podman with the layer store.
+    #[track_caller]
+    pub fn run(&self, arguments: &[&str]) -> Outcome {
+        run(&mut self.command(arguments), PATIENCE).success()
+    }
+
+    /// Runs podman without the layer store.
+    #[track_caller]
+    pub fn run_ordinary(&self, arguments: &[&str]) -> Outcome {
+        run(&mut self.ordinary_command(arguments), PATIENCE).success()
+    }
+
+    /// What `command` prints in a new container of `image`.
+    #[track_caller]
+    pub fn output(&self, image: &str, command: &[&str]) -> String {
+        let arguments = [&["run", "--rm", image], command].concat();
+        self.run(&arguments).stdout
+    }
+
+    /// Whether anything is mounted on the layer store.
+    pub fn store_is_mounted(&self) -> bool {
+        crate::node::is_mounted(&self.store())
+    }
+}
+
+impl Default for Podman {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        for lazy in [true, false] {
+            let storage = self.path(if lazy { "lazy" } else { "ordinary" });
+            if storage.exists() {
+                let arguments = ["rm", "--all", "--force", "--time", "0"];
+                let mut remove =
+                    if lazy { self.command(&arguments) } else { self.ordinary_command(&arguments) };
+                drop(run(&mut remove, PATIENCE));
+            }
+        }
+        if let Some(mut agent) = self.agent.take() {
+            agent.signal(Signal::SIGTERM);
+            let _ = agent.wait(PATIENCE);
+        }
+        for mount in mounts_below(self.scratch.path()) {
+            // It may have gone with another one.
+            let _ = umount2(&mount, MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+fn mounts_below(directory: &Path) -> Vec<PathBuf> {
+    let mut mounts = crate::node::mounts_below(directory);
+    mounts.reverse();
+    mounts
+}
