@@ -83,9 +83,10 @@ fn index(blob: &[u8], chunk: usize) -> Result<LayerIndex, LayerError> {
 /// strangers, and every file of it can be read.
 fn try_layer(blob: &[u8]) {
     let peak = METER.peak_of(|| {
-        let index_of_one = index(blob, 1 << 20);
-        assert_eq!(index_of_one, index(blob, 509), "the index depends on the chunks");
-        let Ok(index) = index_of_one else { return };
+        // What is wrong with a layer depends on who notices first, its index does not.
+        let [one, other] = [1 << 20, 509].map(|chunk| index(blob, chunk).ok());
+        assert_eq!(one, other, "the index depends on the chunks");
+        let Some(index) = one else { return };
         let tree = LayerTree::new(index.tree.to_vec().into()).unwrap();
         tree.check().unwrap();
         if tree.header().content_size.get() < CONTENT_MAX {
@@ -167,7 +168,7 @@ fn specimens() -> &'static [Specimen] {
 fn several_spans(way: Compression) -> Image {
     use undermount_tests::archive::Member;
     use undermount_tests::image::Layer;
-    let text: String = (0..90_000).map(|n| format!("{} line {n}\n", n * 7919 % 1_009)).collect();
+    let text: String = (0..130_000).map(|n| format!("{} line {n}\n", n * 7919 % 1_009)).collect();
     let members = [
         Member::file("text", &text),
         Member::file("noise", noise(1, 300_000)),
