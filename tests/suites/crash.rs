@@ -25,6 +25,7 @@ use undermount_tests::registry::{Registry, files_below, get};
 
 /// How often a run is killed, each time at another moment of its work.
 const KILLS: usize = 50;
+const KILLS_IN_A_ROUND: usize = 5;
 /// The repositories of the source: what comes from the first goes to a registry, what comes
 /// from the second into the tree of the Apache.
 const NAMESPACES: [&str; 2] = ["pushed", "exported"];
@@ -312,18 +313,17 @@ fn a_prepare_killed_at_fifty_random_moments_comes_to_the_same_end() {
     let undisturbed = first.result(&client, &runtime);
     assert!(!undisturbed.tree.is_empty());
     let reader = Reader::start(first.tree());
-    let (mut kills, mut interrupted) = (0, 0);
-    for number in 1.. {
+    let mut interrupted = 0;
+    for number in 1..=KILLS / KILLS_IN_A_ROUND {
         let mut round = site.round(number);
         reader.look_at(round.tree());
         let mut arrived = BTreeSet::new();
-        // Two kills for each set of destinations: the second meets what the first one left.
-        for _ in 0..2 {
+        // Several kills for each set of destinations: the next meets what the last one left.
+        for _ in 0..KILLS_IN_A_ROUND {
             let mut prepare = Running::start(&mut round.command());
             // The first run took longer than those that follow it.
             thread::sleep(usual.mul_f64(0.7 * random.fraction()));
             prepare.kill();
-            kills += 1;
             interrupted += usize::from(!round.directory.join("env.yaml").exists());
             for blob in round.fetched() {
                 assert!(!arrived.contains(&blob), "{blob:?} had arrived, round {number}");
@@ -336,12 +336,9 @@ fn a_prepare_killed_at_fifty_random_moments_comes_to_the_same_end() {
         }
         let result = round.result(&client, &runtime);
         result.assert_equals(&undisturbed);
-        if kills >= KILLS {
-            break;
-        }
     }
     let read = reader.finish();
-    println!("{interrupted} of {kills} runs were interrupted, {read} files were read meanwhile");
-    assert!(interrupted >= KILLS / 4, "only {interrupted} of {kills} runs were interrupted");
+    println!("{interrupted} of {KILLS} runs were interrupted, {read} files were read meanwhile");
+    assert!(interrupted >= KILLS / 4, "only {interrupted} of {KILLS} runs were interrupted");
     assert!(read > 0);
 }

@@ -16,7 +16,7 @@ use undermount_tests::archive::{Member, noise};
 use undermount_tests::image::{Image, Layer};
 use undermount_tests::node::{self, Node};
 use undermount_tests::origin::Origin;
-use undermount_tests::process::{Outcome, SOON, program, run, undermount};
+use undermount_tests::process::{Outcome, SOON, eventually, program, run, undermount};
 use undermount_tests::registry::{Registry, get, skopeo};
 use undermount_tests::requirement::{Need, lacking};
 
@@ -185,10 +185,14 @@ fn a_node_mounts_lazily_from_a_real_apache() {
     let directory = node.mount(&format!("{}/ns/a:latest", apache.address()));
     assert_eq!(fs::read_to_string(directory.join("name")).unwrap(), "a");
     let (large, size) = image.layers()[1];
-    let asked = apache.requests();
     let of_layer = format!("/blobs/{large}");
-    let parts: Vec<_> = asked.iter().filter(|line| line.contains(&of_layer)).collect();
-    assert!(!parts.is_empty() && parts.iter().all(|line| line.contains(" 206 ")), "{asked:#?}");
+    let parts = || {
+        let asked = apache.requests().into_iter();
+        asked.filter(|line| line.contains(&of_layer)).collect::<Vec<_>>()
+    };
+    eventually("Apache's log has the request", SOON, || !parts().is_empty());
+    let parts = parts();
+    assert!(parts.iter().all(|line| line.contains(" 206 ")), "{parts:#?}");
     let bytes: u64 =
         parts.iter().map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum();
     assert!(bytes < size / 2, "{bytes} of {size} bytes were fetched");
