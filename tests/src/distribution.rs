@@ -115,8 +115,9 @@ impl Api {
     #[track_caller]
     pub fn push_blob(&self, repository: &str, bytes: &[u8]) -> String {
         let digest = sha256(bytes);
-        let path = format!("{}?digest={digest}", self.begin(repository));
-        self.send("PUT", &path, &[], bytes).expect(201);
+        let location = self.begin(repository);
+        let joint = if location.contains('?') { '&' } else { '?' };
+        self.send("PUT", &format!("{location}{joint}digest={digest}"), &[], bytes).expect(201);
         digest
     }
 

@@ -323,18 +323,50 @@ fn labels_tell_the_tag() {
 }
 
 #[test]
-fn a_dry_run_writes_the_files_and_copies_nothing() {
+fn a_dry_run_tells_what_would_move_and_copies_nothing() {
     if no_docker_registry() {
         return;
     }
     let root = tempfile::tempdir().unwrap();
     let (source, mut destination) = (source(), destination(root.path()));
     let undercloud = Undercloud::new(&entry(&source, &destination));
-    undercloud.prepare(&["--dry-run", "--output-images-file", "images.yaml"]).success();
+    let host = destination.address().to_owned();
+    let dry = ["--dry-run", "--output-images-file", "images.yaml"];
+    let told = undercloud.prepare(&dry).success().stderr;
     assert_eq!(undercloud.environment().len(), 6);
     let list = fs::read_to_string(undercloud.path("images.yaml")).unwrap();
     assert_eq!(list.matches("push_destination: ").count(), 2, "{list}");
     assert!(requests(&mut destination, &["POST", "PUT", "PATCH"]).is_empty());
+    // The base layer, 300,000 bytes of noise, counts once.
+    assert_eq!(told.matches("come with images before it").count(), 1, "{told}");
+    assert!(told.contains(&format!("{host}: 293.9")), "{told}");
+    assert!(told.contains(" to move and to store, each blob counted once"), "{told}");
+
+    undercloud.prepare(&["--index", "off"]).success();
+    let told = undercloud.prepare(&dry).success().stderr;
+    assert!(told.contains(&format!("{host}/ns/keystone:latest: 0 B to move, ")), "{told}");
+    assert!(told.contains(&format!("{host}: 0 B to move")), "{told}");
+
+    source.down();
+    let told = undercloud.prepare(&dry).success().stderr;
+    assert!(told.contains(&format!("{host}/ns/nova-api:latest: image ")), "{told}");
+}
+
+#[test]
+fn other_tools_get_the_images_in_their_words() {
+    let undercloud = Undercloud::new("{set: {namespace: h.invalid/ns, tag: t}}");
+    let format = |tool: &str| {
+        undercloud.prepare(&["--output-format", tool]).success();
+        undercloud.environment().join("\n")
+    };
+    assert_eq!(
+        format("kolla"),
+        "keystone_image_full: h.invalid/ns/centos-binary-keystone:t\n\
+         nova_api_image_full: h.invalid/ns/centos-binary-nova-api:t"
+    );
+    let edpm = format("edpm");
+    assert!(edpm.contains("    keystoneAPIImage: h.invalid/ns/centos-binary-keystone:t"), "{edpm}");
+    assert!(edpm.contains("\n---\n"), "{edpm}");
 }
 
 #[test]

@@ -89,6 +89,7 @@ fn refusals_have_the_originals_words() {
         let text = format!("parameter_defaults:\n  ContainerImagePrepare:\n  - {entry}\n");
         std::fs::write(directory.path().join("cip.yaml"), text).unwrap();
     };
+    std::fs::write(directory.path().join("list.yaml"), "uploads: [{push_destination: d}]").unwrap();
     entry("{push_destination: h.invalid, includes: [keystone], modify_role: r, multi_arch: true}");
     for (line, words) in [
         (
@@ -104,6 +105,14 @@ fn refusals_have_the_originals_words() {
             "cannot read the environment file absent.yaml",
         ),
         ("tripleo container image push h.invalid/a/b/c:t", "Invalid container"),
+        (
+            "overcloud container image upload --config-file list.yaml",
+            "list.yaml: imagename is required",
+        ),
+        (
+            "overcloud container image upload --config-file absent.yaml",
+            "cannot read the image list absent.yaml",
+        ),
         (
             "overcloud container image prepare --set foo",
             "Malformed --set(foo). Use the variable=value format.",
@@ -196,4 +205,55 @@ fn flags_stand_for_an_entry_as_in_osp_13() {
          DockerKeystoneConfigImage: h.invalid:8787/rhosp13/openstack-keystone:13.0-38\n  \
          DockerKeystoneImage: h.invalid:8787/rhosp13/openstack-keystone:13.0-38\n"
     );
+}
+
+#[test]
+fn lists_of_images_are_uploaded() {
+    let root = tempfile::tempdir().unwrap();
+    let Some(source) = registry(&root.path().join("source")) else { return };
+    let target = Registry::docker(&root.path().join("target"));
+    let (from, to) = (source.address(), target.address());
+    let list = format!(
+        "container_images:\n- imagename: {from}/rhosp13/openstack-keystone:13.0\n  push_destination: {to}/\n"
+    );
+    std::fs::write(root.path().join("images.yaml"), list).unwrap();
+    call(root.path(), "overcloud container image upload --config-file images.yaml").success();
+    let list = format!("tripleo container image list --registry-url {to} -f value");
+    let listed = call(root.path(), &list).success().stdout;
+    assert_eq!(listed, format!("docker://{to}/rhosp13/openstack-keystone:13.0\n"));
+}
+
+#[test]
+fn kolla_is_asked_for_the_images_that_it_would_build() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    // Stands in for kolla-build: notes how it was called and prints a tree.
+    let script = "#!/bin/sh\necho \"$@\" >called\ngrep -h list_dep \"$4\" >>called\n\
+                  echo '{\"base\": [\"cron\", {\"openstack-base\": [\"nova-api\"]}]}'\n";
+    let program = path.join("kolla-build");
+    std::fs::write(&program, script).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&program, mode).unwrap();
+    let list =
+        "container_images: [{imagename: 'ns/centos-binary-nova-api:t'}, {imagename: a/cron}]";
+    std::fs::write(path.join("images.yaml"), list).unwrap();
+    std::fs::write(path.join("kolla.conf"), "[DEFAULT]\n").unwrap();
+    let build = |flag: &str, search: &str| {
+        let line = "overcloud container image build --config-file images.yaml \
+                    --kolla-config-file kolla.conf";
+        let mut command = undermount();
+        command.current_dir(path).env("HOME", path).env("PATH", search);
+        run(command.args(line.split_whitespace()).arg(flag), SOON)
+    };
+    let search = format!("{}:/usr/bin:/bin", path.display());
+    let printed = build("--list-images", &search).success().stdout;
+    assert_eq!(printed, "- base\n- cron\n- openstack-base\n- nova-api\n");
+    let called = read(path, "called");
+    assert!(called.starts_with("--config-file kolla.conf --config-file /"), "{called}");
+    assert!(called.contains(" nova-api cron\nlist_dependencies=true"), "{called}");
+    let printed = build("--list-dependencies", &search).success().stdout;
+    assert_eq!(printed, "base:\n- cron\n- openstack-base:\n  - nova-api\n");
+    let outcome = build("--list-images", "/nonexistent");
+    let words = outcome.refusal();
+    assert!(words.contains("`kolla-build` is needed and not installed"), "{words}");
 }

@@ -16,7 +16,8 @@ pub fn basic(shelf: Arc<Shelf>) -> Server {
     })
 }
 
-/// Demands a token for the repository, which only alice gets.
+/// Demands a token for the repository, which only alice gets. What it does not know, such as the
+/// referrers API, it lets nobody at.
 pub fn bearer(shelf: Arc<Shelf>) -> Server {
     Server::start(move |request| {
         if let Some(query) = request.path.strip_prefix("/token?") {
@@ -25,11 +26,12 @@ pub fn bearer(shelf: Arc<Shelf>) -> Server {
                 false => Response::new(401, ""),
             };
         }
-        let repository = repository(&request.path);
-        let scope = STANDARD.encode(format!("repository:{repository}:pull"));
+        let scope = repository(&request.path)
+            .map(|repository| STANDARD.encode(format!("repository:{repository}:pull")));
         let authorization = request.header("authorization").unwrap_or_default();
         match authorization.strip_prefix("Bearer ") {
-            Some(token) if repository.is_empty() || token == scope => shelf.answer(request),
+            Some(_) if request.path == "/v2/" => shelf.answer(request),
+            Some(token) if Some(token) == scope.as_deref() => shelf.answer(request),
             _ => {
                 let host = request.header("host").unwrap_or_default();
                 let realm = format!(r#"Bearer realm="http://{host}/token",service="fixture""#);
@@ -47,13 +49,10 @@ fn token(query: &str) -> Response {
     Response::new(200, format!(r#"{{"token":"{token}","expires_in":300}}"#))
 }
 
-/// The repository that a path is about; none for `/v2/`.
-fn repository(path: &str) -> &str {
-    let path = path.strip_prefix("/v2/").unwrap_or_default();
-    ["/manifests/", "/blobs/", "/tags/"]
-        .iter()
-        .find_map(|mark| Some(path.split_once(mark)?.0))
-        .unwrap_or_default()
+/// The repository that a path is about, if it is one that is known.
+fn repository(path: &str) -> Option<&str> {
+    let path = path.strip_prefix("/v2/")?;
+    ["/manifests/", "/blobs/", "/tags/"].iter().find_map(|mark| Some(path.split_once(mark)?.0))
 }
 
 fn is_alice(request: &Request) -> bool {

@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 use undermount_fs::digest::Digest;
 
 use crate::archive::{Archive, Member, Style};
+use crate::distribution::Api;
 use crate::http::{Request, Response};
 
 const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
@@ -107,6 +108,25 @@ impl Shelf {
             None => Response::new(404, NOT_FOUND),
         }
         .header("Docker-Distribution-Api-Version", "registry/2.0")
+    }
+
+    /// Pushes the repositories whose names are `wanted` to the registry behind `api`.
+    pub fn push(&self, api: &Api, wanted: impl Fn(&str) -> bool) {
+        for (name, repository) in self.repositories.iter().filter(|(name, _)| wanted(name)) {
+            for blob in repository.blobs.values() {
+                api.push_blob(name, blob);
+            }
+            for (tag, digest) in &repository.tags {
+                let (media_type, body) = &repository.documents[digest];
+                let path = format!("/v2/{name}/manifests/{tag}");
+                api.send("PUT", &path, &[("Content-Type", media_type)], body).expect(201);
+            }
+        }
+    }
+
+    /// The digest of the layer that all images share.
+    pub fn base_layer(&self) -> String {
+        Digest::of(&base_layer().1).to_string()
     }
 
     fn find(&self, path: &str) -> Option<Response> {

@@ -19,11 +19,14 @@ use crate::image::{Descriptor, Repository, Tag, media_type, referrers};
 use crate::prepare::image_serve::ImageServe;
 use crate::registry::client::{Client, Fault, RawManifest, RegistryError};
 
+/// The tags of a repository that belong to manifests; none where it lists no tags for us.
+type Listing = Option<Vec<Tag>>;
+
 /// Finds what belongs to images.
 #[derive(Default)]
 pub struct Finder {
     /// The tags of repositories that belong to manifests.
-    tags: Mutex<HashMap<Repository, Arc<OnceCell<Vec<Tag>>>>>,
+    tags: Mutex<HashMap<Repository, Arc<OnceCell<Listing>>>>,
 }
 
 impl Finder {
@@ -51,13 +54,18 @@ impl Finder {
         repository: &Repository,
         subject: &Digest,
     ) -> Result<Vec<Attachment>, CopyError> {
+        let tags = self.reserved_tags(client, repository).await?;
+        let referrers = match &tags {
+            Some(tags) => client.referrers_beside(repository, subject, tags).await?,
+            None => client.referrers(repository, subject, None).await?,
+        };
         let mut found = Vec::new();
-        for listed in client.referrers(repository, subject, None).await? {
+        for listed in referrers {
             let raw = manifest(client, repository, &listed.digest).await?;
             found.extend(raw.map(|raw| by_subject(raw, subject)));
         }
         let prefix = format!("{}.", referrers::fallback_tag(subject).as_str());
-        for tag in self.reserved_tags(client, repository).await? {
+        for tag in tags.unwrap_or_default() {
             if tag.as_str().starts_with(&prefix) && tag != referrers::own_tag(subject) {
                 let raw = client.manifest(&repository.tagged(tag.clone())).await?;
                 found.push(by_tag(raw, tag));
@@ -66,12 +74,12 @@ impl Finder {
         Ok(found)
     }
 
-    /// The tags of `repository` that belong to a manifest.
+    /// The tags of `repository` that belong to a manifest, where it lists its tags for us.
     async fn reserved_tags(
         &self,
         client: &Client,
         repository: &Repository,
-    ) -> Result<Vec<Tag>, RegistryError> {
+    ) -> Result<Listing, RegistryError> {
         let cell = {
             let mut tags = self.tags.lock().expect("no panic while it is held");
             Arc::clone(tags.entry(repository.clone()).or_default())
@@ -79,11 +87,11 @@ impl Finder {
         let listed = cell.get_or_try_init(|| async {
             let all = match client.all_tags(repository).await {
                 Ok(all) => all,
-                Err(error) if is_unlisted(&error.fault) => Vec::new(),
+                Err(error) if is_unlisted(&error.fault) => return Ok(None),
                 Err(error) => return Err(error),
             };
             let reserved = all.iter().filter(|tag| referrers::is_reserved_tag(tag));
-            Ok(reserved.filter_map(|tag| tag.parse().ok()).collect())
+            Ok(Some(reserved.filter_map(|tag| tag.parse().ok()).collect()))
         });
         listed.await.cloned()
     }

@@ -8,7 +8,7 @@ use reqwest::{Request, Url};
 use serde::Deserialize;
 use undermount_fs::digest::Digest;
 
-use crate::image::{Descriptor, Document, Index, Repository, media_type, referrers};
+use crate::image::{Descriptor, Document, Index, Repository, Tag, media_type, referrers};
 
 use super::Client;
 use super::auth::Access;
@@ -88,6 +88,23 @@ impl Client {
         .await
     }
 
+    /// Whether the registry `host[:port]` has no repository, in one request.
+    ///
+    /// # Errors
+    /// [`RegistryError`] where the registry has no catalog, or none for us.
+    pub async fn is_empty(&self, host: &str) -> Result<bool, RegistryError> {
+        let endpoint = self.endpoint_of(host);
+        let access = Access::catalog(host);
+        self.retry(&Subject::Registry(host.to_owned()), || async {
+            let path = "v2/_catalog?n=1";
+            let mut pages = self.pages(&endpoint, &access, path, "application/json").await?;
+            let Some(page) = pages.next().await? else { return Ok(false) };
+            let page: Catalog = read(&page)?;
+            Ok(page.repositories.is_some_and(|repositories| repositories.is_empty()))
+        })
+        .await
+    }
+
     /// What belongs to the manifest `subject`, of one `artifact_type` or of all: from the
     /// referrers API, or from the fallback tag where the registry does not have it.
     ///
@@ -102,6 +119,24 @@ impl Client {
         match self.api_referrers(repository, subject, artifact_type).await? {
             Some(listed) => Ok(listed),
             None => self.fallback_referrers(repository, subject, artifact_type).await,
+        }
+    }
+
+    /// What belongs to the manifest `subject` of a repository whose reserved tags are `tags`: the
+    /// fallback tag is asked for only if it is one of them.
+    ///
+    /// # Errors
+    /// As [`Self::referrers`].
+    pub async fn referrers_beside(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        tags: &[Tag],
+    ) -> Result<Vec<Descriptor>, RegistryError> {
+        match self.api_referrers(repository, subject, None).await? {
+            Some(listed) => Ok(listed),
+            None if !tags.contains(&referrers::fallback_tag(subject)) => Ok(Vec::new()),
+            None => self.fallback_referrers(repository, subject, None).await,
         }
     }
 
@@ -126,6 +161,9 @@ impl Client {
                 endpoint.without_referrers.store(words.is_empty(), Ordering::Relaxed);
                 Ok(None)
             }
+            // A front that knows older registries only guards what it does not know. Whoever may
+            // not read the repository at all learns it from the fallback tag.
+            Err(RegistryError { fault: Fault::Unauthorized { .. }, .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }

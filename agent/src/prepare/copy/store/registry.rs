@@ -1,5 +1,9 @@
 //! A registry as a destination.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::OnceCell;
 use undermount_fs::digest::Digest;
 
 use crate::image::{Descriptor, Reference, Repository};
@@ -12,21 +16,43 @@ use super::{Attachment, FoundBy, Opened, StoreError, Taken};
 /// All registries that a client reaches.
 pub struct RegistryStore {
     client: Client,
+    /// Whether a registry had no repository at all when it was first asked.
+    empty: Mutex<HashMap<String, Arc<OnceCell<bool>>>>,
 }
 
 impl RegistryStore {
     /// The registries that `client` reaches.
     pub fn new(client: Client) -> Self {
-        Self { client }
+        Self { client, empty: Mutex::default() }
     }
 
+    /// A registry that was empty when the run began has nothing but what the run has brought, and
+    /// that is brought once: it is not asked image by image.
     pub(super) async fn has(
         &self,
         reference: &Reference,
         named: &RawManifest,
     ) -> Result<bool, StoreError> {
+        if self.was_empty(reference).await {
+            return Ok(false);
+        }
         let present = self.client.resolve(reference).await?;
         Ok(present.is_some_and(|present| present.digest == named.digest))
+    }
+
+    /// Whether the registry of `reference` had nothing, this image included: a catalog may be
+    /// empty for those who are not shown it.
+    async fn was_empty(&self, reference: &Reference) -> bool {
+        let host = reference.repository().host();
+        let cell = {
+            let mut empty = self.empty.lock().expect("no panic while it is held");
+            Arc::clone(empty.entry(host.to_owned()).or_default())
+        };
+        let ask = || async {
+            let absent = self.client.resolve(reference).await.is_ok_and(|found| found.is_none());
+            absent && self.client.is_empty(host).await.unwrap_or(false)
+        };
+        *cell.get_or_init(ask).await
     }
 
     pub(super) async fn is_indexed(
