@@ -16,6 +16,7 @@ use undermount_fs::object::Verify;
 use undermount_fs::session::DataMode;
 
 use crate::agent::process::OwnerConfig;
+use crate::mirror::MirrorConfig;
 use crate::registry::client::{ClientConfig, Credentials, PlainHttp};
 use value::{ByteCount, Directory, Loopback, RegistryName, Seconds, StorePath};
 
@@ -115,7 +116,7 @@ pub struct StoreSettings {
 }
 
 /// `[mirror]`
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MirrorSettings {
     /// Where the mirror listens; `None` for no mirror.
@@ -123,6 +124,15 @@ pub struct MirrorSettings {
     pub listen: Option<Loopback>,
     /// The registries that it mirrors; others are refused.
     pub registries: Vec<RegistryName>,
+    /// Bytes of blobs to keep for it.
+    pub quota: ByteCount,
+}
+
+impl Default for MirrorSettings {
+    fn default() -> Self {
+        let quota = ByteCount::new(50 << 30).expect("50 GiB are in range");
+        Self { listen: None, registries: Vec::new(), quota }
+    }
 }
 
 impl Settings {
@@ -165,6 +175,16 @@ impl Settings {
             read_timeout: self.reads.timeout.into(),
             complete_within: self.completion.within.into(),
             client: self.client(client)?,
+            mirror: self.mirror(),
+        })
+    }
+
+    fn mirror(&self) -> Option<MirrorConfig> {
+        let MirrorSettings { listen, registries, quota } = &self.mirror;
+        Some(MirrorConfig {
+            listen: listen.as_ref()?.get(),
+            registries: registries.iter().map(ToString::to_string).collect(),
+            quota: quota.get(),
         })
     }
 

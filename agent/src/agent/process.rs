@@ -34,7 +34,8 @@ use super::health;
 use super::layers::ShelfError;
 use super::owner::Owner;
 use crate::control::{Failure, Runtime, Status, StoreStatus};
-use crate::registry::client::ClientConfig;
+use crate::mirror::{self, MirrorConfig};
+use crate::registry::client::{Client, ClientConfig};
 
 const SOCKET: &str = "control";
 const PLAIN: &str = "plain";
@@ -69,6 +70,8 @@ pub struct OwnerConfig {
     pub complete_within: Duration,
     /// How registries are spoken to.
     pub client: ClientConfig,
+    /// The mirror that an agent serves, if any.
+    pub mirror: Option<MirrorConfig>,
 }
 
 /// An owner cannot be started or kept.
@@ -264,6 +267,11 @@ fn serve(
     worker.ready()?;
     let store = mounts.store_dir();
     mounts.serve(&node, &runtime, threads.handle())?;
+    if let Some(mirror) = config.mirror.filter(|_| store.is_some()) {
+        let root = config.cache.join("mirror");
+        let client = Client::new(config.client.clone());
+        threads.spawn(mirror::run(mirror, root, client, CancellationToken::new()));
+    }
     threads.spawn(health::beat(worker.clone(), inheritance.pulse));
     let status = Status {
         cache: config.cache,

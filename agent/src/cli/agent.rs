@@ -5,6 +5,7 @@ use undermount::config::value::{StorePath, from_word};
 
 use super::exit::{CliResult, Exit};
 use super::owner::{self, CacheArgs, Role};
+use super::service;
 
 /// Serve this node: podman's layer store and all mounts, until SIGTERM
 ///
@@ -27,7 +28,10 @@ impl AgentArgs {
         if let Some(store) = self.store {
             settings.store.mount = store;
         }
-        let on_ready = || tracing::info!("the layer store is served");
+        let on_ready = || {
+            tracing::info!("the layer store is served");
+            service::ready("the layer store is served");
+        };
         owner::keep(settings, Role::Agent, self.cache.init_mask(), on_ready)?;
         Ok(Exit::Success)
     }

@@ -80,6 +80,12 @@ impl ByteCount {
     const UNITS: [(&str, u64); 4] =
         [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
 
+    /// That many bytes, where they are in range.
+    pub fn new(bytes: u64) -> Option<Self> {
+        // TOML knows no larger integers, and no disk has more.
+        (Self::LEAST..=i64::MAX.cast_unsigned()).contains(&bytes).then_some(Self(bytes))
+    }
+
     /// The number.
     pub fn get(self) -> u64 {
         self.0
@@ -92,8 +98,7 @@ impl Value for ByteCount {
     }
 
     fn of_integer(number: u64) -> Option<Self> {
-        // TOML knows no larger integers, and no disk has more.
-        (Self::LEAST..=i64::MAX.cast_unsigned()).contains(&number).then_some(Self(number))
+        Self::new(number)
     }
 
     fn of_text(text: &str) -> Option<Self> {

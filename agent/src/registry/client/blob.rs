@@ -52,6 +52,26 @@ impl Client {
         .await
     }
 
+    /// The size of the blob, in bytes.
+    ///
+    /// # Errors
+    /// [`RegistryError`] where `repository` does not have it, or does not tell.
+    pub async fn blob_size(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<u64, RegistryError> {
+        let subject = Subject::Blob(repository.clone(), *digest);
+        self.retry(&subject, || async {
+            let response = self.ask_blob(Method::HEAD, repository, digest, None).await?;
+            let response = expect(response, &[StatusCode::OK]).await?;
+            let length = response.headers().get(CONTENT_LENGTH);
+            let size = length.and_then(|length| length.to_str().ok()?.parse().ok());
+            size.ok_or_else(|| Fault::Protocol("no Content-Length".to_owned()))
+        })
+        .await
+    }
+
     /// Whether a part of the blob, asked for by Range, comes as a part. Something on the way may
     /// ignore Range, and then every read costs the whole blob.
     ///
