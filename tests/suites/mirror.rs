@@ -152,7 +152,7 @@ fn no_client_ever_gets_a_whole_blob_that_is_wrong() {
     let faults = [Fault::Wrong, Fault::Short(1000), Fault::Reset(70_000)];
     for fault in faults {
         mirrored.origin.misbehave(move |request| {
-            (request.method == "GET" && request.path.contains("/blobs/")).then(|| fault.clone())
+            (request.method == "GET" && request.path.contains("/blobs/")).then_some(fault)
         });
         match mirrored.ask(Method::GET, &blob, None) {
             Ok((status, _)) => assert_eq!(status, 502, "a whole answer says that it failed"),
