@@ -14,11 +14,18 @@ const TARGET_MAX: usize = 4095;
 const XATTR_NAME_MAX: usize = 255;
 const XATTR_VALUE_MAX: usize = 64 * 1024;
 
-/// What the names, attributes and inodes of one layer may take, in bytes of memory: some four
-/// million files.
+/// What the names and inodes of one layer may take, in bytes of memory: some two million files.
 const METADATA_MAX: usize = 1 << 30;
-/// What an inode takes, its place in its directory included.
-const NODE_SIZE: usize = 256;
+/// What an inode takes while a layer is read, its place in its directory included.
+const NODE_SIZE: usize = 512;
+
+/// The extended attributes of all members of a layer, in bytes; a member has a few dozen at most.
+const XATTRS_MAX: usize = 64 << 20;
+
+/// Directories that are named on the way to other members and never listed: so many for each
+/// member, and so many more. A path of 4 KB, which compresses to nothing, could name 2,000.
+const IMPLIED_PER_MEMBER: usize = 8;
+const IMPLIED_MAX: usize = 1 << 16;
 
 /// The holes of all sparse files of a layer, in bytes; every MiB of them takes a digest. The login
 /// record of the highest user id makes a hole of 1.25 TB.
@@ -28,6 +35,9 @@ const HOLES_MAX: u64 = 2 << 40;
 #[derive(Default)]
 pub struct Budget {
     metadata: usize,
+    xattrs: usize,
+    members: usize,
+    implied: usize,
     holes: u64,
 }
 
@@ -37,27 +47,35 @@ impl Budget {
     /// # Errors
     /// What is too much, in words.
     pub fn take_member(&mut self, member: &Member) -> Result<(), &'static str> {
-        let attributes: usize =
-            member.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        self.members += 1;
+        self.xattrs +=
+            member.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        if self.xattrs > XATTRS_MAX {
+            return Err("the extended attributes up to here exceed 64 MiB");
+        }
         let target = match &member.kind {
             MemberKind::Symlink(target) | MemberKind::HardLink(target) => target.len(),
             _ => 0,
         };
-        self.take(NODE_SIZE + member.path.len() + target + attributes)
+        self.take(NODE_SIZE + member.path.len() + target)
     }
 
-    /// Counts a directory that no member lists.
+    /// Counts a directory that no member has listed so far.
     ///
     /// # Errors
     /// What is too much, in words.
     pub fn take_directory(&mut self, name: &[u8]) -> Result<(), &'static str> {
+        self.implied += 1;
+        if self.implied > IMPLIED_MAX + IMPLIED_PER_MEMBER * self.members {
+            return Err("it and those before it name far more directories than are listed");
+        }
         self.take(NODE_SIZE + name.len())
     }
 
     fn take(&mut self, bytes: usize) -> Result<(), &'static str> {
         self.metadata = self.metadata.saturating_add(bytes);
         if self.metadata > METADATA_MAX {
-            return Err("the names and attributes up to here exceed 1 GiB");
+            return Err("the names and inodes up to here exceed 1 GiB");
         }
         Ok(())
     }
@@ -114,5 +132,25 @@ mod tests {
         let name = vec![b'n'; METADATA_MAX / 2];
         assert_eq!(budget.take_directory(&name), Ok(()));
         assert!(budget.take_directory(&name).is_err());
+    }
+
+    #[test]
+    fn regression_paths_that_name_millions_of_directories_are_refused() {
+        let mut budget = Budget::default();
+        let most = IMPLIED_MAX;
+        assert!((0..most).all(|_| budget.take_directory(b"d").is_ok()));
+        assert!(budget.take_directory(b"d").unwrap_err().contains("directories"));
+        let member = |size| Member {
+            path: b"f".to_vec(),
+            kind: MemberKind::Fifo,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            mtime: (0, 0),
+            xattrs: [(b"user.a".to_vec(), vec![b'v'; size])].into(),
+        };
+        assert_eq!(budget.take_member(&member(1)), Ok(()));
+        assert_eq!(budget.take_directory(b"d"), Ok(()));
+        assert!(budget.take_member(&member(XATTRS_MAX)).unwrap_err().contains("attributes"));
     }
 }
