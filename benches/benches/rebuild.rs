@@ -48,6 +48,8 @@ fn main() -> ExitCode {
     let percent = |bytes: u64| 100.0 * bytes as f64 / size as f64;
     figures
         .tell("files that have changed", format!("{:.2} %", 100.0 * changed as f64 / all as f64));
+    figures
+        .tell("the same, compressed, of the image", format!("{:.2} %", percent(new.changed_bytes)));
     figures.at_most("fetched for a full read of the rebuilt image", percent(fetched), 6.0, " %");
     figures.tell("its trees as they are sent", format!("{:.2} %", percent(trees(&new.image))));
     if figures.print() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -18,6 +18,8 @@ pub struct Rebuilt {
     pub packages: Vec<String>,
     /// Regular files of the image, and those that have changed.
     pub files: (usize, usize),
+    /// Bytes of those that have changed, each one compressed by itself.
+    pub changed_bytes: u64,
 }
 
 /// Makes `image`, whose layers are gzip and hold a Debian system, again with `count` packages
@@ -39,7 +41,7 @@ pub fn rebuilt(image: &Image, count: usize, percent: f64) -> Rebuilt {
     let all: usize = archives.iter().map(|archive| count_files(archive)).sum();
     let packages = choose(&lists, count, (all as f64 * percent / 100.0) as usize);
     let paths = packages.iter().flat_map(|package| lists[package].iter().cloned()).collect();
-    let mut changed = 0;
+    let mut changed = Vec::new();
     let layers = archives
         .iter()
         .map(|archive| {
@@ -47,24 +49,35 @@ pub fn rebuilt(image: &Image, count: usize, percent: f64) -> Rebuilt {
             Layer::compressed(&tar, Compression::Gzip)
         })
         .collect();
-    Rebuilt { image: Image::from_layers(layers), packages, files: (all, changed) }
+    Rebuilt {
+        image: Image::from_layers(layers),
+        packages,
+        files: (all, changed.len()),
+        changed_bytes: compressed(&changed),
+    }
 }
 
-/// The regular files of each package, as dpkg has written them down.
+/// The regular files of each package that are there, as dpkg has written them down.
 fn package_lists(archives: &[Vec<u8>]) -> BTreeMap<String, BTreeSet<String>> {
-    let mut lists = BTreeMap::new();
+    let (mut lists, mut files) = (BTreeMap::new(), BTreeSet::new());
     for archive in archives {
         for entry in Archive::new(&archive[..]).entries().unwrap() {
             let mut entry = entry.unwrap();
             let path = path_of(&entry);
+            if entry.header().entry_type() != EntryType::Regular {
+                continue;
+            }
             let package = path.strip_prefix(INFO).and_then(|name| name.strip_suffix(".list"));
-            let Some(package) = package.map(ToOwned::to_owned) else { continue };
-            let mut text = String::new();
-            entry.read_to_string(&mut text).unwrap();
-            let paths = text.lines().map(|line| line.trim_start_matches('/').to_owned());
-            lists.insert(package, paths.collect());
+            if let Some(package) = package.map(ToOwned::to_owned) {
+                let mut text = String::new();
+                entry.read_to_string(&mut text).unwrap();
+                let paths = text.lines().map(|line| line.trim_start_matches('/').to_owned());
+                lists.insert(package, paths.collect::<BTreeSet<String>>());
+            }
+            files.insert(path);
         }
     }
+    lists.values_mut().for_each(|paths| paths.retain(|path| files.contains(path)));
     lists
 }
 
@@ -91,7 +104,7 @@ fn rebuild_layer(
     archive: &[u8],
     packages: &[String],
     paths: &BTreeSet<String>,
-    changed: &mut usize,
+    changed: &mut Vec<Vec<u8>>,
 ) -> Vec<u8> {
     let mut rebuilt = Builder::new(Vec::with_capacity(archive.len()));
     for entry in Archive::new(archive).entries().unwrap() {
@@ -110,7 +123,7 @@ fn rebuild_layer(
                 entry.read_to_end(&mut content).unwrap();
                 if is_changed(&path, packages, paths) {
                     content = update(&content);
-                    *changed += 1;
+                    changed.push(content.clone());
                 }
                 header.set_size(content.len() as u64);
                 rebuilt.append_data(&mut header, &path, &content[..]).unwrap();
@@ -136,6 +149,11 @@ fn is_changed(path: &str, packages: &[String], paths: &BTreeSet<String>) -> bool
                 name.strip_prefix(package.as_str()).is_some_and(|rest| rest.starts_with('.'))
             })
         })
+}
+
+fn compressed(contents: &[Vec<u8>]) -> u64 {
+    let distinct: BTreeSet<&Vec<u8>> = contents.iter().collect();
+    distinct.into_iter().map(|content| Compression::Gzip.apply(content).len() as u64).sum()
 }
 
 /// The Python source that a compiled file comes from.
