@@ -134,7 +134,11 @@ impl Api {
 }
 
 impl Answer {
-    fn read(mut stream: TcpStream) -> io::Result<Self> {
+    /// Reads the answer to what was sent over `stream`, to its end.
+    ///
+    /// # Errors
+    /// Where no whole answer comes.
+    pub fn read(mut stream: TcpStream) -> io::Result<Self> {
         let mut bytes = Vec::new();
         // A reset after the answer is the end of it as well.
         if let Err(error) = stream.read_to_end(&mut bytes)

@@ -19,6 +19,7 @@ use undermount_tests::image::{Image, Layer, MANIFEST};
 use undermount_tests::process::{SOON, eventually, run, undermount};
 use undermount_tests::registry::{Registry, files_below, skopeo};
 use undermount_tests::requirement::{Need, lacking};
+use undermount_tests::soak::Soak;
 
 const INDEX_ARTIFACT: &str = "application/vnd.undermount.index.v1";
 
@@ -295,45 +296,14 @@ fn killed_at_any_moment_of_a_push_the_registry_serves_nothing_half() {
 }
 
 #[test]
-fn pushers_and_pullers_do_not_disturb_each_other() {
+fn many_pushers_and_pullers_do_not_disturb_each_other() {
     let root = tempfile::tempdir().unwrap();
     let registry = Registry::undermount(root.path());
-    let api = api(&registry);
-    let shared = image(&[20, 21], 700_000);
-    push(&api, &shared, "shared", "x");
-    let end = Instant::now() + Duration::from_secs(4);
-    thread::scope(|scope| {
-        for pusher in 0..4_u64 {
-            let api = &api;
-            scope.spawn(move || {
-                let repository = format!("pusher/{}", pusher % 2);
-                let mut round = 0;
-                while Instant::now() < end {
-                    let image = image(&[20, 100 + 1000 * pusher + round], 100_000);
-                    push(api, &image, &repository, &format!("t{pusher}"));
-                    assert_eq!(artifacts(api, &repository, &image).len(), 1);
-                    round += 1;
-                }
-            });
-        }
-        for puller in 0..8_usize {
-            let (api, shared) = (&api, &shared);
-            scope.spawn(move || {
-                let blobs: Vec<_> = shared.blobs.iter().collect();
-                let mut start = puller * 1013;
-                while Instant::now() < end {
-                    let (digest, blob) = blobs[start % blobs.len()];
-                    let from = start % blob.len();
-                    let to = (from + 150_000).min(blob.len());
-                    let range = format!("bytes={from}-{}", to - 1);
-                    let path = format!("/v2/shared/blobs/{digest}");
-                    let answer = api.send("GET", &path, &[("Range", &range)], b"");
-                    assert!(answer.expect(206).body == blob[from..to], "{path} {range}");
-                    start += 7919;
-                }
-            });
-        }
-    });
+    let duration = Duration::from_secs(3);
+    let soak = Soak { pullers: 64, pushers: 16, duration, blob: 3_000_000 };
+    let moved = soak.run(&api(&registry));
+    println!("{moved:?}");
+    assert!(moved.parts.into_inner() > 64 && moved.images.into_inner() >= 16);
     assert_blobs_are_whole(root.path());
 }
 
@@ -371,6 +341,20 @@ fn a_termination_lets_the_answer_in_progress_end() {
     registry.process().signal(Signal::SIGTERM);
     assert!(reading.join().unwrap().ends_with(&blob[1_000_000..]));
     assert!(registry.process().wait(SOON).is_some_and(|status| status.success()));
+}
+
+#[test]
+fn a_termination_cuts_who_does_not_end_in_time() {
+    let root = tempfile::tempdir().unwrap();
+    let mut registry = Registry::undermount_with(root.path(), &["--grace", "1"]);
+    let (api, blob) = (api(&registry), noise(24, 40_000_000));
+    let path = format!("/v2/a/blobs/{}", api.push_blob("a", &blob));
+    // Never read from.
+    let _stalled = api.open("GET", &path, &[]);
+    thread::sleep(Duration::from_millis(300));
+    registry.process().signal(Signal::SIGTERM);
+    assert!(registry.process().wait(SOON).is_some_and(|status| status.success()));
+    assert!(registry.process().stderr().contains("connection cut at shutdown"));
 }
 
 #[test]
