@@ -224,6 +224,17 @@ fn damage_in_a_registry_is_found_and_repaired_from_another() {
     }
     let counts = json_of(&["verify", damaged.address()]);
     assert_eq!((&counts["damage"], &counts["manifests"]), (&json!([]), &json!(4)), "with indexes");
+    // A layer that both images have, taken from one of their repositories.
+    let shared = one.layers()[0].0.to_string();
+    let api = Api(damaged.address().to_owned());
+    api.send("DELETE", &format!("/v2/ns/nova/blobs/{shared}"), &[], b"").expect(202);
+    let lacking = call(&["verify", damaged.address()]);
+    assert!(
+        lacking.stdout.contains(&format!("ns/nova:t1: {shared}: not found")),
+        "{}",
+        lacking.stdout
+    );
+    output(&["verify", damaged.address(), "--from", whole.address()]);
     let layer = one.layers()[1].0.to_string();
     damage(&damaged.file(&layer));
     let lost = two.layers()[1].0.to_string();

@@ -9,10 +9,10 @@ use serde::Serialize;
 use undermount_fs::digest::{Digest, Hasher, WrongDigest};
 
 use crate::image::{Descriptor, Document, Reference, Repository};
-use crate::registry::client::{Client, Fault, RawManifest, RegistryError};
+use crate::registry::client::{Client, Fault, Message, RawManifest, RegistryError};
 
 use super::Holder;
-use super::repair::Repair;
+use super::repair::{Repair, RepairError};
 
 /// Blobs that are read at a time.
 const PARALLEL: usize = 4;
@@ -55,7 +55,10 @@ pub struct Verification<'a> {
     client: &'a Client,
     holder: &'a Holder,
     repair: Option<Repair<'a>>,
+    /// What was checked, by repository.
     seen: Mutex<HashSet<(String, Digest)>>,
+    /// Blobs that were read, wherever.
+    read: Mutex<HashSet<Digest>>,
     damage: Mutex<Vec<Damage>>,
     manifests: AtomicU64,
     blobs: AtomicU64,
@@ -80,6 +83,7 @@ pub async fn verify(
         holder,
         repair,
         seen: Mutex::default(),
+        read: Mutex::default(),
         damage: Mutex::default(),
         manifests: AtomicU64::new(0),
         blobs: AtomicU64::new(0),
@@ -152,12 +156,12 @@ impl Verification<'_> {
         repair: &Repair<'_>,
         reference: &Reference,
     ) -> Result<Option<RawManifest>, RegistryError> {
-        let Some(raw) = told(repair.fetch_manifest(reference).await)? else { return Ok(None) };
+        let Some(raw) = told(repair.fetch_manifest(reference).await) else { return Ok(None) };
         if let Ok(Document::Manifest(manifest)) = raw.document() {
             let blobs = std::iter::once(manifest.config).chain(manifest.layers);
             self.blobs(reference, blobs.collect()).await?;
         }
-        let put = told(repair.put_manifest(reference, &raw).await)?;
+        let put = told(repair.put_manifest(reference, &raw).await);
         Ok(put.map(|()| raw))
     }
 
@@ -173,13 +177,22 @@ impl Verification<'_> {
     }
 
     async fn blob(&self, image: &Reference, blob: &Descriptor) -> Result<(), RegistryError> {
-        self.blobs.fetch_add(1, Ordering::Relaxed);
         let repository = image.repository();
-        let Some(fault) = self.fault_of(repository, blob).await? else { return Ok(()) };
+        let fault = match self.is_to_be_read(&blob.digest) {
+            true => {
+                self.blobs.fetch_add(1, Ordering::Relaxed);
+                self.fault_of(repository, blob).await?
+            }
+            false => {
+                let exists = self.client.blob_exists(repository, &blob.digest).await?;
+                (!exists).then(|| Fault::NotFound(Message::default()))
+            }
+        };
+        let Some(fault) = fault else { return Ok(()) };
         let repaired = match &self.repair {
             None => false,
             Some(repair) => {
-                told(repair.blob(repository, blob).await)?.is_some()
+                told(repair.blob(repository, blob).await).is_some()
                     && self.fault_of(repository, blob).await?.is_none()
             }
         };
@@ -210,12 +223,17 @@ impl Verification<'_> {
         Ok((expected != actual).then_some(Fault::WrongDigest(WrongDigest { expected, actual })))
     }
 
-    /// Whether a digest was not seen before: a tree has files for each repository, a registry
-    /// keeps each blob once.
+    /// Whether a digest was not seen before in this repository.
     fn is_new(&self, repository: &Repository, digest: &Digest) -> bool {
-        let path = if self.holder.tree().is_some() { repository.path() } else { "" };
         let mut seen = self.seen.lock().expect("no panic while it is held");
-        seen.insert((path.to_owned(), *digest))
+        seen.insert((repository.path().to_owned(), *digest))
+    }
+
+    /// Whether a blob has to be read: a tree has a file of it for each repository, a registry
+    /// keeps it once and only knows which repositories have it.
+    fn is_to_be_read(&self, digest: &Digest) -> bool {
+        let mut read = self.read.lock().expect("no panic while it is held");
+        read.insert(*digest) || self.holder.tree().is_some()
     }
 
     fn note(&self, image: &Reference, digest: Option<Digest>, reason: String, repaired: bool) {
@@ -227,14 +245,11 @@ impl Verification<'_> {
 }
 
 /// A repair that failed is told in the log; the check goes on.
-fn told<T>(repaired: Result<T, super::repair::RepairError>) -> Result<Option<T>, RegistryError> {
-    match repaired {
-        Ok(repaired) => Ok(Some(repaired)),
-        Err(error) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "not repaired");
-            Ok(None)
-        }
-    }
+fn told<T>(repaired: Result<T, RepairError>) -> Option<T> {
+    let tell = |error: &RepairError| {
+        tracing::warn!(error = error as &dyn std::error::Error, "not repaired");
+    };
+    repaired.inspect_err(tell).ok()
 }
 
 /// Whether a fault is one of what the registry holds, not of the way to it.

@@ -262,6 +262,8 @@ impl Server {
             tasks: tasks.clone(),
             buffers: Arc::default(),
         });
+        // Who only serves a tree has no garbage.
+        let garbage = config.garbage.filter(|_| registry.writer.is_some());
         let app = Router::new()
             .route("/token", get(api::token))
             .route("/metrics", get(api::metrics))
@@ -271,7 +273,7 @@ impl Server {
         tokio::select! {
             () = listen::serve(listener, tls, app, &shutdown, config.grace) => {}
             () = registry.expire_uploads() => {}
-            () = registry.collect_regularly(config.garbage) => {}
+            () = registry.collect_regularly(garbage) => {}
         }
         // The connections have ended, and with them the bodies that tasks wait for.
         tasks.close();
