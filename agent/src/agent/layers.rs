@@ -86,6 +86,7 @@ impl LayerShelf {
         runtime: Handle,
     ) -> Result<Self, ShelfError> {
         let records = Records::open(&cache.join("podman"))?;
+        let drained = AtomicBool::new(records.is_drained());
         let blobs = Blobs::new(images.filler().source().clone(), cache.join("tmp"));
         Ok(Self(Arc::new(Inner {
             images,
@@ -95,7 +96,7 @@ impl LayerShelf {
             blobs,
             names: Mutex::default(),
             refusals: Mutex::default(),
-            drained: AtomicBool::new(false),
+            drained,
             runtime,
         })))
     }
@@ -143,8 +144,12 @@ impl LayerShelf {
     }
 
     /// Offers nothing that podman does not use already, or everything again.
-    pub fn drain(&self, drained: bool) {
+    ///
+    /// # Errors
+    /// [`ShelfError`] where it cannot be written down.
+    pub fn drain(&self, drained: bool) -> Result<(), ShelfError> {
         self.0.drained.store(drained, Ordering::SeqCst);
+        self.0.records.set_drained(drained)
     }
 
     /// Whether nothing new is offered.

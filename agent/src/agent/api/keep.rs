@@ -43,16 +43,16 @@ fn refuse_pin(error: &PinError) -> Response {
     refused(status, error)
 }
 
-pub(super) async fn drain(
-    State(api): State<Api>,
-    Json(request): Json<DrainRequest>,
-) -> Json<Dependants> {
+pub(super) async fn drain(State(api): State<Api>, Json(request): Json<DrainRequest>) -> Response {
     let _busy = api.enter();
-    api.layers.drain(request.drained);
+    if let Err(error) = api.layers.drain(request.drained) {
+        return refused(StatusCode::INTERNAL_SERVER_ERROR, &error);
+    }
     let images = api.layers.in_use().into_iter();
     let mounts = api.owner.mounts().await.into_iter();
     Json(Dependants {
         images: images.map(|reference| reference.to_string()).collect(),
         mounts: mounts.map(|mount| mount.dir.display().to_string()).collect(),
     })
+    .into_response()
 }

@@ -38,6 +38,15 @@ pub struct Indexed {
 }
 
 impl Indexed {
+    /// `image` with its layers, the lowest first.
+    pub(in crate::agent) fn new(
+        image: Resolved,
+        layers: Vec<Result<Arc<Layer>, ImageFault>>,
+        packs: Vec<PackEntry>,
+    ) -> Self {
+        Self { image, layers, packs }
+    }
+
     /// Layer `place`, the lowest being 0, or why it cannot be read lazily.
     ///
     /// # Errors
@@ -110,6 +119,8 @@ impl Images {
         manifest: Manifest,
     ) -> Result<Resolved, ImageFault> {
         manifest.check_is_image()?;
+        // Under a name of its own, since the tag may come to mean another image.
+        self.cache.put_reference(&reference.pinned(raw.digest), &raw.digest)?;
         if let Some(known) = self.kept(reference, &raw.digest) {
             return Ok(known);
         }
@@ -120,8 +131,6 @@ impl Images {
         let digest = raw.digest;
         self.keep("a manifest", raw.bytes)?;
         self.keep("a config", Bytes::clone(&config.raw))?;
-        // Under a name of its own, since the tag may come to mean another image.
-        self.cache.put_reference(&reference.pinned(digest), &digest)?;
         Ok(Resolved { reference: reference.clone(), digest, manifest, config })
     }
 
@@ -144,7 +153,7 @@ impl Images {
             .collect()
             .await;
         let packs = attached.into_inner().map(|attached| attached.packs).unwrap_or_default();
-        Indexed { image, layers, packs }
+        Indexed::new(image, layers, packs)
     }
 
     /// The index with this digest, if it is in the cache.

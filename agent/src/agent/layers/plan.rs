@@ -162,3 +162,145 @@ fn same_chain(image: &Indexed, place: usize, other: &Indexed) -> bool {
         own.config.diff_ids.get(..place) == foreign.config.diff_ids.get(..at)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use serde_json::json;
+    use undermount_fs::index::LayerTree;
+    use undermount_fs::layer::Indexer;
+    use undermount_fs::source::Scope;
+
+    use super::*;
+    use crate::agent::images::{ImageFault, Resolved};
+    use crate::image::{Document, ImageConfig};
+
+    /// A layer with these members: a name, and the target where it is a hard link.
+    fn layer(members: &[(&str, Option<&str>)]) -> Arc<Layer> {
+        let mut archive = tar::Builder::new(Vec::new());
+        for (path, link) in members {
+            let mut header = tar::Header::new_gnu();
+            header.set_mode(0o644);
+            header.set_size(0);
+            match link {
+                Some(target) => {
+                    header.set_entry_type(tar::EntryType::Link);
+                    archive.append_link(&mut header, path, target).unwrap();
+                }
+                None => archive.append_data(&mut header, path, &b""[..]).unwrap(),
+            }
+        }
+        let mut indexer = Indexer::new();
+        indexer.write_all(&archive.into_inner().unwrap()).unwrap();
+        let tree = LayerTree::new(indexer.finish().unwrap().tree.to_vec().into()).unwrap();
+        Arc::new(Layer::new(Arc::new(tree), Scope::new("registry/image")))
+    }
+
+    /// An image of `layers`; those without an index are given by their name.
+    fn image(layers: &[Result<Arc<Layer>, &str>]) -> Indexed {
+        let digests: Vec<(Digest, Digest)> = layers
+            .iter()
+            .map(|layer| match layer {
+                Ok(layer) => (layer.digest(), layer.tree.header().diff_id),
+                Err(name) => (Digest::of(name.as_bytes()), Digest::of(name.as_bytes())),
+            })
+            .collect();
+        let descriptor = |digest: &Digest, toc: Option<Digest>| {
+            let annotations = toc.map(|toc| json!({ (TOC_ANNOTATIONS[0]): toc }));
+            json!({ "mediaType": "l", "digest": digest, "size": 1, "annotations": annotations })
+        };
+        let described = layers.iter().zip(&digests).map(|(layer, (digest, _))| {
+            let tree = layer.as_ref().ok().map(|layer| Digest::of(layer.tree.bytes()));
+            descriptor(digest, tree)
+        });
+        let config = json!({
+            "architecture": "amd64", "os": "linux",
+            "rootfs": { "diff_ids": digests.iter().map(|(_, id)| id).collect::<Vec<_>>() },
+        });
+        let config = ImageConfig::parse(config.to_string().into()).unwrap();
+        let manifest = json!({
+            "schemaVersion": 2,
+            "config": descriptor(&Digest::of(&config.raw), None),
+            "layers": described.collect::<Vec<_>>(),
+        })
+        .to_string();
+        let digest = Digest::of(manifest.as_bytes());
+        let manifest = Document::parse(manifest.as_bytes(), None).unwrap().into_manifest().unwrap();
+        let reference = "registry.example/image:1".parse().unwrap();
+        let resolved = Resolved { reference, digest, manifest, config };
+        let layers = layers.iter().map(|layer| layer.clone().map_err(|_| ImageFault::NoIndex));
+        Indexed::new(resolved, layers.collect(), Vec::new())
+    }
+
+    fn plain(name: &str) -> Result<Arc<Layer>, &'static str> {
+        Ok(layer(&[(name, None)]))
+    }
+
+    fn opaque() -> Arc<Layer> {
+        layer(&[("d/.wh..wh..opq", None), ("d/new", None)])
+    }
+
+    /// What `others` makes of the layer at `place` of `image`.
+    fn planned(image: &Indexed, place: usize, others: Option<&[&Indexed]>) -> String {
+        let key = image.image.manifest.layers[place].digest;
+        match plan(image, place, &key, others) {
+            Ok(Plan { below: Below::Any, .. }) => "any".to_owned(),
+            Ok(Plan { below: Below::Tree(_), chain, .. }) => format!("above {}", chain.len()),
+            Ok(Plan { below: Below::Several, .. }) => "several".to_owned(),
+            Err(refusal) => refusal.label().to_owned(),
+        }
+    }
+
+    #[test]
+    fn only_a_layer_that_hides_depends_on_what_is_below() {
+        let image = image(&[plain("d/a"), Ok(opaque()), plain("d/b")]);
+        let all = [&image];
+        assert_eq!(planned(&image, 0, None), "any");
+        assert_eq!(planned(&image, 1, Some(&all)), "above 1");
+        assert_eq!(planned(&image, 2, None), "any");
+    }
+
+    #[test]
+    fn a_name_with_another_chain_or_an_unknown_image_suits_all() {
+        let hides = opaque();
+        let here = image(&[plain("d/a"), Ok(hides.clone())]);
+        let same_again = image(&[plain("d/a"), Ok(hides.clone()), plain("top")]);
+        let elsewhere = image(&[plain("d/b"), Ok(hides.clone())]);
+        let lowest = image(&[Ok(hides)]);
+        let without = image(&[plain("d/b")]);
+        assert_eq!(planned(&here, 1, Some(&[&here, &same_again, &without])), "above 1");
+        assert_eq!(planned(&here, 1, Some(&[&here, &elsewhere])), "several");
+        assert_eq!(planned(&here, 1, Some(&[&here, &lowest])), "several");
+        assert_eq!(planned(&here, 1, None), "several");
+        assert_eq!(planned(&lowest, 0, Some(&[&lowest])), "any", "nothing is below it");
+    }
+
+    #[test]
+    fn a_chain_with_a_layer_that_podman_pulls_is_not_known() {
+        let image = image(&[Err("pulled"), Ok(opaque())]);
+        assert_eq!(planned(&image, 0, Some(&[&image])), "no-index");
+        assert_eq!(planned(&image, 1, Some(&[&image])), "several");
+    }
+
+    #[test]
+    fn what_overlayfs_cannot_take_is_refused() {
+        let twice = layer(&[("same", None)]);
+        let image = image(&[Ok(twice.clone()), Ok(layer(&[("link", Some("same"))])), Ok(twice)]);
+        let found: Vec<String> = (0..3).map(|place| planned(&image, place, None)).collect();
+        assert_eq!(found, ["repeated-layer", "lower-links", "repeated-layer"]);
+    }
+
+    #[test]
+    fn newer_podmans_ask_by_the_digest_of_the_index_and_by_no_other() {
+        let image = image(&[plain("a")]);
+        let manifest = &image.image.manifest;
+        let tree = Digest::of(image.layer(0).unwrap().tree.bytes());
+        assert_eq!(place_of(manifest, &tree), Some(0));
+        assert!(plan(&image, 0, &tree, None).is_ok());
+        let foreign = Digest::of(b"another table of contents");
+        assert_eq!(place_of(manifest, &foreign), None);
+        let refusal = plan(&image, 0, &foreign, None).err().unwrap();
+        assert_eq!(refusal.label(), "foreign-toc");
+    }
+}

@@ -29,6 +29,9 @@ pub struct NameRecord {
     pub uses: BTreeMap<Digest, u32>,
 }
 
+/// While a file of this name is among the records, nothing new is offered.
+const DRAINED: &str = "drained";
+
 /// Manifests that are kept of one name; more count as [`NameRecord::others`].
 const MANIFESTS_MAX: usize = 64;
 
@@ -94,6 +97,25 @@ impl Records {
         let json = serde_json::to_vec(record).expect("records are plain data");
         write_atomically(&self.0, &Self::file(&record.reference), &json)
             .map_err(ShelfError::of(&self.0))
+    }
+
+    /// Whether nothing new is to be offered, also after a restart.
+    pub fn is_drained(&self) -> bool {
+        self.0.join(DRAINED).exists()
+    }
+
+    /// Notes whether anything new is to be offered.
+    ///
+    /// # Errors
+    /// [`ShelfError::Io`] where it cannot be written.
+    pub fn set_drained(&self, drained: bool) -> Result<(), ShelfError> {
+        let noted = if drained {
+            write_atomically(&self.0, DRAINED, b"")
+        } else {
+            fs::remove_file(self.0.join(DRAINED))
+                .or_else(|error| if self.is_drained() { Err(error) } else { Ok(()) })
+        };
+        noted.map_err(ShelfError::of(&self.0))
     }
 
     /// The records of names that podman uses.
