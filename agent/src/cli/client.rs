@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use undermount::registry::client::{ClientConfig, Credentials};
+use undermount::registry::client::{ClientConfig, Credentials, RegistriesConf};
 
 /// How registries are reached.
 #[derive(Debug, Args)]
@@ -31,6 +31,7 @@ pub fn default_config() -> ClientConfig {
     ClientConfig {
         credentials: Credentials::from_files(credential_files()),
         certificate_dirs: certificate_dirs(),
+        registries: registries_conf(),
         ..ClientConfig::default()
     }
 }
@@ -46,6 +47,31 @@ fn certificate_dirs() -> Vec<PathBuf> {
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// What podman and skopeo are told about registries (containers-registries.conf(5)).
+fn registries_conf() -> RegistriesConf {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let drop_ins = |directory: PathBuf| {
+        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        let mut files: Vec<_> = entries.map(|entry| entry.path()).collect();
+        files.retain(|file| file.extension().is_some_and(|extension| extension == "conf"));
+        files.sort();
+        files
+    };
+    let own = variable("HOME").map(|home| home.join(".config/containers"));
+    let system = PathBuf::from("/etc/containers");
+    let directories = [Some(system), own].into_iter().flatten();
+    let more = directories.clone().flat_map(|dir| drop_ins(dir.join("registries.conf.d")));
+    match variable("CONTAINERS_REGISTRIES_CONF") {
+        // One that is named stands alone, as with podman.
+        Some(named) => RegistriesConf::load(&[named], &[]),
+        None => {
+            let main = directories.clone().map(|dir| dir.join("registries.conf"));
+            let main: Vec<_> = main.collect::<Vec<_>>().into_iter().rev().collect();
+            RegistriesConf::load(&main, &more.collect::<Vec<_>>())
+        }
+    }
 }
 
 /// Where podman, skopeo and docker keep credentials, the first one first

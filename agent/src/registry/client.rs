@@ -18,13 +18,16 @@ mod copy;
 mod credentials;
 mod endpoint;
 mod error;
+mod helper;
 mod link;
 mod lists;
 mod manage;
 mod manifests;
 mod progress;
+mod registries_conf;
 mod response;
 mod retry;
+mod route;
 
 mod security;
 #[cfg(test)]
@@ -49,6 +52,7 @@ pub use credentials::{Credential, CredentialError, Credentials};
 pub use error::{Fault, Message, RegistryError, Subject};
 pub use manifests::{Image, RawManifest};
 pub use progress::Pace;
+pub use registries_conf::{RegistriesConf, RegistriesConfError};
 pub use response::Meter;
 pub use retry::RetryPolicy;
 pub use security::Security;
@@ -95,6 +99,8 @@ pub struct ClientConfig {
     pub unverified_tls: Vec<String>,
     /// The address, such as `http://mirror:8080/`, that is asked in place of docker.io.
     pub docker_mirror: Option<reqwest::Url>,
+    /// What registries.conf says: where repositories really are, mirrors, and whom to trust.
+    pub registries: RegistriesConf,
     /// Where credentials come from.
     pub credentials: Credentials,
     /// CA certificates beside those of the system.
@@ -120,6 +126,7 @@ impl Default for ClientConfig {
             plain_http: PlainHttp::Never,
             unverified_tls: Vec::new(),
             docker_mirror: None,
+            registries: RegistriesConf::default(),
             credentials: Credentials::none(),
             certificates: Vec::new(),
             certificate_dirs: Vec::new(),

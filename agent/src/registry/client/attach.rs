@@ -77,7 +77,8 @@ impl Client {
         let put = |reference: Reference| async move {
             self.put_manifest(&reference, &descriptor.media_type, manifest).await
         };
-        let endpoint = self.endpoint(repository);
+        let about = Subject::Referrers(repository.clone(), *subject);
+        let endpoint = self.endpoint(&self.home(repository, &about)?);
         let knows_referrers = !endpoint.without_referrers.load(Ordering::Relaxed);
         if knows_referrers || own_tag.is_none() {
             let listed = put(repository.at(descriptor.digest)).await?;

@@ -11,17 +11,17 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use reqwest::{Request, Response};
+use reqwest::Response;
 use tokio::time::sleep;
 use undermount_fs::digest::Digest;
 
 use crate::image::Repository;
 
 use super::Client;
-use super::auth::Access;
 use super::error::{Fault, Message, RegistryError, Subject};
 use super::response::{Body, Limit, expect, fault_of, read_all};
 use super::retry::{Budget, before};
+use super::route::Ask;
 
 /// So many bytes since the last cut are progress, which fills the retry budget again.
 const PROGRESS: u64 = 256 << 10;
@@ -149,15 +149,13 @@ impl Client {
         digest: &Digest,
         range: Option<&Range<u64>>,
     ) -> Result<Response, Fault> {
-        let endpoint = self.endpoint(repository);
-        let url = endpoint.url(&format!("v2/{}/blobs/{digest}", repository.path())).await?;
-        let mut request = Request::new(method, url);
-        request.headers_mut().insert(ACCEPT, HeaderValue::from_static("*/*"));
+        let mut headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static("*/*"))]);
         if let Some(range) = range {
             let value = HeaderValue::from_str(&range_header(range));
-            request.headers_mut().insert(RANGE, value.expect("digits are visible ASCII"));
+            headers.insert(RANGE, value.expect("digits are visible ASCII"));
         }
-        endpoint.send(request, &Access::pull(repository)).await
+        let ask = Ask { method, headers, pinned: true };
+        self.ask_anywhere(repository, &ask, &format!("blobs/{digest}")).await
     }
 }
 

@@ -1,7 +1,8 @@
 //! Credentials: given by the caller, or from the files that podman and docker keep.
 //!
 //! Files are read when a registry asks for credentials, not before and not once for all: a
-//! `podman login` takes effect in a running agent.
+//! `podman login` takes effect in a running agent. Files may leave passwords to helpers
+//! (`credHelpers` for single registries, `credsStore` for all).
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -13,6 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
 use super::Secret;
+use super::helper::{self, HelperError};
 
 /// How to show who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +54,14 @@ pub enum CredentialError {
         /// The key of the entry.
         registry: String,
     },
+    /// The program that keeps the passwords failed.
+    #[error("the credentials file {} leaves the password to a helper", path.display())]
+    Helper {
+        /// The file.
+        path: PathBuf,
+        /// How it failed.
+        source: HelperError,
+    },
 }
 
 /// Where credentials are looked for: first those given, then the files in order.
@@ -62,9 +72,16 @@ pub struct Credentials {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct AuthFile {
     #[serde(default)]
     auths: Option<BTreeMap<String, AuthEntry>>,
+    /// Helpers by registry.
+    #[serde(default)]
+    cred_helpers: Option<BTreeMap<String, String>>,
+    /// The helper for all other registries.
+    #[serde(default)]
+    creds_store: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -113,20 +130,52 @@ impl Credentials {
                 let (line, column) = (error.line(), error.column());
                 CredentialError::Malformed { path: path.clone(), line, column }
             })?;
-            let entries: HashMap<String, AuthEntry> = file
-                .auths
-                .unwrap_or_default()
-                .into_iter()
-                .map(|(key, entry)| (normal_key(&key), entry))
-                .collect();
-            for key in keys() {
-                let Some(entry) = entries.get(key) else { continue };
-                if let Some(credential) = entry.credential(path, key)? {
-                    return Ok(Some(credential));
-                }
+            if let Some(credential) = file.lookup(path, repository).await? {
+                return Ok(Some(credential));
             }
         }
         Ok(None)
+    }
+}
+
+impl AuthFile {
+    /// The credentials for `repository`: those of its helper, those in the file, or those of the
+    /// helper for all.
+    async fn lookup(
+        self,
+        path: &std::path::Path,
+        repository: &str,
+    ) -> Result<Option<Credential>, CredentialError> {
+        let asked = async |name: &str, server: &str| {
+            let found = helper::get(name, server).await;
+            found.map_err(|source| CredentialError::Helper { path: path.into(), source })
+        };
+        let host = repository.split('/').next().unwrap_or_default();
+        let helpers = self.cred_helpers.unwrap_or_default();
+        let own = helpers.iter().find(|(key, _)| normal_key(key) == host);
+        if let Some((server, name)) = own
+            && let Some(credential) = asked(name, server).await?
+        {
+            return Ok(Some(credential));
+        }
+        let entries: HashMap<String, AuthEntry> = self
+            .auths
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(key, entry)| (normal_key(&key), entry))
+            .collect();
+        for key in candidates(repository) {
+            let Some(entry) = entries.get(key) else { continue };
+            if let Some(credential) = entry.credential(path, key)? {
+                return Ok(Some(credential));
+            }
+        }
+        match &self.creds_store {
+            // docker stores its own hub under this name.
+            Some(name) if host == "docker.io" => asked(name, "https://index.docker.io/v1/").await,
+            Some(name) => asked(name, host).await,
+            None => Ok(None),
+        }
     }
 }
 

@@ -25,6 +25,8 @@ const TLS_PROBE: Duration = Duration::from_secs(5);
 pub(super) struct Endpoint {
     host: String,
     plain: bool,
+    /// Whether it may do without TLS (registries.conf).
+    insecure: bool,
     /// Where the registry is asked in place of its own address.
     mirror: Option<Url>,
     answer_timeout: Duration,
@@ -49,6 +51,7 @@ impl Endpoint {
         Self {
             host: host.to_owned(),
             plain,
+            insecure: config.registries.is_insecure(host),
             mirror: config.docker_mirror.clone().filter(|_| host == DEFAULT_HOST),
             answer_timeout: config.answer_timeout,
             transports: Arc::clone(transports),
@@ -67,7 +70,8 @@ impl Endpoint {
     }
 
     /// A registry is reached by TLS. The exceptions are those the operator names, and loopback
-    /// addresses, where nobody else listens: there plain HTTP is used if TLS is not spoken.
+    /// addresses, where nobody else listens: there, and with registries that are insecure
+    /// anyway, plain HTTP is used if TLS is not spoken.
     async fn find_base(&self) -> Result<Url, Fault> {
         if let Some(mirror) = &self.mirror {
             return Ok(mirror.clone());
@@ -77,7 +81,8 @@ impl Endpoint {
             Url::parse(&format!("{scheme}://{host}/"))
                 .map_err(|error| Fault::Protocol(format!("{host}: {error}")))
         };
-        if self.plain || is_loopback(host) && !self.speaks_tls(base("https")?).await? {
+        let may_be_plain = self.insecure || is_loopback(host);
+        if self.plain || may_be_plain && !self.speaks_tls(base("https")?).await? {
             return base("http");
         }
         base("https")

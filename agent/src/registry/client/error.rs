@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -13,6 +14,7 @@ use crate::image::{ManifestError, Reference, Repository};
 
 use super::certificates::CertificateError;
 use super::credentials::CredentialError;
+use super::registries_conf::RegistriesConfError;
 
 /// A failed operation: the thing it was about, and what happened.
 #[derive(Debug)]
@@ -92,6 +94,12 @@ pub enum Fault {
         /// Whether it may do better later.
         transient: bool,
     },
+    /// A registries.conf that cannot be used.
+    #[error(transparent)]
+    Registries(Arc<RegistriesConfError>),
+    /// The operator does not want it.
+    #[error("registries.conf blocks it")]
+    Blocked,
     /// It is not there.
     #[error("not found{0}")]
     NotFound(Message),

@@ -53,6 +53,7 @@ impl Client {
     /// [`RegistryError`] where the repository does not exist or cannot be listed.
     pub async fn all_tags(&self, repository: &Repository) -> Result<Vec<String>, RegistryError> {
         let subject = Subject::Tags(repository.clone());
+        let repository = &self.home(repository, &subject)?;
         let endpoint = self.endpoint(repository);
         let path = format!("v2/{}/tags/list", repository.path());
         let access = Access::pull(repository);
@@ -140,11 +141,36 @@ impl Client {
         }
     }
 
-    /// What the referrers API lists; `None` where the registry does not have it, which is asked
-    /// once per registry.
+    /// What the referrers API lists; `None` where the registry does not have it. A mirror that
+    /// lists something is believed, one that fails does not count.
     pub(super) async fn api_referrers(
         &self,
         repository: &Repository,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
+        let about = Subject::Referrers(repository.clone(), *subject);
+        let mut places = self.places(repository, true).map_err(|fault| fault.of(&about))?;
+        let home = places.pop();
+        for mirror in places {
+            let listed = self.referrers_at(&mirror, &about, subject, artifact_type).await;
+            if let Ok(Some(listed)) = listed
+                && !listed.is_empty()
+            {
+                return Ok(Some(listed));
+            }
+        }
+        match home {
+            Some(home) => self.referrers_at(&home, &about, subject, artifact_type).await,
+            None => Ok(None),
+        }
+    }
+
+    /// What one place lists; one without the API is asked once.
+    async fn referrers_at(
+        &self,
+        repository: &Repository,
+        about: &Subject,
         subject: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
@@ -152,9 +178,8 @@ impl Client {
         if endpoint.without_referrers.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let about = Subject::Referrers(repository.clone(), *subject);
         let ask = || self.listed_referrers(&endpoint, repository, subject, artifact_type);
-        match self.retry(&about, ask).await {
+        match self.retry(about, ask).await {
             Ok(listed) => Ok(listed.map(|listed| of_type(listed, artifact_type))),
             Err(RegistryError { fault: Fault::NotFound(Message(words)), .. }) => {
                 // An error of the API would say what it does not know, such as the repository.

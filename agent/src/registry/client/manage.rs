@@ -27,6 +27,7 @@ impl Client {
         tag: &Tag,
     ) -> Result<(), RegistryError> {
         let subject = Subject::Manifest(repository.tagged(tag.clone()));
+        let repository = &self.home(repository, &subject)?;
         let endpoint = self.endpoint(repository);
         self.retry(&subject, || async {
             let path = format!("v2/{}/manifests/{tag}", repository.path());

@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use reqwest::Request;
 use undermount_fs::digest::{Digest, Verified, WrongDigest};
 
 use crate::image::manifest::{MAX_CONFIG, MAX_MANIFEST, without_parameters};
@@ -12,9 +11,9 @@ use crate::image::{
     media_type,
 };
 
-use super::auth::Access;
 use super::error::{Fault, RegistryError, Subject};
 use super::response::{Limit, expect, read_all};
+use super::route::Ask;
 use super::{Client, Message};
 
 const DIGEST_HEADER: &str = "docker-content-digest";
@@ -124,13 +123,12 @@ impl Client {
     }
 
     async fn ask(&self, method: Method, reference: &Reference) -> Result<reqwest::Response, Fault> {
-        let repository = reference.repository();
-        let endpoint = self.endpoint(repository);
-        let path = format!("v2/{}/manifests/{}", repository.path(), reference.identifier());
-        let mut request = Request::new(method, endpoint.url(&path).await?);
         let accept = HeaderValue::from_str(&media_type::MANIFESTS.join(", "));
-        request.headers_mut().insert(ACCEPT, accept.expect("media types are visible ASCII"));
-        endpoint.send(request, &Access::pull(repository)).await
+        let accept = accept.expect("media types are visible ASCII");
+        let headers = HeaderMap::from_iter([(ACCEPT, accept)]);
+        let ask = Ask { method, headers, pinned: reference.digest().is_some() };
+        let path = format!("manifests/{}", reference.identifier());
+        self.ask_anywhere(reference.repository(), &ask, &path).await
     }
 
     /// The image that `reference` means on `platform`, with its configuration.

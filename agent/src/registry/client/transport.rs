@@ -12,6 +12,7 @@ use reqwest::redirect::{Attempt, Policy};
 use super::ClientConfig;
 use super::certificates::{self, HostCertificates};
 use super::error::Fault;
+use super::registries_conf::RegistriesConf;
 
 /// Most redirects that one request follows.
 const MAX_REDIRECTS: usize = 10;
@@ -23,6 +24,7 @@ pub(super) struct Transports {
     certificates: Vec<reqwest::Certificate>,
     /// Registries, `host[:port]`, whose certificates are not checked.
     unverified: HashSet<String>,
+    registries: RegistriesConf,
     /// Directories with certificates for single registries.
     directories: Vec<PathBuf>,
     clients: Mutex<Clients>,
@@ -52,6 +54,7 @@ impl Transports {
             connect_timeout: config.connect_timeout,
             certificates: config.certificates.clone(),
             unverified: config.unverified_tls.iter().cloned().collect(),
+            registries: config.registries.clone(),
             directories: config.certificate_dirs.clone(),
             clients: Mutex::default(),
         }
@@ -60,11 +63,15 @@ impl Transports {
     /// The client for `url`.
     pub fn client_for(&self, url: &Url) -> Result<reqwest::Client, Fault> {
         let tls = match url.scheme() {
-            "https" if self.unverified.contains(url.authority()) => Tls::Unverified,
+            "https" if self.is_unverified(url.authority()) => Tls::Unverified,
             "https" => Tls::Verified,
             _ => Tls::None,
         };
         self.client(url, tls)
+    }
+
+    fn is_unverified(&self, authority: &str) -> bool {
+        self.unverified.contains(authority) || self.registries.is_insecure(authority)
     }
 
     /// A client for `url` that takes no certificate but a good one.

@@ -70,6 +70,7 @@ impl Client {
     /// [`RegistryError`] where the registry refuses or cannot be reached.
     pub async fn start_upload(&self, repository: &Repository) -> Result<Upload, RegistryError> {
         let subject = Subject::Upload(repository.clone());
+        let repository = &self.home(repository, &subject)?;
         let opened = self.retry(&subject, || async {
             let access = Access::push(repository);
             let (response, asked) = self.post_upload(repository, "", &access).await?;
@@ -91,6 +92,8 @@ impl Client {
         from: &Repository,
     ) -> Result<Mount, RegistryError> {
         let subject = Subject::Blob(repository.clone(), *digest);
+        let repository = &self.home(repository, &subject)?;
+        let from = &self.home(from, &subject)?;
         self.retry(&subject, || async {
             let query = format!("?mount={digest}&from={}", from.path());
             let access = Access::mount(repository, from);
@@ -146,7 +149,7 @@ impl Client {
             let upload = self.start_upload(repository).await.map_err(|error| error.fault)?;
             let mut request = upload.put_request(&digest, bytes.len() as u64);
             *request.body_mut() = Some(Body::from(bytes.clone()));
-            let access = Access::push(repository);
+            let access = Access::push(&upload.repository);
             let response = upload.endpoint.send(request, &access).await?;
             expect(response, &[StatusCode::CREATED]).await.map(drop)
         })
@@ -167,7 +170,7 @@ impl Client {
     ) -> Result<Listed, RegistryError> {
         let subject = Subject::Manifest(reference.clone());
         let digest = Digest::of(bytes);
-        let repository = reference.repository();
+        let repository = &self.home(reference.repository(), &subject)?;
         let endpoint = self.endpoint(repository);
         let path = format!("v2/{}/manifests/{}", repository.path(), reference.identifier());
         let kind = HeaderValue::from_str(media_type)
@@ -195,6 +198,7 @@ impl Client {
         digest: &Digest,
     ) -> Result<(), RegistryError> {
         let subject = Subject::Manifest(repository.at(*digest));
+        let repository = &self.home(repository, &subject)?;
         let endpoint = self.endpoint(repository);
         self.retry(&subject, || async {
             let path = format!("v2/{}/manifests/{digest}", repository.path());

@@ -1,0 +1,464 @@
+//! What the host's registries.conf says about registries (containers-registries.conf(5), version
+//! 2): where a repository really is, its mirrors, which registries are insecure or blocked, and
+//! what short names mean.
+//!
+//! Reading is apart from deciding: [`RegistriesConf::read`] merges files, the rest is a lookup.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::error::Fault;
+use crate::image::Repository;
+
+/// Begins the file that `setup podman` writes. It sends podman to this program's own mirror,
+/// where this program itself would meet only itself.
+pub const OWN_FILE: &str = "# Written by `undermount";
+
+/// A file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistriesConfError {
+    /// It is there and cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is no TOML, or something has another form than it should.
+    #[error("{}:{line}: {reason}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// What the files say, merged.
+#[derive(Debug, Clone, Default)]
+pub struct RegistriesConf {
+    registries: Vec<Registry>,
+    search: Vec<String>,
+    aliases: BTreeMap<String, String>,
+    /// Why they say nothing: whoever asks is told.
+    broken: Option<Arc<RegistriesConfError>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Registry {
+    prefix: String,
+    place: Place,
+    blocked: bool,
+    mirrors: Vec<Mirror>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    /// `host[:port][/path]` in place of the prefix; where it is empty the name stays.
+    location: String,
+    insecure: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Mirror {
+    place: Place,
+    pulls: Pulls,
+}
+
+/// Which pulls go to a mirror.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Pulls {
+    #[default]
+    All,
+    DigestOnly,
+    TagOnly,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct File {
+    unqualified_search_registries: Option<Vec<String>>,
+    #[serde(default)]
+    registry: Vec<RegistryTable>,
+    #[serde(default)]
+    aliases: BTreeMap<String, String>,
+    /// The lists of version 1.
+    registries: Option<VersionOne>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct RegistryTable {
+    #[serde(default)]
+    prefix: String,
+    #[serde(default)]
+    location: String,
+    #[serde(default)]
+    insecure: bool,
+    #[serde(default)]
+    blocked: bool,
+    #[serde(default)]
+    mirror_by_digest_only: bool,
+    #[serde(default)]
+    mirror: Vec<MirrorTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct MirrorTable {
+    location: String,
+    #[serde(default)]
+    insecure: bool,
+    pull_from_mirror: Option<Pulls>,
+}
+
+#[derive(Deserialize)]
+struct VersionOne {
+    #[serde(default)]
+    search: List,
+    #[serde(default)]
+    insecure: List,
+    #[serde(default)]
+    block: List,
+}
+
+#[derive(Default, Deserialize)]
+struct List {
+    #[serde(default)]
+    registries: Vec<String>,
+}
+
+/// Where a repository is read from or written to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Routes {
+    /// Mirrors to ask first, in order: `host[:port]/path`.
+    pub mirrors: Vec<String>,
+    /// Its own place.
+    pub home: String,
+}
+
+impl RegistriesConf {
+    /// What the files say together: the first that exists of `main`, then all of `more`. A later
+    /// table for a prefix takes the place of an earlier one. A file that cannot be used makes
+    /// every request fail, and so names itself.
+    pub fn load(main: &[PathBuf], more: &[PathBuf]) -> Self {
+        Self::read(main, more)
+            .unwrap_or_else(|error| Self { broken: Some(Arc::new(error)), ..Self::default() })
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// [`RegistriesConfError`] where a file cannot be used.
+    pub fn read(main: &[PathBuf], more: &[PathBuf]) -> Result<Self, RegistriesConfError> {
+        let mut merged = Self::default();
+        for path in main {
+            if merged.merge(path)? {
+                break;
+            }
+        }
+        for path in more {
+            merged.merge(path)?;
+        }
+        Ok(merged)
+    }
+
+    /// Adds what the file says; whether it exists.
+    fn merge(&mut self, path: &Path) -> Result<bool, RegistriesConfError> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(source) => {
+                return Err(RegistriesConfError::Read { path: path.to_owned(), source });
+            }
+        };
+        if text.starts_with(OWN_FILE) {
+            return Ok(true);
+        }
+        let malformed =
+            |line, reason| RegistriesConfError::Malformed { path: path.to_owned(), line, reason };
+        let file: File = toml_edit::de::from_str(&text).map_err(|error| {
+            let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+            malformed(line, error.message().to_owned())
+        })?;
+        self.search =
+            file.unqualified_search_registries.unwrap_or(std::mem::take(&mut self.search));
+        self.aliases.extend(file.aliases);
+        for table in file.registry {
+            let registry = table.registry().map_err(|reason| malformed(1, reason))?;
+            self.put(registry);
+        }
+        if let Some(old) = file.registries {
+            self.merge_version_one(old);
+        }
+        Ok(true)
+    }
+
+    fn merge_version_one(&mut self, old: VersionOne) {
+        self.search.extend(old.search.registries);
+        let insecure = old.insecure.registries.into_iter().map(|name| (name, true, false));
+        let blocked = old.block.registries.into_iter().map(|name| (name, false, true));
+        for (prefix, insecure, blocked) in insecure.chain(blocked) {
+            let place = Place { location: String::new(), insecure };
+            self.put(Registry { prefix, place, blocked, mirrors: Vec::new() });
+        }
+    }
+
+    fn put(&mut self, registry: Registry) {
+        self.registries.retain(|known| known.prefix != registry.prefix);
+        self.registries.push(registry);
+    }
+
+    /// The table with the longest prefix of `repository`, and the length of what it matches.
+    fn find(&self, repository: &Repository) -> Option<(&Registry, usize)> {
+        let matching = self.registries.iter().filter_map(|registry| {
+            Some((registry, matched(&registry.prefix, repository.as_str())?))
+        });
+        matching.max_by_key(|(registry, _)| registry.prefix.len())
+    }
+
+    /// Where `repository` is. `pinned` says whether a digest is asked for, since mirrors may be
+    /// for those, or for tags, alone.
+    ///
+    /// # Errors
+    /// [`Fault::Blocked`] where it is, [`Fault::Registries`] where the files are no help.
+    pub fn routes(&self, repository: &Repository, pinned: bool) -> Result<Routes, Fault> {
+        if let Some(error) = &self.broken {
+            return Err(Fault::Registries(Arc::clone(error)));
+        }
+        let name = repository.as_str();
+        let Some((registry, matched)) = self.find(repository) else {
+            return Ok(Routes { mirrors: Vec::new(), home: name.to_owned() });
+        };
+        if registry.blocked {
+            return Err(Fault::Blocked);
+        }
+        let at = |place: &Place| match place.location.as_str() {
+            "" => name.to_owned(),
+            location => format!("{location}{}", &name[matched..]),
+        };
+        let wanted = |mirror: &&Mirror| match mirror.pulls {
+            Pulls::All => true,
+            Pulls::DigestOnly => pinned,
+            Pulls::TagOnly => !pinned,
+        };
+        let mirrors = registry.mirrors.iter().filter(wanted);
+        let mirrors = mirrors.map(|mirror| at(&mirror.place)).collect();
+        Ok(Routes { mirrors, home: at(&registry.place) })
+    }
+
+    /// Whether the registry `host[:port]` may be spoken to without a good certificate, or
+    /// without TLS.
+    pub fn is_insecure(&self, host: &str) -> bool {
+        let names = |place: &Place, prefix: &str| {
+            let place_name = if place.location.is_empty() { prefix } else { &place.location };
+            place.insecure && matched(host_of(place_name), host).is_some()
+        };
+        self.registries.iter().any(|registry| {
+            names(&registry.place, &registry.prefix)
+                || registry.mirrors.iter().any(|mirror| names(&mirror.place, ""))
+        })
+    }
+
+    /// The whole names that `typed` may stand for, the likeliest first. A name with a registry
+    /// stands for itself; one without for what an alias says, else for itself in each registry
+    /// that is searched, and where none is, for what docker takes it for.
+    pub fn whole_names(&self, typed: &str) -> Vec<String> {
+        let first = typed.split('/').next().unwrap_or_default();
+        let has_host = typed.contains('/') && (first.contains(['.', ':']) || first == "localhost");
+        if has_host || typed.is_empty() {
+            return vec![typed.to_owned()];
+        }
+        let end = typed.find(['@', ':']).unwrap_or(typed.len());
+        let (name, version) = typed.split_at(end);
+        if let Some(alias) = self.aliases.get(name) {
+            return vec![format!("{alias}{version}")];
+        }
+        match self.search.as_slice() {
+            [] => vec![typed.to_owned()],
+            search => search.iter().map(|host| format!("{host}/{typed}")).collect(),
+        }
+    }
+}
+
+impl RegistryTable {
+    fn registry(self) -> Result<Registry, String> {
+        let prefix = if self.prefix.is_empty() { self.location.clone() } else { self.prefix };
+        if prefix.is_empty() {
+            return Err("a [[registry]] has neither `prefix` nor `location`".to_owned());
+        }
+        for name in [&prefix, &self.location] {
+            check(name)?;
+        }
+        let place = Place { location: self.location, insecure: self.insecure };
+        let by_digest = self.mirror_by_digest_only;
+        let mirrors = self.mirror.into_iter().map(|table| {
+            check(&table.location)?;
+            let default = if by_digest { Pulls::DigestOnly } else { Pulls::All };
+            let pulls = table.pull_from_mirror.unwrap_or(default);
+            let place = Place { location: table.location, insecure: table.insecure };
+            Ok(Mirror { place, pulls })
+        });
+        let mirrors = mirrors.collect::<Result<_, String>>()?;
+        Ok(Registry { prefix, place, blocked: self.blocked, mirrors })
+    }
+}
+
+fn check(name: &str) -> Result<(), String> {
+    match name.contains("://") || name.ends_with('/') {
+        true => Err(format!("`{name}` is not HOST[:PORT][/PATH]: leave out scheme and last slash")),
+        false => Ok(()),
+    }
+}
+
+fn host_of(name: &str) -> &str {
+    name.split('/').next().unwrap_or_default()
+}
+
+/// How many bytes of `name` the prefix stands for: itself, whole components of a path, or any
+/// host below a domain (`*.example.com`).
+fn matched(prefix: &str, name: &str) -> Option<usize> {
+    if let Some(domain) = prefix.strip_prefix('*') {
+        let host = host_of(name);
+        return (host.ends_with(domain) && host.len() > domain.len()).then_some(host.len());
+    }
+    let rest = name.strip_prefix(prefix)?;
+    (!prefix.is_empty() && (rest.is_empty() || rest.starts_with('/'))).then_some(prefix.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(files: &[&str]) -> Result<RegistriesConf, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = files.iter().enumerate().map(|(number, text)| {
+            let path = directory.path().join(format!("{number}.conf"));
+            std::fs::write(&path, text).unwrap();
+            path
+        });
+        let paths: Vec<_> = paths.collect();
+        let absent = directory.path().join("absent");
+        let main = [absent, paths[0].clone()];
+        RegistriesConf::read(&main, &paths[1..]).map_err(|error| error.to_string())
+    }
+
+    fn routes(conf: &RegistriesConf, name: &str, pinned: bool) -> Option<Vec<String>> {
+        let routes = conf.routes(&name.parse().unwrap(), pinned).ok()?;
+        Some(routes.mirrors.into_iter().chain([routes.home]).collect())
+    }
+
+    const CONF: &str = r#"
+        unqualified-search-registries = ["quay.io", "docker.io"]
+        [aliases]
+        "nova" = "registry.example.com/tripleo/nova-api"
+        [[registry]]
+        prefix = "quay.io/tripleo"
+        location = "mirror.example.com:5000/t"
+        [[registry.mirror]]
+        location = "near.example.com/t"
+        insecure = true
+        [[registry.mirror]]
+        location = "far.example.com/t"
+        pull-from-mirror = "digest-only"
+        [[registry]]
+        prefix = "quay.io/tripleo/secret"
+        blocked = true
+        [[registry]]
+        prefix = "*.corp.example"
+        insecure = true
+        [[registry]]
+        location = "plain.example.com:5000"
+        insecure = true
+    "#;
+
+    #[test]
+    fn the_longest_prefix_says_where_a_repository_is() {
+        let conf = read(&[CONF]).unwrap();
+        let (near, far) = ("near.example.com/t/nova", "far.example.com/t/nova");
+        let home = "mirror.example.com:5000/t/nova";
+        for (name, pinned, expected) in [
+            ("quay.io/tripleo/nova", false, Some(vec![near, home])),
+            ("quay.io/tripleo/nova", true, Some(vec![near, far, home])),
+            ("quay.io/tripleo2/nova", true, Some(vec!["quay.io/tripleo2/nova"])),
+            ("quay.io/tripleo/secret/x", true, None),
+            ("a.corp.example/x", true, Some(vec!["a.corp.example/x"])),
+        ] {
+            let expected: Option<Vec<String>> =
+                expected.map(|routes| routes.into_iter().map(str::to_owned).collect());
+            assert_eq!(routes(&conf, name, pinned), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn insecure_registries_are_those_that_are_named() {
+        let conf = read(&[CONF]).unwrap();
+        for (host, insecure) in [
+            ("near.example.com", true),
+            ("far.example.com", false),
+            ("plain.example.com:5000", true),
+            ("plain.example.com", false),
+            ("a.corp.example", true),
+            ("corp.example", false),
+            ("quay.io", false),
+        ] {
+            assert_eq!(conf.is_insecure(host), insecure, "{host}");
+        }
+    }
+
+    #[test]
+    fn short_names_are_looked_up() {
+        let conf = read(&[CONF]).unwrap();
+        for (typed, whole) in [
+            ("nova:13", vec!["registry.example.com/tripleo/nova-api:13"]),
+            ("ns/x:1", vec!["quay.io/ns/x:1", "docker.io/ns/x:1"]),
+            ("h.example/x", vec!["h.example/x"]),
+            ("localhost/x", vec!["localhost/x"]),
+        ] {
+            assert_eq!(conf.whole_names(typed), whole);
+        }
+        assert_eq!(RegistriesConf::default().whole_names("nginx"), ["nginx"]);
+    }
+
+    #[test]
+    fn later_files_win_by_prefix_and_our_own_does_not_count() {
+        let later = "[[registry]]\nprefix = 'quay.io/tripleo'\nlocation = 'other.example.com'\n";
+        let own = format!("{OWN_FILE} setup podman`.\n[[registry]]\nprefix='a.b'\nblocked=true\n");
+        let conf = read(&[CONF, later, &own]).unwrap();
+        let there = routes(&conf, "quay.io/tripleo/nova", true);
+        assert_eq!(there.unwrap(), ["other.example.com/nova"]);
+        assert!(routes(&conf, "a.b/c", true).is_some());
+        assert_eq!(conf.whole_names("x").len(), 2);
+    }
+
+    #[test]
+    fn version_one_is_understood() {
+        let conf = read(&["[registries.insecure]\nregistries = ['h:1']\n[registries.block]\n\
+                           registries = ['bad.example']\n[registries.search]\n\
+                           registries = ['s.example']\n"]);
+        let conf = conf.unwrap();
+        assert!(conf.is_insecure("h:1") && routes(&conf, "bad.example/x", true).is_none());
+        assert_eq!(conf.whole_names("x"), ["s.example/x"]);
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_file() {
+        for (text, words) in [
+            ("\n[[registry]\n", "0.conf:2: "),
+            ("[[registry]]\ninsecure = true\n", "has neither `prefix` nor `location`"),
+            ("[[registry]]\nlocation = 'https://x'\n", "leave out scheme"),
+            ("\n\n[[registry]]\nblocked = 'x'\n", "0.conf:4: "),
+        ] {
+            let error = read(&[text]).unwrap_err();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}
