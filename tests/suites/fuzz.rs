@@ -187,7 +187,10 @@ impl Specimen {
             return None;
         }
         let shown = Shelf::of(image).ok()?.tree().ok()?;
-        Some(Self { blob, index, contents: small_contents(&shown) })
+        let mut contents = small_contents(&shown);
+        // That a file is empty takes no proof.
+        contents.insert(Digest::of(b"").hex());
+        Some(Self { blob, index, contents })
     }
 
     /// What an image of these index files shows holds no small file that the layer does not have.
