@@ -151,12 +151,21 @@ impl<F: FnMut(Bytes) -> bool> Pass<F> {
         loop {
             self.gzip_member(&mut inflate)?;
             if self.input.peek(2) != [0x1f, 0x8b] {
+                self.drain();
                 return Ok(());
             }
             if self.since_checkpoint() >= FRESH_SPAN {
                 self.fresh_checkpoint();
             }
             inflate.reset();
+        }
+    }
+
+    /// Reads what is left and drops it: whoever writes the blob must not be cut off at its padding.
+    fn drain(&mut self) {
+        while !self.input.chunk().is_empty() {
+            let rest = self.input.chunk().len();
+            self.input.consume(rest);
         }
     }
 

@@ -244,6 +244,19 @@ fn the_same_layer_gives_the_same_index_however_it_arrives() {
     assert_eq!(indexer.finish().unwrap(), reference);
 }
 
+/// More of it than fits between the stages.
+#[test]
+fn regression_padding_behind_a_layer_is_read_to_its_end() {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(&archive(&[("f", b'0', "", b"text")])).unwrap();
+    let blob = [encoder.finish().unwrap(), vec![0; 100_000]].concat();
+    let mut indexer = Indexer::new();
+    for chunk in blob.chunks(1_000) {
+        indexer.write_all(chunk).unwrap();
+    }
+    assert_eq!(indexer.finish().unwrap().layer, Digest::of(&blob));
+}
+
 /// The bytes of an index are a promise to every other machine: what changes them needs
 /// another format version. (The spans file is pinned in `index::spans`.)
 #[test]
