@@ -6,6 +6,7 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -208,6 +209,24 @@ fn what_a_mirror_does_not_do_is_refused_with_the_reason() {
     assert_eq!(mirrored.get("/v2/").0, 200);
 }
 
+/// The binary under test with the capabilities that the agent's unit leaves it.
+fn confined() -> Command {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .with_file_name("packaging")
+        .join("systemd/undermount-agent.service");
+    let unit = fs::read_to_string(unit).unwrap();
+    let kept: String = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix("CapabilityBoundingSet="))
+        .flat_map(str::split_whitespace)
+        .map(|name| format!(",+{}", name.trim_start_matches("CAP_").to_lowercase()))
+        .collect();
+    let mut command = program("setpriv");
+    command.args(["--no-new-privs", "--inh-caps=-all", "--bounding-set"]);
+    command.arg(format!("-all{kept}")).arg(binary());
+    command
+}
+
 /// An agent with a mirror of `registry`, and where the mirror listens.
 fn agent(dir: &Path, registry: &str) -> (Running, SocketAddr) {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -219,7 +238,7 @@ fn agent(dir: &Path, registry: &str) -> (Running, SocketAddr) {
     fs::write(dir.join("agent.toml"), config).unwrap();
     let manager = UnixDatagram::bind(dir.join("notify")).unwrap();
     manager.set_read_timeout(Some(SOON)).unwrap();
-    let mut agent = undermount();
+    let mut agent = confined();
     agent.args(["agent", "--config"]).arg(dir.join("agent.toml"));
     let mut agent =
         Running::start(agent.env("NOTIFY_SOCKET", dir.join("notify")).env("RUST_LOG", "info"));
@@ -231,8 +250,8 @@ fn agent(dir: &Path, registry: &str) -> (Running, SocketAddr) {
 }
 
 #[test]
-fn skopeo_and_podman_pull_through_the_agent_and_from_it_when_the_registry_is_down() {
-    let programs = ["skopeo", "podman", "unshare"].map(Need::Program);
+fn real_clients_pull_through_the_agent_and_from_it_when_the_registry_is_down() {
+    let programs = ["skopeo", "podman", "unshare", "setpriv"].map(Need::Program);
     if lacking(&[node::NEEDS, &programs].concat()) {
         return;
     }
@@ -243,8 +262,20 @@ fn skopeo_and_podman_pull_through_the_agent_and_from_it_when_the_registry_is_dow
     let source = format!("docker://{mirror}/{}", reference.replacen(':', "_", 1));
     let layout = format!("oci:{}:image", dir.path().join("layout").display());
     call("skopeo", &["--insecure-policy", "copy", "--src-tls-verify=false", &source, &layout]);
+    assert!(origin.blob_bytes() > 1 << 20);
+    // The agent mounts as well, with no more than its unit leaves it.
+    let mount = dir.path().join("mount");
+    fs::create_dir(&mount).unwrap();
+    let config = dir.path().join("agent.toml");
+    let words = |word: &str| {
+        let mut command = undermount();
+        command.arg(word).arg("--config").arg(&config);
+        command
+    };
+    run(words("mount").arg(&reference).arg(&mount), PATIENCE).success();
+    assert_eq!(fs::read(mount.join("b")).unwrap(), b"b");
+    run(words("umount").arg(&mount), SOON).success();
     let sent = origin.blob_bytes();
-    assert!(sent > 1 << 20, "{sent}");
     // From now on the node is on its own. Podman asks the mirror of its own accord.
     origin.down();
     let script = "set -e; mount -t tmpfs none /var/lib; mount -t tmpfs none /run

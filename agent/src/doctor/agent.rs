@@ -35,9 +35,9 @@ fn judge(status: Result<Status, ControlError>) -> Finding {
             Failure::of(&error).in_words(),
             "run this as root, and see `journalctl -u undermount-agent`",
         ),
-        Ok(status) if status.restarts > 0 => Finding::warning(
+        Ok(status) if has_died(&status) => Finding::warning(
             CHECK,
-            format!("its worker had to be replaced {} times", status.restarts),
+            format!("its worker had to be replaced, {} times in all", status.restarts),
             "see `journalctl -u undermount-agent` for what happened to it",
         ),
         Ok(status) => {
@@ -54,15 +54,25 @@ fn judge(status: Result<Status, ControlError>) -> Finding {
     }
 }
 
+/// Whether the last worker that was replaced did not go of its own accord, as for an upgrade.
+fn has_died(status: &Status) -> bool {
+    let last = status.last_exit.as_deref().unwrap_or_default();
+    status.restarts > 0 && !last.ends_with("exit status: 0")
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::State;
     use super::*;
 
     #[test]
-    fn an_agent_that_lost_workers_is_warned_of() {
+    fn an_agent_that_lost_workers_is_warned_of_and_one_that_was_upgraded_is_not() {
         assert_eq!(judge(Ok(Status::default())).state, State::Ok);
-        let finding = judge(Ok(Status { restarts: 3, ..Status::default() }));
+        let after = |last_exit: &str| {
+            judge(Ok(Status { restarts: 3, last_exit: Some(last_exit.into()), ..Status::default() }))
+        };
+        assert_eq!(after("the worker ended with exit status: 0").state, State::Ok);
+        let finding = after("the worker was ended by SIGSEGV");
         assert_eq!(finding.state, State::Warning);
         assert!(finding.found.contains("3 times"), "{}", finding.found);
     }

@@ -55,7 +55,7 @@ impl Manifests {
 
     /// What the registry says that a tag means.
     async fn ask(&self, client: &Client, reference: &Reference) -> Result<Found, MirrorError> {
-        if let Ok(Some(descriptor)) = client.resolve(reference).await
+        if let Some(descriptor) = client.resolve(reference).await?
             && let Some(found) = self.stored(descriptor.digest).await
         {
             self.note(reference, &found).await?;
