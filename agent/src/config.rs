@@ -275,7 +275,11 @@ mod tests {
     #[test]
     fn mistakes_are_refused_by_line_with_what_is_allowed() {
         for (text, line, words) in [
-            ("[cache]\nqouta = 1\n", 2, "unknown key `qouta`, expected one of `directory`, `quota`"),
+            (
+                "[cache]\nqouta = 1\n",
+                2,
+                "unknown key `qouta`, expected one of `directory`, `quota`",
+            ),
             ("\n[cahce]\n", 2, "unknown key `cahce`, expected one of `cache`, `reads`"),
             ("[cache]\nquota = 'lots'\n", 2, "a number of bytes, or a number with KiB, MiB, GiB"),
             ("[cache]\nquota = 1\n", 2, "at least 1 MiB"),

@@ -44,7 +44,7 @@ fn a_valid_configuration_is_confirmed_and_shown() {
 fn mistakes_in_the_configuration_are_refused_with_file_line_and_what_is_allowed() {
     let dir = tempfile::tempdir().unwrap();
     for (text, words) in [
-        ("[cache]\nqouta = 1\n", "agent.toml:2: unknown key `qouta`, expected `directory`"),
+        ("[cache]\nqouta = 1\n", "agent.toml:2: unknown key `qouta`, expected one of `directory`"),
         (
             "\n[reads]\ntimeout = \"soon\"\n",
             "agent.toml:3: invalid value: string \"soon\", expected a whole number of seconds from 1 to 3600",

@@ -69,7 +69,11 @@ mod tests {
     fn an_agent_that_lost_workers_is_warned_of_and_one_that_was_upgraded_is_not() {
         assert_eq!(judge(Ok(Status::default())).state, State::Ok);
         let after = |last_exit: &str| {
-            judge(Ok(Status { restarts: 3, last_exit: Some(last_exit.into()), ..Status::default() }))
+            judge(Ok(Status {
+                restarts: 3,
+                last_exit: Some(last_exit.into()),
+                ..Status::default()
+            }))
         };
         assert_eq!(after("the worker ended with exit status: 0").state, State::Ok);
         let finding = after("the worker was ended by SIGSEGV");
