@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -133,8 +133,14 @@ fn unpack(layer: &[u8], root: &Path) -> io::Result<()> {
         let mut entry = entry?;
         let path = entry.path()?.into_owned();
         match hidden(&path) {
-            Some(hidden) => remove(&root.join(hidden))?,
-            None => drop(entry.unpack_in(root)?),
+            Some(hidden) => remove_inside(root, &hidden)?,
+            None => {
+                // What lies there is replaced, also by links, which do not overwrite.
+                if !entry.header().entry_type().is_dir() {
+                    remove_inside(root, &path)?;
+                }
+                entry.unpack_in(root)?;
+            }
         }
     }
     Ok(())
@@ -146,6 +152,29 @@ fn hidden(path: &Path) -> Option<PathBuf> {
     match path.file_name()?.as_bytes().strip_prefix(b".wh.")? {
         b".wh..opq" => Some(directory.join(".")),
         name => Some(directory.join(OsStr::from_bytes(name))),
+    }
+}
+
+/// Removes what `path` names below `root`. What leads out of it, by `..` or a symbolic link, is
+/// left alone: it is the host's.
+fn remove_inside(root: &Path, path: &Path) -> io::Result<()> {
+    let mut names = path.components().filter(|part| !matches!(part, Component::RootDir));
+    if names.any(|part| !matches!(part, Component::Normal(_) | Component::CurDir)) {
+        return Ok(());
+    }
+    let whole = path.as_os_str().as_bytes().ends_with(b"/.");
+    let path = root.join(path.strip_prefix("/").unwrap_or(path));
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
+    let Ok(parent) = parent.canonicalize() else { return Ok(()) };
+    if !parent.starts_with(root.canonicalize()?) {
+        return Ok(());
+    }
+    let target = parent.join(name);
+    match whole {
+        // Not through a link that stands in the directory's place.
+        true if target.is_symlink() => Ok(()),
+        true => remove(&target.join(".")),
+        false => remove(&target),
     }
 }
 
@@ -201,5 +230,19 @@ mod tests {
         for path in ["gone", "dir/old", "dir/sub"] {
             assert!(!root.path().join(path).exists(), "{path}");
         }
+    }
+
+    #[test]
+    fn regression_nothing_outside_the_root_is_removed() {
+        let (root, host) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let kept = host.path().join("kept");
+        std::fs::write(&kept, "").unwrap();
+        std::os::unix::fs::symlink(host.path(), root.path().join("out")).unwrap();
+        let absolute = host.path().join(".wh.kept");
+        let whiteouts = ["out/.wh.kept", "out/.wh..wh..opq", "a/../../.wh.x"].map(PathBuf::from);
+        for path in whiteouts.into_iter().chain([absolute]) {
+            remove_inside(root.path(), &hidden(&path).unwrap()).unwrap();
+        }
+        assert!(kept.exists());
     }
 }
