@@ -1,8 +1,9 @@
 //! What an image says about the processes that run in it.
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 use super::ImageConfig;
+use super::manifest::or_default;
 
 /// `config` of an image configuration (OCI image-spec, "config"), as far as starting its command
 /// needs it. What is malformed counts as absent: the image can be read all the same.
@@ -38,12 +39,6 @@ impl RunConfig {
     pub fn command(&self) -> impl Iterator<Item = &str> {
         self.entrypoint.iter().chain(&self.cmd).map(String::as_str)
     }
-}
-
-fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
-    deserializer: D,
-) -> Result<T, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 #[cfg(test)]
