@@ -15,6 +15,7 @@ pub mod host;
 pub mod image;
 pub mod inventory;
 pub mod mirror;
+pub mod peer;
 pub mod podman;
 pub mod prepare;
 pub mod profile;
