@@ -10,4 +10,8 @@
 //! This module knows no registry: what a node reads through for others comes in by a trait that
 //! `supply` implements.
 
+pub mod fetch;
 pub mod member;
+pub mod placement;
+pub mod standing;
+pub mod uploads;

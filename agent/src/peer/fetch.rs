@@ -1,0 +1,418 @@
+//! How a piece gets here: whom to ask, and when to ask somebody else.
+//!
+//! ```text
+//! owner ranks above oneself, at most 3         mode owner: reads through
+//!    `-> 307: a peer that it has served        mode holder; without luck back to the owner
+//! the next 3 ranks                             mode cached: only what is there already
+//! the registry
+//! ```
+//!
+//! A [`Fetch`] decides and does nothing else: it is told what happened ([`Event`]) and says what
+//! to do next ([`Action`]). It reads no clock and draws no random numbers, so that a simulation
+//! drives the same code as the client. One source is asked at a time; the next one is asked for
+//! what is still missing.
+//!
+//! **No deadlock.** A fetch waits for an owner that ranks above oneself, for a peer that the
+//! owner had begun to serve earlier, or for somebody whose fetch from the registry is under way.
+//! Nodes that disagree about the ranks could still wait for each other: who is asked by the very
+//! node that it waits for says that it has nothing (see `uploads`), longer chains end by
+//! [`HOPS`], and longer circles by [`LONGEST_WAIT`].
+//!
+//! **Slowness.** A transfer is given up for being slow only within the budget of [`Standing`]:
+//! when everything is slow, asking more often makes it worse. A silent or trickling sender is
+//! given up without one. What still comes in at the sender is as fast as the registry, so less is
+//! asked of it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::member::MemberId;
+use super::placement::mix;
+use super::standing::{Moment, Standing};
+
+/// Owner ranks that are asked to read through.
+pub const OWNERS: usize = 3;
+/// Ranks behind them that are asked for what they have.
+pub const PROBES: usize = 3;
+/// Ranks that a fetch needs to know.
+pub const RANKS: usize = OWNERS + PROBES + 1;
+/// A request may be passed on so often.
+pub const HOPS: u8 = 2;
+/// How often a fetch under way wants to hear [`Event::Tick`].
+pub const TICK: Duration = Duration::from_millis(250);
+
+/// After so long without a byte somebody else may be asked, within the budget.
+const WAIT: Duration = Duration::from_secs(3);
+/// After so long somebody else is asked.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// A sender of what it has whole that is slower than this is slow, in bytes per second.
+const SLOW: u64 = 5_000_000;
+/// Slower than this is no transfer.
+const TRICKLE: u64 = 16 * 1024;
+/// The time over which slowness is measured.
+const SLOW_OVER: Duration = Duration::from_secs(1);
+/// Answers without bytes are asked for no more often.
+const LEAST_PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause that somebody else may demand.
+const MOST_PAUSE: Duration = Duration::from_secs(1);
+/// Redirects that are followed in all.
+const REDIRECTS: u8 = 8;
+/// How often a piece may turn out wrong before it is given up.
+const WRONG: u8 = 6;
+
+/// What a member is asked to do for a piece that it does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Get it.
+    Owner,
+    /// Pass on what is arriving there, by word of the owner.
+    Holder,
+    /// Nothing, unless it comes from the registry right now.
+    Cached,
+}
+
+/// A request to a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ask {
+    /// Whom.
+    pub member: MemberId,
+    /// For what.
+    pub mode: Mode,
+    /// How often the request was passed on.
+    pub hop: u8,
+    /// Members that need not be named in a redirect.
+    pub tried: Vec<MemberId>,
+    /// The first byte that is missing.
+    pub offset: u64,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Ask a member.
+    Ask(Ask),
+    /// Read from the registry, from byte `offset` on.
+    Registry {
+        /// The first byte that is missing.
+        offset: u64,
+    },
+    /// Say [`Event::Tick`] at this time and not before.
+    Pause(Moment),
+    /// Nobody has it.
+    GiveUp,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The member sends (200).
+    Answered {
+        /// It has not got all of the piece itself.
+        arriving: bool,
+    },
+    /// So many bytes came.
+    Bytes(u64),
+    /// It names others (307).
+    Redirect(Vec<MemberId>),
+    /// It waits for the piece itself (202).
+    Waiting,
+    /// It has no room for the request and wants to be left alone for a while (429, 503).
+    Busy(Duration),
+    /// It does not have the piece, could not get it, or does not give it (404, 403, 502).
+    Missing,
+    /// It is of another cluster or version (421).
+    Foreign,
+    /// No connection.
+    Unreachable,
+    /// No answer, after as long as one may take.
+    NoAnswer,
+    /// The transfer ended before its last byte.
+    Broken,
+    /// The piece came and is wrong: the words say how.
+    Wrong(String),
+    /// The registry does not deliver.
+    RegistryFailed,
+    /// Time went by.
+    Tick,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Member(MemberId),
+    Registry,
+}
+
+/// Who is being asked.
+#[derive(Debug)]
+struct Current {
+    member: MemberId,
+    mode: Mode,
+    /// When the waiting for its next byte began.
+    since: Moment,
+    /// When it was asked the last time.
+    asked: Moment,
+    paused: bool,
+    receiving: Option<Receiving>,
+}
+
+/// The pace of a transfer.
+#[derive(Debug)]
+struct Receiving {
+    arriving: bool,
+    /// The beginning of the time that is measured, and the bytes since.
+    since: Moment,
+    bytes: u64,
+}
+
+/// One piece on its way here.
+#[derive(Debug)]
+pub struct Fetch {
+    own: MemberId,
+    hop: u8,
+    seed: u64,
+    steps: VecDeque<(MemberId, Mode)>,
+    /// Where a holder's failure leads back to.
+    named_by: Option<(MemberId, Mode)>,
+    current: Option<Current>,
+    tried: Vec<MemberId>,
+    redirects: u8,
+    wrong: u8,
+    received: u64,
+    origins: Vec<Origin>,
+}
+
+impl Fetch {
+    /// A fetch by `own` of a piece with this `ranking` (at least [`RANKS`] of it, where there are
+    /// so many), in the name of a request that was passed on `hop` times, 0 for one of its own.
+    /// `seed` decides between equals.
+    pub fn new(own: MemberId, ranking: &[MemberId], hop: u8, seed: u64) -> Self {
+        let place = ranking.iter().position(|member| *member == own);
+        let above = &ranking[..place.unwrap_or(ranking.len()).min(OWNERS)];
+        let owners = if hop < HOPS { above } else { &[] };
+        let probes = ranking[owners.len()..].iter().filter(|member| **member != own).take(PROBES);
+        let owners = owners.iter().map(|member| (*member, Mode::Owner));
+        let steps = owners.chain(probes.map(|member| (*member, Mode::Cached))).collect();
+        Self {
+            own,
+            hop,
+            seed,
+            steps,
+            named_by: None,
+            current: None,
+            tried: Vec::new(),
+            redirects: 0,
+            wrong: 0,
+            received: 0,
+            origins: Vec::new(),
+        }
+    }
+
+    /// The first thing to do.
+    pub fn start(&mut self, now: Moment, standing: &mut Standing) -> Action {
+        standing.begin();
+        self.advance(now, standing)
+    }
+
+    /// The member that is being asked; `None` for the registry.
+    pub fn asks(&self) -> Option<MemberId> {
+        self.current.as_ref().map(|current| current.member)
+    }
+
+    /// Bytes that came so far.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// What to do after `event`; `None` to go on as before.
+    pub fn on(&mut self, event: Event, now: Moment, standing: &mut Standing) -> Option<Action> {
+        match event {
+            Event::RegistryFailed => return Some(Action::GiveUp),
+            Event::Wrong(words) => return Some(self.start_over(words, now, standing)),
+            Event::Bytes(count) => {
+                self.came(count, now, standing);
+                return None;
+            }
+            _ => {}
+        }
+        let current = self.current.as_mut()?;
+        let member = current.member;
+        Some(match event {
+            Event::Answered { arriving } => {
+                current.receiving = Some(Receiving { arriving, since: now, bytes: 0 });
+                return None;
+            }
+            Event::Tick if current.paused => self.ask_again(now),
+            Event::Tick => return self.check_pace(now, standing),
+            Event::Waiting => self.ask_later(LEAST_PAUSE, now, standing),
+            Event::Busy(_) if current.mode == Mode::Holder => self.leave(now, standing),
+            Event::Busy(pause) => self.ask_later(pause.min(MOST_PAUSE), now, standing),
+            Event::NoAnswer if !standing.is_silent(&member, current.asked) => {
+                self.ask_later(LEAST_PAUSE, now, standing)
+            }
+            Event::Redirect(to) => self.follow(to, now, standing),
+            Event::Foreign => {
+                standing.foreign(member, now);
+                self.leave(now, standing)
+            }
+            Event::Unreachable | Event::NoAnswer | Event::Broken => {
+                standing.unreachable(member, now);
+                self.leave(now, standing)
+            }
+            _ => self.leave(now, standing),
+        })
+    }
+
+    fn came(&mut self, count: u64, now: Moment, standing: &mut Standing) {
+        self.received += count;
+        let origin = match &mut self.current {
+            Some(current) => {
+                standing.delivered(current.member, now);
+                current.since = now;
+                if let Some(receiving) = &mut current.receiving {
+                    receiving.bytes += count;
+                }
+                Origin::Member(current.member)
+            }
+            None => Origin::Registry,
+        };
+        if !self.origins.contains(&origin) {
+            self.origins.push(origin);
+        }
+    }
+
+    /// The next step of the plan.
+    fn advance(&mut self, now: Moment, standing: &Standing) -> Action {
+        while let Some((member, mode)) = self.steps.pop_front() {
+            if !standing.shuns(&member, now) {
+                self.named_by = Some((member, mode));
+                return self.ask(member, mode, now);
+            }
+        }
+        self.current = None;
+        Action::Registry { offset: self.received }
+    }
+
+    fn ask(&mut self, member: MemberId, mode: Mode, now: Moment) -> Action {
+        let same = self.current.as_ref().filter(|current| current.member == member);
+        let since = same.map_or(now, |current| current.since);
+        self.current =
+            Some(Current { member, mode, since, asked: now, paused: false, receiving: None });
+        let (hop, tried, offset) = (self.hop, self.tried.clone(), self.received);
+        Action::Ask(Ask { member, mode, hop, tried, offset })
+    }
+
+    fn ask_again(&mut self, now: Moment) -> Action {
+        match &self.current {
+            Some(Current { member, mode, .. }) => self.ask(*member, *mode, now),
+            None => Action::Registry { offset: self.received },
+        }
+    }
+
+    /// Asks the same member once more, `pause` after it was asked, unless that took too long.
+    fn ask_later(&mut self, pause: Duration, now: Moment, standing: &mut Standing) -> Action {
+        if self.waited_too_long(now, standing) {
+            return self.leave(now, standing);
+        }
+        let jitter = Duration::from_millis(self.draw() % 16);
+        let Some(current) = &mut self.current else { return self.advance(now, standing) };
+        let due = current.asked + pause + jitter;
+        if due <= now {
+            return self.ask_again(now);
+        }
+        current.paused = true;
+        current.receiving = None;
+        Action::Pause(due)
+    }
+
+    fn waited_too_long(&self, now: Moment, standing: &mut Standing) -> bool {
+        let Some(current) = &self.current else { return false };
+        let waited = now.saturating_sub(current.since);
+        if waited < WAIT {
+            return false;
+        }
+        if waited >= LONGEST_WAIT {
+            if standing.is_silent(&current.member, now - LONGEST_WAIT) {
+                standing.unreachable(current.member, now);
+            }
+            return true;
+        }
+        standing.may_hedge()
+    }
+
+    /// Whether the sender is too slow.
+    fn check_pace(&mut self, now: Moment, standing: &mut Standing) -> Option<Action> {
+        if self.waited_too_long(now, standing) {
+            return Some(self.leave(now, standing));
+        }
+        let receiving = self.current.as_mut()?.receiving.as_mut()?;
+        let over = if receiving.arriving { LONGEST_WAIT } else { SLOW_OVER };
+        let elapsed = now.saturating_sub(receiving.since);
+        if elapsed < over {
+            return None;
+        }
+        let pace = (receiving.bytes as f64 / elapsed.as_secs_f64()) as u64;
+        (receiving.since, receiving.bytes) = (now, 0);
+        let slow = !receiving.arriving && pace < SLOW;
+        let give_up = pace < TRICKLE || slow && standing.may_hedge();
+        give_up.then(|| self.leave(now, standing))
+    }
+
+    /// Gives up the member that is being asked: from a holder back to the owner, else on.
+    fn leave(&mut self, now: Moment, standing: &Standing) -> Action {
+        let Some(current) = self.current.take() else { return self.advance(now, standing) };
+        self.tried.push(current.member);
+        match self.named_by {
+            Some((owner, mode)) if current.mode == Mode::Holder && !standing.shuns(&owner, now) => {
+                self.ask(owner, mode, now)
+            }
+            _ => self.advance(now, standing),
+        }
+    }
+
+    /// Asks one of those that were named, or, where nobody new is among them, who named them.
+    fn follow(&mut self, to: Vec<MemberId>, now: Moment, standing: &mut Standing) -> Action {
+        self.redirects += 1;
+        if self.redirects > REDIRECTS {
+            return self.leave(now, standing);
+        }
+        let is_new = |member: &MemberId| {
+            *member != self.own && !self.tried.contains(member) && !standing.shuns(member, now)
+        };
+        let new: Vec<MemberId> = to.into_iter().filter(is_new).collect();
+        if new.is_empty() {
+            return self.ask_later(LEAST_PAUSE, now, standing);
+        }
+        if let Some(current) = self.current.as_ref().filter(|c| c.mode == Mode::Holder) {
+            self.tried.push(current.member);
+        }
+        let chosen = new[self.draw() as usize % new.len()];
+        self.ask(chosen, Mode::Holder, now)
+    }
+
+    /// Begins again after wrong bytes. Who alone sent them is a liar; several spoil each other's,
+    /// so the next attempt takes all from one.
+    fn start_over(&mut self, words: String, now: Moment, standing: &mut Standing) -> Action {
+        let origins = std::mem::take(&mut self.origins);
+        self.received = 0;
+        self.wrong += 1;
+        if self.wrong >= WRONG {
+            return Action::GiveUp;
+        }
+        match (origins.as_slice(), &self.current) {
+            ([Origin::Member(liar)], _) => {
+                standing.lied(*liar, words, now);
+                self.leave(now, standing)
+            }
+            (_, Some(current)) if current.mode == Mode::Owner => self.ask_again(now),
+            _ => self.leave(now, standing),
+        }
+    }
+
+    fn draw(&mut self) -> u64 {
+        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mix(self.seed)
+    }
+}
+
+#[cfg(test)]
+mod tests;
