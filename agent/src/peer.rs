@@ -11,6 +11,7 @@
 //! `supply` implements.
 
 pub mod fetch;
+pub mod keys;
 pub mod member;
 pub mod placement;
 pub mod standing;

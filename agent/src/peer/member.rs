@@ -18,7 +18,7 @@ pub struct MemberId([u8; 16]);
 
 impl MemberId {
     /// The id that these bytes spell.
-    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
 
