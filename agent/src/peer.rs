@@ -4,15 +4,31 @@
 //! ```text
 //! who is there        membership -> member::Roster
 //! where a piece is    placement: rendezvous hashing over the roster
-//! how it gets here    fetch (decides) -> client (asks) -> server of another node
+//! how it gets here    exchange: fetch (decides) -> client (asks) -> server of another node
+//!                       server: uploads (decides) -> pieces, or as it arrives
+//! who may have it     keys: the cluster; realm: private repositories
 //! ```
 //!
 //! This module knows no registry: what a node reads through for others comes in by a trait that
 //! `supply` implements.
 
+pub mod arriving;
+pub mod client;
+pub mod counters;
+pub mod exchange;
 pub mod fetch;
 pub mod keys;
+pub mod link;
 pub mod member;
+pub mod origin;
+pub mod pieces;
 pub mod placement;
+pub mod rate;
+pub mod realm;
+pub mod server;
 pub mod standing;
+#[cfg(test)]
+mod testing;
+pub mod tls;
 pub mod uploads;
+pub mod wanted;

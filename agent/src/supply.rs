@@ -8,12 +8,16 @@
 //! or nearly touch travel in one Range request; what somebody waits for goes before what is
 //! fetched ahead of time; every piece is verified before it is handed out; and a [`Ledger`]
 //! keeps the account of what came from where.
+//!
+//! Where the node shares with others, [`PeerSource`] stands before it: each piece comes from the
+//! node's own pieces, from a peer, or from the registry through [`RegistryOrigin`].
 
 mod gate;
 mod ledger;
+mod peers;
 mod plan;
-mod rate;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,13 +31,15 @@ use undermount_fs::source::{
 };
 
 use crate::image::Repository;
+use crate::peer::rate::Rate;
+use crate::peer::wanted::Wanted;
 use crate::registry::client::{BlobReader, Client, Fault, RegistryError};
 
 pub use ledger::{Entry, Ledger};
+pub use peers::{PeerSource, RegistryOrigin};
 
 use gate::Gate;
 use plan::{Transfer, plan};
-use rate::Rate;
 
 /// Range requests that are under way at the same time, whoever they are for.
 const SLOTS: usize = 8;
@@ -86,10 +92,33 @@ impl RegistrySource {
     }
 
     async fn open_stream(&self, request: BlobRequest) -> Result<BlobStream, SourceError> {
-        let BlobRequest { scope, blob, size, priority, deadline } = request;
+        let BlobRequest { scope, blob, size, priority, deadline, .. } = request;
         let errand = self.errand(&scope, blob, deadline)?;
+        let reader = errand.client.read_blob(&errand.repository, &blob, size, 0);
+        self.open(errand, reader, blob, priority).await
+    }
+
+    /// The bytes `range` of a blob, unverified; the first of them arrives until `deadline`.
+    async fn open_range(
+        &self,
+        wanted: &Wanted,
+        range: Range<u64>,
+        deadline: Instant,
+    ) -> Result<BlobStream, SourceError> {
+        let blob = wanted.piece.blob;
+        let errand = self.errand(&wanted.scope, blob, deadline)?;
+        let reader = errand.client.read_range(&errand.repository, &blob, range);
+        self.open(errand, reader, blob, wanted.priority).await
+    }
+
+    async fn open(
+        &self,
+        errand: Errand,
+        mut reader: BlobReader,
+        blob: Digest,
+        priority: Priority,
+    ) -> Result<BlobStream, SourceError> {
         let slot = errand.slot(&self.gate, blob, priority).await?;
-        let mut reader = errand.client.read_blob(&errand.repository, &blob, size, 0);
         let first = errand.next(&mut reader, blob).await?;
         drop(slot);
         // From here on stalls are told by the pace of the transfer.

@@ -90,6 +90,9 @@ pub struct BlobRequest {
     pub blob: Digest,
     /// Its size in bytes, from the manifest.
     pub size: u64,
+    /// The pieces that make it, in order, where they are known; neighbours may share bytes. A
+    /// source that [shares](Source::shares) fetches these.
+    pub pieces: Arc<[Piece]>,
     /// Who waits.
     pub priority: Priority,
     /// When the first byte must have arrived; later stalls are the source's to detect.
@@ -146,4 +149,10 @@ pub trait Source: Send + Sync + 'static {
     /// The whole blob as a stream. Its digest is the reader's to check: a stream cannot be
     /// verified before its end.
     fn stream(&self, request: BlobRequest) -> BoxFuture<'_, Result<BlobStream, SourceError>>;
+
+    /// Whether whole blobs come in pieces, from wherever each of them is: then it is worth while
+    /// to find out which ones make a blob.
+    fn shares(&self) -> bool {
+        false
+    }
 }

@@ -18,6 +18,10 @@
 //! node that it waits for says that it has nothing (see `uploads`), longer chains end by
 //! [`HOPS`], and longer circles by [`LONGEST_WAIT`].
 //!
+//! **Resuming.** What came before a sender stopped is kept, and the next one is asked for the
+//! rest, unless the sender has never delivered a piece that was right: [`Action::Ask`] and
+//! [`Action::Registry`] say from which byte on, and 0 means to drop what is there.
+//!
 //! **Slowness.** A transfer is given up for being slow only within the budget of [`Standing`]:
 //! when everything is slow, asking more often makes it worse. A silent or trickling sender is
 //! given up without one. What still comes in at the sender is as fast as the registry, so less is
@@ -57,6 +61,8 @@ const LEAST_PAUSE: Duration = Duration::from_millis(50);
 const MOST_PAUSE: Duration = Duration::from_secs(1);
 /// Redirects that are followed in all.
 const REDIRECTS: u8 = 8;
+/// Cuts after which an owner is not asked again.
+const CUTS: u8 = 3;
 /// How often a piece may turn out wrong before it is given up.
 const WRONG: u8 = 6;
 
@@ -69,6 +75,17 @@ pub enum Mode {
     Holder,
     /// Nothing, unless it comes from the registry right now.
     Cached,
+}
+
+/// What a fetch waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Upstream {
+    /// The registry.
+    Registry,
+    /// A member that says at once what it has.
+    Probe(MemberId),
+    /// A member that gets the piece, or is getting it.
+    Member(MemberId),
 }
 
 /// A request to a member.
@@ -140,6 +157,8 @@ pub enum Event {
 enum Origin {
     Member(MemberId),
     Registry,
+    /// A transfer was cut off: perhaps its sender had noticed that its bytes were wrong.
+    Cut,
 }
 
 /// Who is being asked.
@@ -177,6 +196,7 @@ pub struct Fetch {
     tried: Vec<MemberId>,
     redirects: u8,
     wrong: u8,
+    cuts: u8,
     received: u64,
     origins: Vec<Origin>,
 }
@@ -202,6 +222,7 @@ impl Fetch {
             tried: Vec::new(),
             redirects: 0,
             wrong: 0,
+            cuts: 0,
             received: 0,
             origins: Vec::new(),
         }
@@ -213,14 +234,25 @@ impl Fetch {
         self.advance(now, standing)
     }
 
-    /// The member that is being asked; `None` for the registry.
-    pub fn asks(&self) -> Option<MemberId> {
-        self.current.as_ref().map(|current| current.member)
+    /// What it waits for.
+    pub fn asks(&self) -> Upstream {
+        match &self.current {
+            None => Upstream::Registry,
+            Some(current) if current.mode == Mode::Cached => Upstream::Probe(current.member),
+            Some(current) => Upstream::Member(current.member),
+        }
     }
 
     /// Bytes that came so far.
     pub fn received(&self) -> u64 {
         self.received
+    }
+
+    /// The piece is whole and right.
+    pub fn finished(&self, standing: &mut Standing) {
+        if let [Origin::Member(member)] = self.origins.as_slice() {
+            standing.proved(*member);
+        }
     }
 
     /// What to do after `event`; `None` to go on as before.
@@ -254,7 +286,8 @@ impl Fetch {
                 standing.foreign(member, now);
                 self.leave(now, standing)
             }
-            Event::Unreachable | Event::NoAnswer | Event::Broken => {
+            Event::Broken => self.broken(now, standing),
+            Event::Unreachable | Event::NoAnswer => {
                 standing.unreachable(member, now);
                 self.leave(now, standing)
             }
@@ -357,10 +390,30 @@ impl Fetch {
         give_up.then(|| self.leave(now, standing))
     }
 
+    /// A transfer was cut off. An owner may have begun anew; one that is dead says nothing when it
+    /// is asked again.
+    fn broken(&mut self, now: Moment, standing: &mut Standing) -> Action {
+        self.cuts += 1;
+        if self.received > 0 && !self.origins.contains(&Origin::Cut) {
+            self.origins.push(Origin::Cut);
+        }
+        let is_owner = self.current.as_ref().is_some_and(|current| current.mode == Mode::Owner);
+        if is_owner && self.cuts <= CUTS {
+            return self.ask_later(LEAST_PAUSE, now, standing);
+        }
+        self.leave(now, standing)
+    }
+
     /// Gives up the member that is being asked: from a holder back to the owner, else on.
     fn leave(&mut self, now: Moment, standing: &Standing) -> Action {
         let Some(current) = self.current.take() else { return self.advance(now, standing) };
         self.tried.push(current.member);
+        let sole = self.origins.as_slice() == [Origin::Member(current.member)];
+        if sole && !standing.is_proven(&current.member) {
+            // Were these few bytes wrong, all that comes after them would be lost as well.
+            self.received = 0;
+            self.origins.clear();
+        }
         match self.named_by {
             Some((owner, mode)) if current.mode == Mode::Holder && !standing.shuns(&owner, now) => {
                 self.ask(owner, mode, now)

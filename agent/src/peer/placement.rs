@@ -22,6 +22,9 @@ use undermount_fs::digest::Digest;
 
 use super::member::{Member, MemberId, Members, Weight};
 
+/// The versions of the peer protocol that this program speaks.
+pub const PROTOCOL: RangeInclusive<u16> = 1..=1;
+
 /// What a member is worth for a piece; the greater, the better.
 type Rank = (bool, u64, Reverse<MemberId>);
 
@@ -83,8 +86,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    const PROTOCOL: RangeInclusive<u16> = 1..=1;
 
     fn id(number: u32) -> MemberId {
         let digest = Digest::of(&number.to_be_bytes());

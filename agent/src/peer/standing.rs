@@ -48,6 +48,8 @@ struct Record {
     shunned: Option<(Reason, Moment)>,
     /// When it delivered something, the last time.
     delivered: Option<Moment>,
+    /// Whether a whole piece of it was right, and none has been wrong since.
+    proven: bool,
 }
 
 /// The standing of all members with this node.
@@ -82,6 +84,7 @@ impl Standing {
     /// `member` sent wrong bytes, and nobody else can have spoilt them.
     pub fn lied(&mut self, member: MemberId, words: String, now: Moment) {
         self.lies += 1;
+        self.members.entry(member).or_default().proven = false;
         self.shun(member, Reason::Lied(words), now + BAN);
     }
 
@@ -96,6 +99,16 @@ impl Standing {
     /// `member` delivered something.
     pub fn delivered(&mut self, member: MemberId, now: Moment) {
         self.members.entry(member).or_default().delivered = Some(now);
+    }
+
+    /// A whole piece of `member` was right.
+    pub fn proved(&mut self, member: MemberId) {
+        self.members.entry(member).or_default().proven = true;
+    }
+
+    /// Whether bytes of `member` are worth going on with where it has stopped.
+    pub fn is_proven(&self, member: &MemberId) -> bool {
+        self.members.get(member).is_some_and(|record| record.proven)
     }
 
     /// Whether `member` has delivered nothing, to any transfer, since `since`.
@@ -176,6 +189,16 @@ mod tests {
         standing.unreachable(one(), S);
         assert!(standing.shuns(&one(), 2 * S));
         assert!(!standing.shuns(&one(), S + UNREACHABLE));
+    }
+
+    #[test]
+    fn a_liar_has_to_prove_itself_again() {
+        let mut standing = Standing::default();
+        assert!(!standing.is_proven(&one()));
+        standing.proved(one());
+        assert!(standing.is_proven(&one()));
+        standing.lied(one(), String::new(), S);
+        assert!(!standing.is_proven(&one()));
     }
 
     #[test]

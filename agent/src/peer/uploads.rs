@@ -14,7 +14,7 @@ use std::time::Duration;
 use lru::LruCache;
 use undermount_fs::digest::Digest;
 
-use super::fetch::{HOPS, Mode};
+use super::fetch::{HOPS, Mode, Upstream};
 use super::member::MemberId;
 use super::placement::mix;
 use super::standing::Moment;
@@ -71,8 +71,8 @@ pub enum Have {
     Arriving {
         /// Some of it has come.
         begun: bool,
-        /// Who was asked for it; `None` for the registry.
-        from: Option<MemberId>,
+        /// What it is waited for.
+        from: Upstream,
     },
     /// All of it.
     Whole,
@@ -140,11 +140,13 @@ impl Uploads {
                 _ => Answer::Missing,
             },
             // It waits for us, so we must not wait for it.
-            Have::Arriving { from: Some(from), .. } if from == request.asker => Answer::Missing,
-            Have::Arriving { begun: false, from: Some(_) } if request.mode == Mode::Cached => {
+            Have::Arriving { from: Upstream::Member(from), .. } if from == request.asker => {
                 Answer::Missing
             }
-            Have::Arriving { begun: false, .. } => Answer::Wait,
+            Have::Arriving { begun: false, from } => match request.mode {
+                Mode::Cached if from != Upstream::Registry => Answer::Missing,
+                _ => Answer::Wait,
+            },
             Have::Arriving { begun: true, .. } | Have::Whole => self.admit(request, now),
         }
     }
@@ -228,7 +230,7 @@ mod tests {
         Uploads::new(UploadLimits { slots, per_member: slots }, 7)
     }
 
-    const ARRIVING: Have = Have::Arriving { begun: true, from: None };
+    const ARRIVING: Have = Have::Arriving { begun: true, from: Upstream::Registry };
 
     #[test]
     fn only_an_owner_gets_what_is_not_here_and_not_without_end() {
@@ -247,13 +249,17 @@ mod tests {
     #[test]
     fn nobody_waits_for_one_who_waits_for_it() {
         let from = |from| Have::Arriving { begun: false, from };
+        let (member, probe) = (|n| from(Upstream::Member(id(n))), |n| from(Upstream::Probe(id(n))));
+        let registry = from(Upstream::Registry);
         for (mode, have, expected) in [
-            (Mode::Owner, from(Some(id(1))), Answer::Missing),
-            (Mode::Owner, from(Some(id(2))), Answer::Wait),
-            (Mode::Owner, from(None), Answer::Wait),
-            (Mode::Holder, from(Some(id(2))), Answer::Wait),
-            (Mode::Cached, from(None), Answer::Wait),
-            (Mode::Cached, from(Some(id(2))), Answer::Missing),
+            (Mode::Owner, member(1), Answer::Missing),
+            (Mode::Owner, member(2), Answer::Wait),
+            (Mode::Owner, registry, Answer::Wait),
+            (Mode::Owner, probe(1), Answer::Wait),
+            (Mode::Holder, member(2), Answer::Wait),
+            (Mode::Cached, registry, Answer::Wait),
+            (Mode::Cached, member(2), Answer::Missing),
+            (Mode::Cached, probe(2), Answer::Missing),
         ] {
             let answer = uploads(4).answer(&request(1, mode), have, Moment::ZERO);
             assert_eq!(answer, expected, "{mode:?} {have:?}");

@@ -16,7 +16,7 @@ mod image_serve;
 mod indexing;
 mod library;
 mod limit;
-pub(crate) mod listen;
+pub mod listen;
 mod manifest;
 mod metrics;
 mod name;

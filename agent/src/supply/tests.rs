@@ -117,6 +117,7 @@ async fn a_blob_streams_whole_and_is_counted() {
         scope: scope.clone(),
         blob: blob_digest,
         size,
+        pieces: Arc::default(),
         priority: Priority::Background,
         deadline: Instant::now() + Duration::from_secs(20),
     };
@@ -145,6 +146,7 @@ async fn the_deadline_of_a_stream_is_for_its_first_byte_only() {
         scope: server.repository().scope(),
         blob: Digest::of(b"any"),
         size: 2000,
+        pieces: Arc::default(),
         priority: Priority::Demand,
         deadline: Instant::now() + Duration::from_secs(1),
     };
@@ -179,6 +181,7 @@ async fn only_background_streams_keep_to_the_rate() {
             scope: server.repository().scope(),
             blob: Digest::of(&blob()),
             size: blob().len() as u64,
+            pieces: Arc::default(),
             priority,
             deadline: Instant::now() + Duration::from_secs(20),
         };
@@ -201,6 +204,7 @@ async fn a_background_stream_goes_on_under_constant_demand() {
         scope: server.repository().scope(),
         blob: Digest::of(&blob()),
         size: blob().len() as u64,
+        pieces: Arc::default(),
         priority: Priority::Background,
         deadline: Instant::now() + Duration::from_secs(20),
     };

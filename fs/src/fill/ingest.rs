@@ -18,7 +18,7 @@ use crate::digest::Digest;
 use crate::disk::Draft;
 use crate::layer::{Indexer, LayerError, LayerIndex, ObjectSink};
 use crate::object::{CHUNK, Object, ObjectKey, Store, StoreError};
-use crate::source::{BlobRequest, Priority, Scope, SourceError};
+use crate::source::{BlobRequest, Piece, Priority, Scope, SourceError};
 
 /// Why a blob could not be taken in.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -132,12 +132,23 @@ impl Filler {
         pace: Pace,
         progress: &Progress,
     ) -> Result<LayerIndex, IngestError> {
+        self.take_in(blob, Arc::default(), pace, progress).await
+    }
+
+    /// The same, for a blob whose `pieces` are known, or none.
+    async fn take_in(
+        &self,
+        blob: &Blob,
+        pieces: Arc<[Piece]>,
+        pace: Pace,
+        progress: &Progress,
+    ) -> Result<LayerIndex, IngestError> {
         let layer = blob.digest;
         let interrupted = || IngestError::Interrupted { layer };
         let deadline = Instant::now() + self.timeout;
         let (scope, size) = (blob.scope.clone(), blob.size);
         let priority = pace.priority;
-        let request = BlobRequest { scope, blob: layer, size, priority, deadline };
+        let request = BlobRequest { scope, blob: layer, size, pieces, priority, deadline };
         let mut stream = self.source.stream(request).await?;
         let (sender, mut chunks) = tokio::sync::mpsc::channel::<Bytes>(8);
         let sink = Box::new(StoreSink::new(self.store.clone()));
@@ -194,7 +205,8 @@ impl Filler {
         let header = layer.tree.header();
         let (scope, digest) = (layer.scope.clone(), header.layer);
         let blob = Blob { scope, digest, size: header.layer_size.get() };
-        let index = self.ingest(&blob, pace, progress).await?;
+        let pieces = self.pieces(layer).await;
+        let index = self.take_in(&blob, pieces, pace, progress).await?;
         if index.tree != layer.tree.bytes() {
             return Err(IngestError::WrongIndex { layer: digest });
         }

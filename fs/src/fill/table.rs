@@ -24,25 +24,46 @@ impl Filler {
         layer.table.get_or_try_init(|| self.load_table(layer)).await.cloned()
     }
 
-    /// A layer that was indexed here has its whole spans file on disk, any other the table only.
-    async fn load_table(&self, layer: &Layer) -> Result<Arc<SpanTable>, FillError> {
-        let header = layer.tree.header();
-        let stored = self.blobs.get(&header.spans).or_else(|| self.blobs.get(&header.span_table));
-        let bytes = match stored {
-            Some(stored) => stored,
-            None => match self.fetch_table(layer).await {
-                Err(FillError::Source(SourceError::NotFound { .. })) => {
-                    self.rebuild_table(layer).await?
-                }
-                fetched => fetched?,
+    /// The pieces that make the whole of `layer`; none where the source has no use for them, or
+    /// where they are not known. Never fetches the layer itself.
+    pub(super) async fn pieces(&self, layer: &Layer) -> Arc<[Piece]> {
+        if !self.source.shares() || layer.is_small() {
+            return Arc::default();
+        }
+        let table = match layer.table.get() {
+            Some(table) => Ok(table.clone()),
+            None => match self.table_bytes(layer).await {
+                Ok(bytes) => open_table(layer, &bytes),
+                Err(error) => Err(error),
             },
         };
-        let backing = Backing::sealed(bytes.bytes()).map_err(|error| layer.damaged(error))?;
-        let table = SpanTable::new(backing).map_err(|error| layer.damaged(error))?;
-        if *table.layer() != layer.digest() {
-            return Err(layer.damaged("its span table belongs to another layer"));
+        match table {
+            Ok(table) => (0..table.count()).map(|span| table.piece(span)).collect(),
+            Err(error) => {
+                tracing::debug!(layer = %layer.digest(), %error, "its pieces are not known");
+                Arc::default()
+            }
         }
-        Ok(Arc::new(table))
+    }
+
+    async fn load_table(&self, layer: &Layer) -> Result<Arc<SpanTable>, FillError> {
+        let bytes = match self.table_bytes(layer).await {
+            Err(FillError::Source(SourceError::NotFound { .. })) => {
+                self.rebuild_table(layer).await?
+            }
+            bytes => bytes?,
+        };
+        open_table(layer, &bytes)
+    }
+
+    /// A layer that was indexed here has its whole spans file on disk, any other the table only.
+    async fn table_bytes(&self, layer: &Layer) -> Result<Verified, FillError> {
+        let header = layer.tree.header();
+        let stored = self.blobs.get(&header.spans).or_else(|| self.blobs.get(&header.span_table));
+        match stored {
+            Some(stored) => Ok(stored),
+            None => self.fetch_table(layer).await,
+        }
     }
 
     async fn fetch_table(&self, layer: &Layer) -> Result<Verified, FillError> {
@@ -74,4 +95,13 @@ impl Filler {
             tracing::warn!(layer = %layer.digest(), %error, "cannot keep a span table");
         }
     }
+}
+
+fn open_table(layer: &Layer, bytes: &Verified) -> Result<Arc<SpanTable>, FillError> {
+    let backing = Backing::sealed(bytes.bytes()).map_err(|error| layer.damaged(error))?;
+    let table = SpanTable::new(backing).map_err(|error| layer.damaged(error))?;
+    if *table.layer() != layer.digest() {
+        return Err(layer.damaged("its span table belongs to another layer"));
+    }
+    Ok(Arc::new(table))
 }

@@ -1,20 +1,25 @@
 //! Where the index of a layer comes from.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::OnceCell;
-use undermount_fs::digest::Digest;
+use undermount_fs::digest::{Digest, Verified};
 use undermount_fs::fill::{Blob, Layer, Pace, Progress};
 use undermount_fs::index::{Backing, LayerTree, Trust};
 use undermount_fs::layer::LayerIndex;
-use undermount_fs::source::Priority;
+use undermount_fs::source::{Piece, PieceRequest, Priority};
 
 use super::{ImageFault, Images, LayerRecord, Resolved};
-use crate::image::artifact::LayerEntry;
 use crate::image::artifact::pack::PackEntry;
+use crate::image::artifact::{LayerEntry, MAX_TREE};
 use crate::image::{Descriptor, Reference};
 use crate::registry::client::FoundArtifact;
+
+/// How long the tree of an index may take to come.
+const TREE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What is attached to an image.
 #[derive(Default)]
@@ -114,7 +119,7 @@ impl Images {
         if self.is_liar(&entry.tree) {
             return None;
         }
-        let bytes = match self.client.tree(image.reference.repository(), entry).await {
+        let bytes = match self.fetch_tree(image, entry).await {
             Ok(bytes) => bytes,
             Err(error) => {
                 tracing::warn!(layer = %layer.digest, %error, "cannot fetch an attached index");
@@ -135,6 +140,27 @@ impl Images {
             tracing::warn!(layer = %layer.digest, %error, "cannot keep an index");
         }
         Some(tree)
+    }
+
+    /// The tree of an attached index, from wherever its bytes are.
+    async fn fetch_tree(
+        &self,
+        image: &Resolved,
+        entry: &LayerEntry,
+    ) -> Result<Verified, Box<dyn Error + Send + Sync>> {
+        let Descriptor { digest: blob, size, .. } = entry.tree_blob;
+        if size > MAX_TREE {
+            return Err(format!("its tree is above {MAX_TREE} bytes").into());
+        }
+        let request = PieceRequest {
+            scope: image.reference.repository().scope(),
+            pieces: vec![Piece { blob, range: 0..size, digest: blob }],
+            priority: Priority::Demand,
+            deadline: Instant::now() + TREE_TIMEOUT,
+        };
+        let fetched = self.filler.source().fetch(request).await?;
+        let packed = fetched.first().ok_or("no answer to the request for its tree")?;
+        Ok(entry.unpack_tree(packed.bytes())?)
     }
 
     /// Fetches the whole layer and indexes it on the way.

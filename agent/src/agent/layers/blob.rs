@@ -107,6 +107,7 @@ impl Blobs {
             scope: blob.scope.clone(),
             blob: blob.digest,
             size: blob.size,
+            pieces: Arc::default(),
             priority: Priority::Demand,
             deadline: Instant::now() + FIRST_BYTE,
         };

@@ -23,10 +23,13 @@ impl Talk {
         Self::at_hop(ranking, 0)
     }
 
+    /// All members have proved themselves.
     fn at_hop(ranking: &[u8], hop: u8) -> Self {
         let ranking: Vec<MemberId> = ranking.iter().map(|number| id(*number)).collect();
         let fetch = Fetch::new(id(OWN), &ranking, hop, 1);
-        Self { fetch, standing: Standing::default(), now: S }
+        let mut standing = Standing::default();
+        (0..=u8::MAX).for_each(|number| standing.proved(id(number)));
+        Self { fetch, standing, now: S }
     }
 
     fn start(&mut self) -> String {
@@ -293,4 +296,45 @@ fn shunned_members_are_passed_over() {
     assert_eq!(talk.start(), "owner 2");
     talk.standing.unreachable(id(7), talk.now);
     assert_eq!(talk.on(others(&[7])), "pause", "nobody who can be asked is named");
+}
+
+#[test]
+fn who_is_cut_off_asks_the_owner_again_and_convicts_nobody() {
+    let mut talk = Talk::new(&[1, 2]);
+    talk.start();
+    talk.try_on(Event::Bytes(10));
+    assert_eq!(talk.on(Event::Broken), "pause");
+    talk.now += S;
+    assert_eq!(talk.on(Event::Tick), "owner 1 from 10");
+    talk.try_on(Event::Bytes(10));
+    assert_eq!(talk.on(Event::Wrong(String::new())), "owner 1");
+    assert!(talk.standing.shunned(talk.now).is_empty());
+    for _ in 1..CUTS {
+        talk.now += S;
+        talk.on(Event::Broken);
+    }
+    assert_eq!(talk.on(Event::Broken), "owner 2");
+}
+
+#[test]
+fn bytes_of_one_who_has_proved_nothing_are_dropped_when_it_stops() {
+    let stop = |proved: bool| {
+        let mut talk = Talk::new(&[1, 2]);
+        talk.standing = Standing::default();
+        if proved {
+            talk.standing.proved(id(1));
+        }
+        talk.start();
+        talk.try_on(Event::Bytes(500));
+        talk.on(Event::Missing)
+    };
+    assert_eq!(stop(false), "owner 2");
+    assert_eq!(stop(true), "owner 2 from 500");
+
+    let mut talk = Talk::new(&[1, 2]);
+    talk.standing = Standing::default();
+    talk.start();
+    talk.try_on(Event::Bytes(500));
+    talk.fetch.finished(&mut talk.standing);
+    assert!(talk.standing.is_proven(&id(1)));
 }

@@ -47,6 +47,12 @@ impl ScopeKey {
         pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, ROUNDS, &salt, &credential, &mut key);
         Self(key)
     }
+
+    /// What the key may be called where others see it; it says nothing about the key.
+    pub fn name(&self) -> [u8; 16] {
+        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &self.0), b"name");
+        tag.as_ref()[..16].try_into().expect("SHA-256 has 32 bytes")
+    }
 }
 
 impl fmt::Debug for ScopeKey {

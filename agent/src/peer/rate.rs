@@ -1,4 +1,4 @@
-//! A limit for what is fetched ahead of time, shared by all who do.
+//! A limit of bytes per second, shared by all who keep to it.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};

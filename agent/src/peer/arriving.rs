@@ -1,0 +1,288 @@
+//! A piece on its way here, read by others while it grows.
+//!
+//! What has come can be read at once, but for the last byte, which follows when the digest has
+//! turned out right. So nobody ever gets a whole piece that is wrong from a node that was itself
+//! lied to, and whoever does send one is a liar. Where wrong bytes came, the piece begins anew, and
+//! its readers are cut off: they go on elsewhere.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use undermount_fs::digest::Verified;
+use undermount_fs::source::SourceError;
+
+use super::fetch::Upstream;
+use super::uploads::Have;
+
+/// A piece on its way.
+#[derive(Debug)]
+pub struct Arriving {
+    size: u64,
+    bytes: Mutex<Vec<Bytes>>,
+    state: watch::Sender<State>,
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    Coming(Coming),
+    Whole(Verified),
+    Failed(SourceError),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Coming {
+    /// What is waited for.
+    from: Upstream,
+    /// Bytes that have come.
+    bytes: u64,
+    /// How often it began anew.
+    attempt: u32,
+}
+
+impl Arriving {
+    /// A piece of `size` bytes of which nothing has come, and which waits for `from`.
+    pub fn new(size: u64, from: Upstream) -> Self {
+        let coming = Coming { from, bytes: 0, attempt: 0 };
+        let (state, _) = watch::channel(State::Coming(coming));
+        Self { size, bytes: Mutex::default(), state }
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// How much of it is here; `None` where it will never come.
+    pub fn have(&self) -> Option<Have> {
+        match &*self.state.borrow() {
+            State::Coming(coming) => {
+                Some(Have::Arriving { begun: coming.bytes > 0, from: coming.from })
+            }
+            State::Whole(_) => Some(Have::Whole),
+            State::Failed(_) => None,
+        }
+    }
+
+    /// Waits until some of it has come, or until it has failed.
+    pub async fn begun(&self) {
+        let mut state = self.state.subscribe();
+        // The sender is ours.
+        let _ = state
+            .wait_for(|state| !matches!(state, State::Coming(coming) if coming.bytes == 0))
+            .await;
+    }
+
+    /// The whole piece, when it is here.
+    ///
+    /// # Errors
+    /// [`SourceError`] where it cannot be had; [`SourceError::Deadline`] is the caller's to make,
+    /// by the `None` that this gives when `deadline` passes.
+    pub async fn whole(&self, deadline: Instant) -> Option<Result<Verified, SourceError>> {
+        let mut state = self.state.subscribe();
+        let ended = state.wait_for(|state| !matches!(state, State::Coming(_)));
+        let ended = tokio::time::timeout_at(deadline.into(), ended).await.ok()?;
+        match &*ended.ok()? {
+            State::Coming(_) => None,
+            State::Whole(piece) => Some(Ok(piece.clone())),
+            State::Failed(error) => Some(Err(error.clone())),
+        }
+    }
+
+    /// Notes what is waited for now.
+    pub fn asked(&self, from: Upstream) {
+        self.change(|coming| coming.from = from);
+    }
+
+    /// Adds what has come.
+    pub fn append(&self, bytes: Bytes) {
+        let length = bytes.len() as u64;
+        self.chunks().push(bytes);
+        self.change(|coming| coming.bytes += length);
+    }
+
+    /// Drops what has come: it was wrong.
+    pub fn begin_anew(&self) {
+        let mut chunks = self.chunks();
+        if !std::mem::take(&mut *chunks).is_empty() {
+            self.change(|coming| {
+                coming.bytes = 0;
+                coming.attempt += 1;
+            });
+        }
+    }
+
+    /// All that has come, as one.
+    pub fn joined(&self) -> Bytes {
+        let chunks = self.chunks();
+        match chunks.as_slice() {
+            [only] => only.clone(),
+            several => several.concat().into(),
+        }
+    }
+
+    /// It is whole.
+    pub fn complete(&self, piece: Verified) {
+        self.state.send_replace(State::Whole(piece));
+        self.chunks().clear();
+    }
+
+    /// It cannot be had.
+    pub fn fail(&self, error: SourceError) {
+        self.state.send_replace(State::Failed(error));
+        self.chunks().clear();
+    }
+
+    /// A reader from byte `offset` on.
+    pub fn reader(&self, offset: u64) -> Reader {
+        let state = self.state.subscribe();
+        let attempt = match &*state.borrow() {
+            State::Coming(coming) => coming.attempt,
+            _ => 0,
+        };
+        Reader { state, attempt, next: offset }
+    }
+
+    /// Bytes from `position` on, as many as lie in one stretch of memory below `end`.
+    fn stretch(&self, position: u64, end: u64) -> Option<Bytes> {
+        let mut start = 0;
+        for chunk in self.chunks().iter() {
+            let chunk_end = start + chunk.len() as u64;
+            if position < chunk_end {
+                let from = (position - start) as usize;
+                return Some(chunk.slice(from..(end.min(chunk_end) - start) as usize));
+            }
+            start = chunk_end;
+        }
+        None
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Coming)) {
+        self.state.send_modify(|state| {
+            if let State::Coming(coming) = state {
+                change(coming);
+            }
+        });
+    }
+
+    fn chunks(&self) -> MutexGuard<'_, Vec<Bytes>> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads a piece as it comes.
+#[derive(Debug)]
+pub struct Reader {
+    state: watch::Receiver<State>,
+    attempt: u32,
+    next: u64,
+}
+
+/// What a reader reads will not come: whoever reads it asks somebody else for the rest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the piece does not come here")]
+pub struct CutOff;
+
+impl Reader {
+    /// The next bytes of `piece`, which it was made by; `None` at its end.
+    ///
+    /// # Errors
+    /// [`CutOff`].
+    pub async fn next(&mut self, piece: &Arriving) -> Result<Option<Bytes>, CutOff> {
+        loop {
+            if self.next >= piece.size {
+                return Ok(None);
+            }
+            let (next, attempt) = (self.next, self.attempt);
+            // The last byte is not shown before all are right.
+            let last = piece.size - 1;
+            let more = self.state.wait_for(|state| match state {
+                State::Coming(coming) => coming.bytes.min(last) > next || coming.attempt != attempt,
+                State::Whole(_) | State::Failed(_) => true,
+            });
+            let state = more.await.map_err(|_| CutOff)?.clone();
+            let bytes = match state {
+                State::Coming(coming) if coming.attempt == attempt => {
+                    piece.stretch(next, coming.bytes.min(last))
+                }
+                State::Coming(_) | State::Failed(_) => return Err(CutOff),
+                State::Whole(whole) => Some(whole.into_bytes().slice(next as usize..)),
+            };
+            // None: it became whole, or began anew, a moment ago.
+            if let Some(bytes) = bytes.filter(|bytes| !bytes.is_empty()) {
+                self.next += bytes.len() as u64;
+                return Ok(Some(bytes));
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    const PIECE: &[u8] = b"0123456789";
+
+    fn read(reader: &mut Reader, piece: &Arriving) -> Option<Result<Option<Bytes>, CutOff>> {
+        reader.next(piece).now_or_never()
+    }
+
+    #[tokio::test]
+    async fn what_has_come_can_be_read_but_for_the_last_byte() {
+        let piece = Arriving::new(10, Upstream::Registry);
+        let mut reader = piece.reader(2);
+        assert_eq!(read(&mut reader, &piece), None);
+        piece.append(Bytes::from_static(&PIECE[..4]));
+        piece.append(Bytes::from_static(&PIECE[4..]));
+        let mut came = Vec::new();
+        while let Some(Ok(Some(bytes))) = read(&mut reader, &piece) {
+            came.extend_from_slice(&bytes);
+        }
+        assert_eq!(came, b"2345678");
+        piece.complete(Verified::name(piece.joined()));
+        assert_eq!(read(&mut reader, &piece), Some(Ok(Some(Bytes::from_static(b"9")))));
+        assert_eq!(read(&mut reader, &piece), Some(Ok(None)));
+        let whole = piece.whole(Instant::now()).await.unwrap().unwrap();
+        assert_eq!(whole.bytes(), &PIECE[..]);
+    }
+
+    #[tokio::test]
+    async fn readers_of_wrong_bytes_are_cut_off() {
+        let piece = Arriving::new(10, Upstream::Registry);
+        piece.append(Bytes::from_static(b"wrong"));
+        let mut reader = piece.reader(0);
+        assert!(matches!(read(&mut reader, &piece), Some(Ok(Some(_)))));
+        piece.begin_anew();
+        assert_eq!(read(&mut reader, &piece), Some(Err(CutOff)));
+        let mut late = piece.reader(0);
+        assert_eq!(read(&mut late, &piece), None);
+        piece.append(Bytes::from_static(PIECE));
+        assert_eq!(read(&mut late, &piece), Some(Ok(Some(Bytes::from_static(&PIECE[..9])))));
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_learns_of_a_failure() {
+        let piece = Arriving::new(10, Upstream::Registry);
+        assert!(piece.begun().now_or_never().is_none());
+        assert!(piece.whole(Instant::now()).await.is_none(), "the deadline is now");
+        let origin = "r.example".to_owned();
+        piece.fail(SourceError::Unavailable { origin, reason: "down".to_owned() });
+        piece.begun().await;
+        let soon = Instant::now() + Duration::from_secs(5);
+        assert!(piece.whole(soon).await.unwrap().is_err());
+        assert_eq!(piece.have(), None);
+        assert_eq!(read(&mut piece.reader(0), &piece), Some(Err(CutOff)));
+    }
+
+    #[tokio::test]
+    async fn an_empty_piece_has_an_end() {
+        let piece = Arriving::new(0, Upstream::Registry);
+        assert_eq!(read(&mut piece.reader(0), &piece), Some(Ok(None)));
+    }
+}

@@ -1,0 +1,119 @@
+//! What a node has taken from the others and given to them, since its agent started.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+/// Pieces and bytes of one kind.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pieces: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// A [`Tally`] at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Amount {
+    /// How many pieces, or uploads.
+    pub pieces: u64,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+impl Tally {
+    /// Counts one piece of so many bytes.
+    pub fn count(&self, bytes: u64) {
+        self.pieces.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts bytes of a piece that is counted elsewhere.
+    pub fn add(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn amount(&self) -> Amount {
+        Amount {
+            pieces: self.pieces.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// The counters of a node.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Wanted here and found in its own pieces.
+    pub local: Tally,
+    /// Wanted here and brought by a peer, the last byte at least.
+    pub peer: Tally,
+    /// Wanted here or by a peer, and read from the registry.
+    pub registry: Tally,
+    /// Sent to peers; the pieces are the uploads that began.
+    pub uploaded: Tally,
+    /// Requests of peers that were sent elsewhere.
+    pub redirected: AtomicU64,
+    /// Requests of peers that were put off.
+    pub busy: AtomicU64,
+    /// Requests that were refused: not of the cluster, without a ticket, malformed.
+    pub refused: AtomicU64,
+}
+
+/// The [`Counters`] at one moment, with what else is counted on the way.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Found in one's own pieces.
+    pub local: Amount,
+    /// Brought by peers.
+    pub peer: Amount,
+    /// Read from the registry.
+    pub registry: Amount,
+    /// Sent to peers.
+    pub uploaded: Amount,
+    /// Requests of peers that were sent elsewhere.
+    pub redirected: u64,
+    /// Requests of peers that were put off.
+    pub busy: u64,
+    /// Requests that were refused.
+    pub refused: u64,
+    /// Transfers that were given up for being slow.
+    pub hedged: u64,
+    /// How often a peer was found lying.
+    pub lies: u64,
+    /// Uploads that run now.
+    pub uploading: u64,
+    /// Bytes of the pieces that the node owns.
+    pub own_bytes: u64,
+    /// Bytes of the other pieces that it keeps.
+    pub held_bytes: u64,
+    /// Who is left alone, and why.
+    pub shunned: Vec<Exile>,
+}
+
+/// A member that is left alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exile {
+    /// Which one.
+    pub member: super::member::MemberId,
+    /// Why, in words.
+    pub reason: String,
+    /// For how much longer, in seconds.
+    pub seconds: u64,
+}
+
+impl Counters {
+    /// What they say now; the rest is the caller's to fill in.
+    pub fn traffic(&self) -> Traffic {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Traffic {
+            local: self.local.amount(),
+            peer: self.peer.amount(),
+            registry: self.registry.amount(),
+            uploaded: self.uploaded.amount(),
+            redirected: load(&self.redirected),
+            busy: load(&self.busy),
+            refused: load(&self.refused),
+            ..Traffic::default()
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! The pieces of a node: those on its disk, those on their way, and how another one is got.
+//!
+//! ```text
+//! wanted here (fetch) or by a peer that takes us for the owner (obtain)
+//!   -> on disk? on its way?      one transfer for all who want a piece
+//!   -> transfer                  drives a Fetch: peers, then the registry
+//!   -> verified -> whole         who waits here has it; readers get the last byte
+//!   -> pieces                    own or held, for those who come later
+//! ```
+
+mod transfer;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use undermount_fs::digest::Verified;
+use undermount_fs::source::SourceError;
+
+use super::arriving::Arriving;
+use super::client::PeerClient;
+use super::counters::{Counters, Exile, Traffic};
+use super::fetch::Upstream;
+use super::member::Roster;
+use super::origin::Origin;
+use super::pieces::{PieceKey, Pieces};
+use super::realm::Realms;
+use super::standing::{Moment, Reason, Standing};
+use super::uploads::{UploadLimits, Uploads};
+use super::wanted::Wanted;
+use transfer::Transfer;
+
+/// Bytes of pieces that may be on their way at a time, counted in [`GRAIN`].
+const MEMORY: u64 = 256 << 20;
+/// What memory is counted in: no piece counts for less.
+const GRAIN: u64 = 256 << 10;
+
+/// What an [`Exchange`] works with.
+pub struct Parts {
+    /// Who is there.
+    pub roster: Roster,
+    /// The way to them.
+    pub client: PeerClient,
+    /// The way to the registries.
+    pub origin: Arc<dyn Origin>,
+    /// Who may have what.
+    pub realms: Realms,
+    /// What is on disk.
+    pub pieces: Pieces,
+    /// How many uploads may run.
+    pub limits: UploadLimits,
+}
+
+/// The exchange of pieces with other nodes. Cheap to clone.
+#[derive(Clone)]
+pub struct Exchange(Arc<Inner>);
+
+struct Inner {
+    roster: Roster,
+    client: PeerClient,
+    origin: Arc<dyn Origin>,
+    realms: Realms,
+    pieces: Pieces,
+    standing: Mutex<Standing>,
+    uploads: Mutex<Uploads>,
+    arriving: Mutex<HashMap<PieceKey, Arc<Arriving>>>,
+    memory: Arc<Semaphore>,
+    counters: Counters,
+    start: Instant,
+}
+
+impl fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange").field("own", &self.0.roster.own).finish_non_exhaustive()
+    }
+}
+
+/// Where a piece is.
+pub(super) enum Place {
+    /// On disk.
+    Stored,
+    /// On its way.
+    Arriving(Arc<Arriving>),
+}
+
+/// Memory for a piece, until this is dropped.
+pub(super) struct Room(#[expect(dead_code, reason = "it is held")] OwnedSemaphorePermit);
+
+impl Exchange {
+    /// An exchange that works with `parts`.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { roster, client, origin, realms, pieces, limits } = parts;
+        let seed = u64::from_le_bytes(roster.own.as_bytes()[..8].try_into().expect("8 bytes"));
+        Self(Arc::new(Inner {
+            roster,
+            client,
+            origin,
+            realms,
+            pieces,
+            standing: Mutex::default(),
+            uploads: Mutex::new(Uploads::new(limits, seed)),
+            arriving: Mutex::default(),
+            memory: Arc::new(Semaphore::new((MEMORY / GRAIN) as usize)),
+            counters: Counters::default(),
+            start: Instant::now(),
+        }))
+    }
+
+    /// A piece for this node itself, verified.
+    ///
+    /// # Errors
+    /// [`SourceError`] where neither peers nor the registry have it, or not until `deadline`.
+    pub async fn fetch(&self, wanted: &Wanted, deadline: Instant) -> Result<Verified, SourceError> {
+        let late =
+            || SourceError::Deadline { origin: wanted.scope.to_string(), blob: wanted.piece.blob };
+        let by = tokio::time::Instant::from(deadline);
+        let realm = tokio::time::timeout_at(by, self.realms().of(&wanted.scope));
+        let key = (realm.await.map_err(|_| late())?, wanted.piece.digest);
+        loop {
+            let arriving = match self.place(&key) {
+                Some(Place::Stored) => match self.read(key).await {
+                    Some(piece) => return Ok(piece),
+                    // It was damaged, and is gone now.
+                    None => continue,
+                },
+                Some(Place::Arriving(arriving)) => arriving,
+                None => {
+                    let room = tokio::time::timeout_at(by, self.room(wanted.size()));
+                    let room = room.await.map_err(|_| late())?;
+                    match self.obtain(key, wanted, 0, room) {
+                        Place::Stored => continue,
+                        Place::Arriving(arriving) => arriving,
+                    }
+                }
+            };
+            return arriving.whole(deadline).await.unwrap_or_else(|| Err(late()));
+        }
+    }
+
+    /// Where the piece is, if it is here or on its way.
+    pub(super) fn place(&self, key: &PieceKey) -> Option<Place> {
+        let arriving = self.arriving().get(key).cloned();
+        match arriving {
+            Some(arriving) => Some(Place::Arriving(arriving)),
+            None => self.0.pieces.has(key).then_some(Place::Stored),
+        }
+    }
+
+    /// Begins to get a piece, in the name of a request that was passed on `hop` times, unless it
+    /// is here or on its way.
+    pub(super) fn obtain(&self, key: PieceKey, wanted: &Wanted, hop: u8, room: Room) -> Place {
+        let mut arriving = self.arriving();
+        if let Some(present) = arriving.get(&key) {
+            return Place::Arriving(present.clone());
+        }
+        if self.0.pieces.has(&key) {
+            return Place::Stored;
+        }
+        // Whom it will ask is not known yet; nobody is to wait for it as for the registry.
+        let nobody = Upstream::Probe(self.roster().own);
+        let piece = Arc::new(Arriving::new(wanted.size(), nobody));
+        arriving.insert(key, piece.clone());
+        drop(arriving);
+        let transfer = Transfer::new(self.clone(), key, wanted.clone(), piece.clone(), hop);
+        tokio::spawn(async move {
+            transfer.carry_out().await;
+            drop(room);
+        });
+        Place::Arriving(piece)
+    }
+
+    /// Memory for a piece of `size` bytes, when there is some.
+    pub(super) async fn room(&self, size: u64) -> Room {
+        let permit = self.0.memory.clone().acquire_many_owned(grains(size)).await;
+        Room(permit.expect("the semaphore is never closed"))
+    }
+
+    /// Memory for a piece of `size` bytes, if there is some now.
+    pub(super) fn room_now(&self, size: u64) -> Option<Room> {
+        self.0.memory.clone().try_acquire_many_owned(grains(size)).ok().map(Room)
+    }
+
+    async fn read(&self, key: PieceKey) -> Option<Verified> {
+        let exchange = self.clone();
+        let piece =
+            tokio::task::spawn_blocking(move || exchange.0.pieces.read(&key)).await.ok()??;
+        self.counters().local.count(piece.bytes().len() as u64);
+        Some(piece)
+    }
+
+    /// What it has taken and given.
+    pub fn traffic(&self) -> Traffic {
+        let now = self.now();
+        let (own_bytes, held_bytes) = self.0.pieces.bytes();
+        let uploading = self.uploads().running() as u64;
+        let mut standing = self.standing();
+        let exile = |shunned: super::standing::Shunned| Exile {
+            member: shunned.member,
+            reason: match shunned.reason {
+                Reason::Unreachable => "does not answer".to_owned(),
+                Reason::Foreign => "is of another cluster or version".to_owned(),
+                Reason::Lied(words) => format!("sent wrong bytes: {words}"),
+            },
+            seconds: shunned.until.saturating_sub(now).as_secs(),
+        };
+        let shunned = standing.shunned(now).into_iter().map(exile).collect();
+        let (hedged, lies) = (standing.hedged(), standing.lies());
+        let counted = self.counters().traffic();
+        Traffic { hedged, lies, uploading, own_bytes, held_bytes, shunned, ..counted }
+    }
+
+    /// The node's view of the cluster.
+    pub fn roster(&self) -> &Roster {
+        &self.0.roster
+    }
+
+    pub(super) fn client(&self) -> &PeerClient {
+        &self.0.client
+    }
+
+    pub(super) fn origin(&self) -> &Arc<dyn Origin> {
+        &self.0.origin
+    }
+
+    pub(super) fn realms(&self) -> &Realms {
+        &self.0.realms
+    }
+
+    pub(super) fn pieces(&self) -> &Pieces {
+        &self.0.pieces
+    }
+
+    pub(super) fn counters(&self) -> &Counters {
+        &self.0.counters
+    }
+
+    /// The time since the exchange began.
+    pub(super) fn now(&self) -> Moment {
+        self.0.start.elapsed()
+    }
+
+    /// The time until `moment`.
+    fn until(&self, moment: Moment) -> Duration {
+        moment.saturating_sub(self.now())
+    }
+
+    pub(super) fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.0.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn uploads(&self) -> MutexGuard<'_, Uploads> {
+        self.0.uploads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn arriving(&self) -> MutexGuard<'_, HashMap<PieceKey, Arc<Arriving>>> {
+        self.0.arriving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn grains(size: u64) -> u32 {
+    u32::try_from(size.clamp(1, MEMORY).div_ceil(GRAIN)).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+impl Exchange {
+    /// Waits until nothing is on its way.
+    pub(super) async fn settled(&self) {
+        while !self.arriving().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

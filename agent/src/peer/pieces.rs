@@ -1,0 +1,362 @@
+//! Pieces on disk, for others: contents that were unpacked cannot be turned back into what
+//! travels.
+//!
+//! ```text
+//! pieces/own/REALM-HEX     what this node owns by its rank      a budget of its own
+//! pieces/held/REALM-HEX    what it fetched for itself           a smaller one
+//! ```
+//!
+//! REALM tells who may have it, see [`Realm`]; HEX is its digest. Files appear whole, by rename,
+//! and are never synced: each is hashed when it is first used after a start, or after its file
+//! has changed, and what is damaged is dropped. The least used goes first.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::num::NonZeroU64;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use lru::LruCache;
+use tempfile::NamedTempFile;
+use undermount_fs::digest::{Digest, Verified};
+
+use super::realm::Realm;
+use super::wanted::MAX_PIECE;
+
+/// Why a node has a piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keeping {
+    /// It owns it.
+    Own,
+    /// It wanted it itself.
+    Held,
+}
+
+/// Bytes of pieces that are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PieceLimits {
+    /// Of those that the node owns.
+    pub own: u64,
+    /// Of the others.
+    pub held: u64,
+}
+
+impl Default for PieceLimits {
+    /// 8 GiB of its own, 1 GiB of others.
+    fn default() -> Self {
+        Self { own: 8 << 30, held: 1 << 30 }
+    }
+}
+
+/// A piece as peers know it.
+pub type PieceKey = (Realm, Digest);
+
+/// The pieces on disk.
+#[derive(Debug)]
+pub struct Pieces {
+    own: Shelf,
+    held: Shelf,
+}
+
+/// One of the two directories.
+#[derive(Debug)]
+struct Shelf {
+    root: PathBuf,
+    limit: u64,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    bytes: u64,
+    pieces: LruCache<PieceKey, Entry>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    size: u64,
+    /// The file as it was when its bytes were right.
+    checked: Option<Stamp>,
+}
+
+/// What changes with the contents of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(file: &File) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        let changed = (meta.ctime(), meta.ctime_nsec());
+        Ok(Self { inode: meta.ino(), size: meta.size(), changed })
+    }
+}
+
+/// A piece that is open, and whose bytes were right when it was opened.
+#[derive(Debug)]
+pub struct OpenPiece {
+    /// The file; it can be read also when the piece is dropped meanwhile.
+    pub file: File,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+impl Pieces {
+    /// The pieces below `root`, which is made where it is missing.
+    ///
+    /// # Errors
+    /// Where a directory cannot be made or read.
+    pub fn open(root: &Path, limits: PieceLimits) -> io::Result<Self> {
+        let own = Shelf::open(root.join("own"), limits.own)?;
+        let held = Shelf::open(root.join("held"), limits.held)?;
+        Ok(Self { own, held })
+    }
+
+    /// Whether the piece is here.
+    pub fn has(&self, key: &PieceKey) -> bool {
+        self.own.has(key) || self.held.has(key)
+    }
+
+    /// Opens a piece. Blocks on the disk, and hashes what was not hashed since the start.
+    pub fn get(&self, key: &PieceKey) -> Option<OpenPiece> {
+        self.own.get(key).or_else(|| self.held.get(key))
+    }
+
+    /// All bytes of a piece, verified. Blocks on the disk.
+    pub fn read(&self, key: &PieceKey) -> Option<Verified> {
+        let mut open = self.get(key)?;
+        let mut bytes = Vec::with_capacity(usize::try_from(open.size).ok()?);
+        open.file.read_to_end(&mut bytes).ok()?;
+        Verified::check(bytes.into(), &key.1).ok()
+    }
+
+    /// Keeps a piece. What cannot be kept is left out, with a word in the log. Blocks on the disk.
+    pub fn put(&self, key: &PieceKey, piece: &Verified, keeping: Keeping) {
+        let shelf = match keeping {
+            Keeping::Own => &self.own,
+            Keeping::Held => &self.held,
+        };
+        if self.has(key) {
+            return;
+        }
+        if let Err(error) = shelf.put(key, piece) {
+            tracing::warn!(piece = %key.1, %error, "cannot keep a piece for others");
+        }
+    }
+
+    /// Bytes of the pieces that the node owns, and of the others.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.own.kept().bytes, self.held.kept().bytes)
+    }
+}
+
+impl Shelf {
+    fn open(root: PathBuf, limit: u64) -> io::Result<Self> {
+        fs::create_dir_all(&root)?;
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&root)?.filter_map(Result::ok) {
+            let name = entry.file_name().into_string().unwrap_or_default();
+            let file = entry.metadata().ok().filter(fs::Metadata::is_file);
+            match (key_of(&name), file) {
+                (Some(key), Some(meta)) => found.push((meta.mtime(), key, meta.len())),
+                // What a crash has left, or somebody else.
+                _ => drop(fs::remove_file(entry.path())),
+            }
+        }
+        found.sort_by_key(|(written, _, _)| *written);
+        let kept = Mutex::new(Kept { bytes: 0, pieces: LruCache::unbounded() });
+        let shelf = Self { root, limit, kept };
+        for (_, key, size) in found {
+            shelf.note(key, Entry { size, checked: None });
+        }
+        Ok(shelf)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self, key: &PieceKey) -> PathBuf {
+        self.root.join(format!("{}-{}", key.0, key.1.hex()))
+    }
+
+    fn has(&self, key: &PieceKey) -> bool {
+        self.kept().pieces.contains(key)
+    }
+
+    fn get(&self, key: &PieceKey) -> Option<OpenPiece> {
+        let entry = *self.kept().pieces.get(key)?;
+        match self.open_checked(key, entry) {
+            Ok(open) => Some(open),
+            Err(error) => {
+                tracing::warn!(piece = %key.1, %error, "dropped a damaged piece");
+                self.remove(key);
+                None
+            }
+        }
+    }
+
+    fn open_checked(&self, key: &PieceKey, entry: Entry) -> io::Result<OpenPiece> {
+        let file = File::open(self.path(key))?;
+        let stamp = Stamp::of(&file)?;
+        if stamp.size != entry.size || stamp.size > MAX_PIECE {
+            return Err(io::Error::other("its size has changed"));
+        }
+        if entry.checked != Some(stamp) {
+            let mut bytes = Vec::with_capacity(stamp.size as usize);
+            (&file).read_to_end(&mut bytes)?;
+            Verified::check(bytes.into(), &key.1).map_err(io::Error::other)?;
+            io::Seek::seek(&mut &file, io::SeekFrom::Start(0))?;
+            if let Some(entry) = self.kept().pieces.get_mut(key) {
+                entry.checked = Some(stamp);
+            }
+        }
+        Ok(OpenPiece { file, size: stamp.size })
+    }
+
+    fn put(&self, key: &PieceKey, piece: &Verified) -> io::Result<()> {
+        let size = piece.bytes().len() as u64;
+        if size > self.limit {
+            return Ok(());
+        }
+        let mut file = NamedTempFile::new_in(&self.root)?;
+        file.write_all(piece.bytes())?;
+        let file = file.persist(self.path(key)).map_err(|error| error.error)?;
+        self.note(*key, Entry { size, checked: Some(Stamp::of(&file)?) });
+        Ok(())
+    }
+
+    /// Notes a piece that is there now, and drops the least used ones beyond the limit.
+    fn note(&self, key: PieceKey, entry: Entry) {
+        let mut superfluous = Vec::new();
+        {
+            let mut kept = self.kept();
+            let before = kept.pieces.put(key, entry).map_or(0, |before| before.size);
+            kept.bytes = kept.bytes + entry.size - before;
+            while kept.bytes > self.limit {
+                let Some((key, entry)) = kept.pieces.pop_lru() else { break };
+                kept.bytes -= entry.size;
+                superfluous.push(key);
+            }
+        }
+        for key in superfluous {
+            // What is left of it goes at the next start.
+            let _ = fs::remove_file(self.path(&key));
+        }
+    }
+
+    fn remove(&self, key: &PieceKey) {
+        let mut kept = self.kept();
+        if let Some(entry) = kept.pieces.pop(key) {
+            kept.bytes -= entry.size;
+        }
+        drop(kept);
+        let _ = fs::remove_file(self.path(key));
+    }
+}
+
+/// The piece that a file of this name is.
+fn key_of(name: &str) -> Option<PieceKey> {
+    let (realm, hex) = name.split_once('-')?;
+    Some((realm.parse().ok()?, Digest::from_hex(hex).ok()?))
+}
+
+/// What each of `nodes` nodes needs for what it owns of images of `set` bytes: half as much again,
+/// since shares differ and members come and go.
+pub fn own_budget(set: u64, nodes: NonZeroU64) -> u64 {
+    (set / nodes).saturating_mul(3) / 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(number: u8) -> (PieceKey, Verified) {
+        let piece = Verified::name(vec![number; 1000].into());
+        ((Realm::Public, *piece.digest()), piece)
+    }
+
+    fn open(root: &Path) -> Pieces {
+        Pieces::open(root, PieceLimits { own: 3000, held: 1500 }).unwrap()
+    }
+
+    fn path(root: &Path, key: &PieceKey) -> PathBuf {
+        root.join("own").join(format!("{}-{}", key.0, key.1.hex()))
+    }
+
+    #[test]
+    fn the_least_used_piece_goes_first_and_each_kind_has_its_own_budget() {
+        let root = tempfile::tempdir().unwrap();
+        let pieces = open(root.path());
+        for number in 0..3 {
+            let (key, bytes) = piece(number);
+            pieces.put(&key, &bytes, Keeping::Own);
+        }
+        for number in 10..12 {
+            let (key, bytes) = piece(number);
+            pieces.put(&key, &bytes, Keeping::Held);
+        }
+        assert!(pieces.get(&piece(0).0).is_some());
+        let (key, bytes) = piece(3);
+        pieces.put(&key, &bytes, Keeping::Own);
+        let here = [0, 1, 2, 3, 10, 11].map(|number| pieces.has(&piece(number).0));
+        assert_eq!(here, [true, false, true, true, false, true]);
+        assert_eq!(pieces.bytes(), (3000, 1000));
+        assert_eq!(fs::read_dir(root.path().join("own")).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn pieces_survive_a_restart_and_what_is_no_piece_goes() {
+        let root = tempfile::tempdir().unwrap();
+        let (key, bytes) = piece(1);
+        open(root.path()).put(&key, &bytes, Keeping::Own);
+        fs::write(root.path().join("own/.tmpXYZ"), "half").unwrap();
+        let pieces = open(root.path());
+        assert_eq!(pieces.read(&key).unwrap().bytes(), bytes.bytes());
+        assert_eq!(fs::read_dir(root.path().join("own")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_damaged_piece_is_dropped_after_a_start_and_after_a_change() {
+        let root = tempfile::tempdir().unwrap();
+        let (key, bytes) = piece(1);
+        let pieces = open(root.path());
+        for reopen in [true, false] {
+            pieces.put(&key, &bytes, Keeping::Own);
+            let mut damaged = bytes.bytes().to_vec();
+            damaged[500] ^= 1;
+            fs::write(path(root.path(), &key), damaged).unwrap();
+            let again = open(root.path());
+            let pieces = if reopen { &again } else { &pieces };
+            assert!(pieces.get(&key).is_none());
+            assert!(!pieces.has(&key) && pieces.bytes().0 == 0);
+            assert!(!path(root.path(), &key).exists());
+            // The first store does not know yet that it is gone.
+            assert!(again.get(&key).is_none());
+        }
+    }
+
+    #[test]
+    fn realms_do_not_mix() {
+        let root = tempfile::tempdir().unwrap();
+        let pieces = open(root.path());
+        let (key, bytes) = piece(1);
+        let private = (Realm::Private([7; 16]), key.1);
+        pieces.put(&private, &bytes, Keeping::Own);
+        assert!(pieces.get(&key).is_none());
+        drop(pieces);
+        let pieces = open(root.path());
+        assert!(pieces.get(&key).is_none() && pieces.get(&private).is_some());
+    }
+
+    #[test]
+    fn a_node_keeps_one_and_a_half_shares() {
+        let nodes = |count| NonZeroU64::new(count).unwrap();
+        assert_eq!(own_budget(8000, nodes(8)), 1500);
+        assert_eq!(own_budget(u64::MAX, nodes(1)), u64::MAX / 2);
+    }
+}

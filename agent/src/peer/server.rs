@@ -1,0 +1,249 @@
+//! Hands pieces to other nodes: HTTP/1.1, one route.
+//!
+//! ```text
+//! GET /v1/pieces/HEX?...   (see wanted)
+//!   signed by a member?            401
+//!   its ticket good?               403
+//!   uploads decide                 200 from disk, or as it arrives
+//!                                  307 + undermount-peers     these have it
+//!                                  202                        it has not come yet: ask again
+//!                                  404, 503 + undermount-retry-after-ms
+//! ```
+//!
+//! Who asks for what has not come is kept waiting for [`HOLD`] at most, so that silence means
+//! that a node is dead. An upload has a slot from its first byte to its last; memory is bounded by
+//! the slots, and one that takes nothing for [`SEND`] is cut off.
+
+mod body;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request as HttpRequest, State};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use http::header::{AUTHORIZATION, CONTENT_LENGTH};
+use http::{HeaderMap, HeaderValue, StatusCode};
+
+use super::client::{ARRIVING, PEERS, RETRY_AFTER_MS, TICKET};
+use super::exchange::{Exchange, Place};
+use super::keys::{Call, ClusterKeys};
+use super::member::MemberId;
+use super::pieces::PieceKey;
+use super::rate::Rate;
+use super::uploads::{Answer, Have, Request};
+use super::wanted::{BadCall, PieceCall};
+use body::{Slot, stream_arriving, stream_stored};
+
+/// How long a request waits for the first byte of what is on its way.
+pub const HOLD: Duration = Duration::from_millis(300);
+/// An upload of which nothing is taken for so long is cut off.
+const SEND: Duration = Duration::from_secs(10);
+/// What a node asks for that has no memory for another piece.
+const CROWDED: Duration = Duration::from_millis(200);
+
+/// Hands out the pieces of an [`Exchange`].
+#[derive(Clone)]
+pub struct PieceServer(Arc<Inner>);
+
+struct Inner {
+    exchange: Exchange,
+    keys: ClusterKeys,
+    rate: Option<Rate>,
+}
+
+/// Why a request gets no piece.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(transparent)]
+    Unsigned(#[from] super::keys::CallError),
+    #[error(transparent)]
+    Denied(#[from] super::realm::Denied),
+    #[error(transparent)]
+    Malformed(#[from] BadCall),
+    #[error("this node reads nothing from the registry of that repository")]
+    Unreached,
+    #[error("the piece cannot be had")]
+    Failed,
+}
+
+impl Refusal {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Unsigned(_) => StatusCode::UNAUTHORIZED,
+            Self::Denied(_) | Self::Unreached => StatusCode::FORBIDDEN,
+            Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::Failed => StatusCode::BAD_GATEWAY,
+        }
+    }
+}
+
+/// A request that may be answered.
+struct Admitted {
+    call: PieceCall,
+    asker: MemberId,
+    key: PieceKey,
+}
+
+impl PieceServer {
+    /// A server of what `exchange` has, for members that have one of `keys`; it sends no more than
+    /// `rate` bytes in a second, if that is given.
+    pub fn new(exchange: Exchange, keys: ClusterKeys, rate: Option<u64>) -> Self {
+        Self(Arc::new(Inner { exchange, keys, rate: rate.map(Rate::new) }))
+    }
+
+    /// The routes.
+    pub fn router(self) -> Router {
+        Router::new().route("/v1/pieces/{digest}", get(piece)).with_state(self)
+    }
+
+    async fn answer(&self, target: &str, headers: &HeaderMap) -> Result<Response, Refusal> {
+        let admitted = self.admit(target, headers).await?;
+        let held = tokio::time::Instant::now() + HOLD;
+        loop {
+            let place = self.exchange().place(&admitted.key);
+            let have = match &place {
+                None => Have::Nothing,
+                Some(Place::Stored) => Have::Whole,
+                Some(Place::Arriving(piece)) => piece.have().ok_or(Refusal::Failed)?,
+            };
+            let request = admitted.request();
+            let now = self.exchange().now();
+            let answer = self.exchange().uploads().answer(&request, have, now);
+            match answer {
+                Answer::Serve => {
+                    let slot = Slot::new(self.clone(), admitted.asker);
+                    if let Some(response) = self.serve(&admitted, place, slot).await {
+                        return Ok(response);
+                    }
+                    // It was damaged, and is gone now.
+                }
+                Answer::Begin => match self.begin(&admitted)? {
+                    Some(busy) => return Ok(busy),
+                    None => continue,
+                },
+                Answer::Wait => {
+                    let Some(Place::Arriving(piece)) = place else { continue };
+                    if tokio::time::timeout_at(held, piece.begun()).await.is_err() {
+                        return Ok(StatusCode::ACCEPTED.into_response());
+                    }
+                }
+                Answer::Redirect(to) => return Ok(self.redirect(&to)),
+                Answer::Missing => return Ok(StatusCode::NOT_FOUND.into_response()),
+                Answer::Busy(pause) => return Ok(self.busy(pause)),
+            }
+        }
+    }
+
+    async fn admit(&self, target: &str, headers: &HeaderMap) -> Result<Admitted, Refusal> {
+        let now = SystemTime::now();
+        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let own = self.exchange().roster().own;
+        let signed = Call { to: Some(own), method: "GET", target, body: b"" };
+        let caller = self.0.keys.check(text(AUTHORIZATION), &signed, now)?;
+        let call = PieceCall::parse(target)?;
+        let (scope, asker) = (&call.wanted.scope, caller.member);
+        let realm = self.exchange().realms().admit(scope, asker, text(TICKET), now).await?;
+        let key = (realm, call.wanted.piece.digest);
+        Ok(Admitted { call, asker, key })
+    }
+
+    /// Begins to get the piece; the answer, if there is no memory for it.
+    fn begin(&self, admitted: &Admitted) -> Result<Option<Response>, Refusal> {
+        let wanted = &admitted.call.wanted;
+        if !self.exchange().origin().reaches(&wanted.scope) {
+            return Err(Refusal::Unreached);
+        }
+        let Some(room) = self.exchange().room_now(wanted.size()) else {
+            return Ok(Some(self.busy(CROWDED)));
+        };
+        self.exchange().obtain(admitted.key, wanted, admitted.call.hop + 1, room);
+        Ok(None)
+    }
+
+    /// Sends the piece; `None` where it turns out not to be here.
+    async fn serve(
+        &self,
+        admitted: &Admitted,
+        place: Option<Place>,
+        slot: Slot,
+    ) -> Option<Response> {
+        let offset = admitted.call.offset;
+        let (size, arriving, body) = match place? {
+            Place::Stored => {
+                let (exchange, key) = (self.exchange().clone(), admitted.key);
+                let open = tokio::task::spawn_blocking(move || exchange.pieces().get(&key));
+                let open = open.await.ok()??;
+                (open.size, false, stream_stored(open, offset, slot))
+            }
+            Place::Arriving(piece) => {
+                let arriving = piece.have() != Some(Have::Whole);
+                (piece.size(), arriving, stream_arriving(piece, offset, slot))
+            }
+        };
+        // Another piece under the same digest cannot be; a request for another size can.
+        if size != admitted.call.wanted.size() {
+            return Some(StatusCode::BAD_REQUEST.into_response());
+        }
+        self.exchange().counters().uploaded.count(0);
+        let mut response = Response::new(body);
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_LENGTH, (size - offset).into());
+        if arriving {
+            headers.insert(ARRIVING, HeaderValue::from_static("1"));
+        }
+        Some(response)
+    }
+
+    fn redirect(&self, to: &[MemberId]) -> Response {
+        self.exchange().counters().redirected.fetch_add(1, Ordering::Relaxed);
+        let names: Vec<String> = to.iter().map(ToString::to_string).collect();
+        (StatusCode::TEMPORARY_REDIRECT, [(PEERS, names.join(","))]).into_response()
+    }
+
+    fn busy(&self, pause: Duration) -> Response {
+        self.exchange().counters().busy.fetch_add(1, Ordering::Relaxed);
+        let pause = pause.as_millis().to_string();
+        (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER_MS, pause)]).into_response()
+    }
+
+    fn exchange(&self) -> &Exchange {
+        &self.0.exchange
+    }
+
+    /// Counts bytes that are about to be sent, and waits as long as the rate demands.
+    async fn pass(&self, bytes: u64) {
+        self.exchange().counters().uploaded.add(bytes);
+        if let Some(rate) = &self.0.rate {
+            tokio::time::sleep(rate.take(bytes, std::time::Instant::now())).await;
+        }
+    }
+}
+
+impl Admitted {
+    fn request(&self) -> Request {
+        let PieceCall { wanted, mode, hop, tried, .. } = &self.call;
+        Request {
+            piece: wanted.piece.digest,
+            asker: self.asker,
+            mode: *mode,
+            hop: *hop,
+            tried: tried.clone(),
+        }
+    }
+}
+
+async fn piece(State(server): State<PieceServer>, request: HttpRequest) -> Response {
+    let target = request.uri().path_and_query().map_or("", http::uri::PathAndQuery::as_str);
+    match server.answer(target, request.headers()).await {
+        Ok(response) => response,
+        Err(refusal) => {
+            server.exchange().counters().refused.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(target, %refusal, "refused a peer");
+            (refusal.status(), Body::from(refusal.to_string())).into_response()
+        }
+    }
+}
