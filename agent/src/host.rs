@@ -8,3 +8,4 @@ pub mod mounts;
 pub mod patience;
 pub mod podman;
 pub mod program;
+pub mod unit;

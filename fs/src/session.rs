@@ -130,6 +130,18 @@ pub enum SessionError {
         /// In its own words, if it had any.
         reason: String,
     },
+    /// What the keeper before has left cannot be used.
+    #[error("cannot go on with the mounts of the keeper before: {reason}")]
+    Estate {
+        /// Why.
+        reason: String,
+    },
+    /// Nothing can be left to the keeper after this one.
+    #[error("cannot leave descriptors for the next keeper")]
+    Deposit {
+        /// What the store said.
+        source: io::Error,
+    },
     /// This process is no worker.
     #[error("standard input is not the connection to a keeper")]
     NoKeeper {

@@ -19,6 +19,7 @@ pub mod grove;
 pub mod http;
 pub mod image;
 pub mod image_serve;
+pub mod manager;
 pub mod model;
 pub mod node;
 pub mod origin;

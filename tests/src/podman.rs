@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::manager::{self, Manager};
 use crate::process::{Outcome, Running, SOON, program, run, undermount};
 use crate::registry::{Registry, get};
 use crate::requirement::Need;
@@ -36,7 +37,8 @@ pub struct Podman {
     scratch: TempDir,
     registry: Option<Registry>,
     agent: Option<Running>,
-    complete_within: u32,
+    manager: Option<Manager>,
+    flags: Vec<String>,
 }
 
 impl Podman {
@@ -45,11 +47,22 @@ impl Podman {
         Self::completing_within(0)
     }
 
+    /// The same, with more flags for the agent, which is a service of a [`Manager`].
+    pub fn managed(flags: &[&str]) -> Self {
+        let unit = ["--complete-within", "0", "--unit", manager::UNIT];
+        Self::with(Some(Manager::new()), [&unit[..], flags].concat())
+    }
+
     /// A node whose agent makes images local within so many seconds.
     pub fn completing_within(complete_within: u32) -> Self {
+        Self::with(None, vec!["--complete-within", &complete_within.to_string()])
+    }
+
+    fn with(manager: Option<Manager>, flags: Vec<&str>) -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let registry = Some(Registry::undermount(&scratch.path().join("registry")));
-        let mut node = Self { scratch, registry, agent: None, complete_within };
+        let flags = flags.into_iter().map(str::to_owned).collect();
+        let mut node = Self { scratch, registry, agent: None, manager, flags };
         node.start_agent();
         node
     }
@@ -86,9 +99,16 @@ impl Podman {
     pub fn start_agent(&mut self) {
         let mut command = undermount();
         command.arg("agent").arg("--cache").arg(self.path("cache"));
-        command.arg("--store").arg(self.store());
-        command.args(["--complete-within", &self.complete_within.to_string()]);
-        let agent = Running::start(&mut command);
+        command.arg("--store").arg(self.store()).args(&self.flags);
+        let agent = match &self.manager {
+            None => Running::start(&mut command),
+            Some(manager) => {
+                if manager.config().exists() {
+                    command.env("UNDERMOUNT_CONFIG", manager.config());
+                }
+                manager.start(&command)
+            }
+        };
         self.agent = Some(agent);
         let agent = self.agent.as_mut().expect("it was just put there");
         agent.wait_for(SOON, |text| text.contains("layer store is served").then_some(()));
@@ -104,6 +124,16 @@ impl Podman {
     /// Kills the keeper.
     pub fn kill_keeper(&mut self) {
         self.agent.as_mut().expect("an agent runs").signal(Signal::SIGKILL);
+    }
+
+    /// The service manager of a managed node.
+    pub fn manager(&self) -> &Manager {
+        self.manager.as_ref().expect("the node is managed")
+    }
+
+    /// What the agent has said so far.
+    pub fn log(&self) -> String {
+        self.agent.as_ref().expect("an agent runs").stderr()
     }
 
     /// `undermount WORD` with the agent's cache.
@@ -126,10 +156,14 @@ impl Podman {
         self.status()["store"]["refused"][reason].as_u64().unwrap_or(0)
     }
 
+    /// The worker of the agent.
+    pub fn worker(&self) -> Pid {
+        Pid::from_raw(self.status()["worker"].as_i64().unwrap().try_into().unwrap())
+    }
+
     /// Kills the worker; its keeper starts another one.
     pub fn kill_worker(&self) {
-        let worker = self.status()["worker"].as_i64().unwrap();
-        kill(Pid::from_raw(worker.try_into().unwrap()), Signal::SIGKILL).unwrap();
+        kill(self.worker(), Signal::SIGKILL).unwrap();
     }
 
     /// podman with the layer store.
@@ -209,6 +243,9 @@ impl Drop for Podman {
                     if lazy { self.command(&arguments) } else { self.ordinary_command(&arguments) };
                 drop(run(&mut remove, PATIENCE));
             }
+        }
+        if let Some(manager) = &self.manager {
+            manager.plan("stop");
         }
         if let Some(mut agent) = self.agent.take() {
             agent.signal(Signal::SIGTERM);

@@ -21,7 +21,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use undermount_fs::memory::give_back_when_freed;
 use undermount_fs::object::Verify;
-use undermount_fs::session::keeper::{Keeper, KeeperConfig, MountKind, MountSpec, RestartPolicy};
+use undermount_fs::session::keeper::{
+    DescriptorStore, Ending, Estate, Keeper, KeeperConfig, MountKind, MountSpec, RestartPolicy,
+    WorkerConfig,
+};
 use undermount_fs::session::worker::{Farewell, Inheritance, Worker, end_process_on_panic};
 use undermount_fs::session::{DataMode, SessionError, detach};
 
@@ -38,6 +41,7 @@ use crate::mirror::{self, MirrorConfig};
 use crate::registry::client::{Client, ClientConfig};
 
 const SOCKET: &str = "control";
+const LOCK: &str = "lock";
 const PLAIN: &str = "plain";
 const XATTR: &str = "xattr";
 const STORE: &str = "store";
@@ -135,6 +139,19 @@ impl CacheLock {
         }
     }
 
+    /// The lock that the keeper before has left in `estate`, on the cache directory `cache`.
+    ///
+    /// # Errors
+    /// [`ProcessError`] where it is not there.
+    pub fn inherit(estate: &Estate, cache: &Path) -> Result<Self, ProcessError> {
+        let cache = cache.to_owned();
+        // It is held already; asking for it again changes nothing.
+        match Flock::lock(File::from(estate.keepsake(LOCK)?), FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Self { cache, lock }),
+            Err(_) => Err(ProcessError::Owned { cache }),
+        }
+    }
+
     /// A descriptor that keeps the lock also when this process is gone.
     fn share(&self) -> io::Result<OwnedFd> {
         self.lock.as_fd().try_clone_to_owned()
@@ -157,6 +174,34 @@ pub struct KeeperSettings {
     pub init_mask: u64,
 }
 
+/// How the mounts of an agent outlive its processes.
+#[derive(Debug)]
+pub struct Continuity {
+    /// Keeps descriptors for the next keeper.
+    pub store: Arc<dyn DescriptorStore>,
+    /// What the keeper before has left, where this one is to go on with it.
+    pub estate: Option<Estate>,
+    /// What the next one is to find.
+    pub note: String,
+}
+
+impl Continuity {
+    /// A keeper that goes on with what the one before has left, if that is possible.
+    fn take_over(&mut self, worker: &WorkerConfig) -> Option<Keeper> {
+        let keeper = Keeper::inherit(self.estate.take()?, worker.clone(), self.store.clone());
+        let lost = "mounts are made anew; running containers of the layer store are lost";
+        keeper.inspect_err(|error| tracing::error!(%error, "{lost}")).ok()
+    }
+
+    /// Lets the mounts of `keeper` outlive it.
+    fn entrust(self, keeper: &mut Keeper) {
+        if let Err(error) = keeper.entrust(self.store, self.note) {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "the mounts end with this process");
+        }
+    }
+}
+
 /// Keeps the mounts of the owner of `lock` until its worker has nothing more to do. Calls
 /// `on_ready` once requests are answered. The process must have one thread.
 ///
@@ -165,15 +210,47 @@ pub struct KeeperSettings {
 pub fn keep(
     lock: &CacheLock,
     settings: KeeperSettings,
+    mut continuity: Option<Continuity>,
     on_ready: impl FnMut(),
 ) -> Result<(), ProcessError> {
     let runtime = Runtime::of(&lock.cache);
+    let worker = WorkerConfig {
+        program: settings.program.clone(),
+        arguments: settings.arguments.clone(),
+        policy: RestartPolicy::default(),
+    };
+    let inherited = continuity.as_mut().and_then(|continuity| continuity.take_over(&worker));
+    let keeper = match inherited {
+        Some(keeper) => keeper,
+        None => {
+            let mut keeper = mount(lock, settings, &runtime, worker)?;
+            if let Some(continuity) = continuity {
+                continuity.entrust(&mut keeper);
+            }
+            keeper
+        }
+    };
+    let ending = keeper.run(on_ready);
+    if !matches!(ending, Ok(Ending::HandedOver)) {
+        dismantle(&runtime);
+    }
+    ending?;
+    Ok(())
+}
+
+/// A keeper with mounts of its own.
+fn mount(
+    lock: &CacheLock,
+    settings: KeeperSettings,
+    runtime: &Runtime,
+    worker: WorkerConfig,
+) -> Result<Keeper, ProcessError> {
     let unusable = |path: &Path| {
         let path = path.to_owned();
         move |source| ProcessError::Runtime { path, source }
     };
     runtime.create().map_err(unusable(runtime.root()))?;
-    Owner::clear(&runtime);
+    Owner::clear(runtime);
     let socket = runtime.socket();
     // The owner before has no use for it: it does not hold the lock any more.
     let _ = std::fs::remove_file(&socket);
@@ -188,18 +265,14 @@ pub fn keep(
         let (name, kind) = (STORE.to_owned(), MountKind::Control);
         MountSpec { name, dir, kind, data: DataMode::default() }
     });
-    let keeper = Keeper::mount(KeeperConfig {
+    let keepsakes = vec![(SOCKET.to_owned(), listener.into()), (LOCK.to_owned(), shared_lock)];
+    Ok(Keeper::mount(KeeperConfig {
         mounts: [spec(PLAIN, false), spec(XATTR, true)].into_iter().chain(store).collect(),
-        program: settings.program,
-        arguments: settings.arguments,
-        keepsakes: vec![(SOCKET.to_owned(), listener.into()), ("lock".to_owned(), shared_lock)],
+        worker,
+        keepsakes,
         store: lock.cache.clone(),
-        policy: RestartPolicy::default(),
         init_mask: settings.init_mask,
-    })?;
-    let kept = keeper.run(on_ready);
-    dismantle(&runtime);
-    Ok(kept?)
+    })?)
 }
 
 /// Takes away what an owner that ends has mounted for its users, which nobody serves any more,

@@ -1,8 +1,12 @@
 //! `undermount agent`: the daemon of a node.
 
+mod continuity;
+
 use clap::Args;
+use undermount::config::Settings;
 use undermount::config::value::{StorePath, from_word};
 
+use self::continuity::Legacy;
 use super::exit::{CliResult, Exit};
 use super::owner::{self, CacheArgs, Role};
 use super::service;
@@ -19,20 +23,36 @@ pub struct AgentArgs {
     /// Where podman's additional layer store is mounted [default: /var/lib/undermount-store]
     #[arg(long, value_name = "DIR", value_parser = from_word::<StorePath>)]
     store: Option<StorePath>,
+    /// The unit of systemd that this is (`%n` in a unit file): mounts and what runs on them then
+    /// survive a restart of the unit and the death of its processes. The unit needs
+    /// `FileDescriptorStoreMax=` and `Restart=always`
+    #[arg(long, value_name = "UNIT", env = "UNDERMOUNT_UNIT")]
+    unit: Option<String>,
 }
 
 impl AgentArgs {
     /// Serves until it is told to stop.
     pub fn run(self) -> CliResult {
-        let mut settings = self.cache.settings()?;
-        if let Some(store) = self.store {
-            settings.store.mount = store;
-        }
+        let mut legacy = self.unit.clone().and_then(Legacy::of);
+        let settings = match (self.settings(), &mut legacy) {
+            (Ok(settings), _) => settings,
+            (Err(error), None) => return Err(error),
+            (Err(error), Some(legacy)) => legacy.settings_in_place_of(error)?,
+        };
+        let continuity = legacy.map(|legacy| legacy.continuity(&settings));
         let on_ready = || {
             tracing::info!("the layer store is served");
             service::ready("the layer store is served");
         };
-        owner::keep(settings, Role::Agent, self.cache.init_mask(), on_ready)?;
+        owner::keep(settings, Role::Agent, self.cache.init_mask(), continuity, on_ready)?;
         Ok(Exit::Success)
+    }
+
+    fn settings(&self) -> CliResult<Settings> {
+        let mut settings = self.cache.settings()?;
+        if let Some(store) = &self.store {
+            settings.store.mount = store.clone();
+        }
+        Ok(settings)
     }
 }

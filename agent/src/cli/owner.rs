@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use clap::Args;
-use undermount::agent::process::{self, CacheLock, KeeperSettings, ProcessError};
+use undermount::agent::process::{self, CacheLock, Continuity, KeeperSettings, ProcessError};
 use undermount::agent::upkeep::Upkeep;
 use undermount::config::Settings;
 use undermount::config::value::{ByteCount, Seconds, from_word};
@@ -166,7 +166,7 @@ impl KeeperArgs {
             // A starter that is gone has no use for it.
             let _ = writeln!(std::io::stdout(), "{READY}");
         };
-        keep(self.handed.settings.clone(), Role::Owner, self.init_mask, on_ready)
+        keep(self.handed.settings.clone(), Role::Owner, self.init_mask, None, on_ready)
     }
 }
 
@@ -184,13 +184,19 @@ pub(super) fn keep(
     mut settings: Settings,
     role: Role,
     init_mask: u64,
+    continuity: Option<Continuity>,
     on_ready: impl FnMut(),
 ) -> Result<(), Failure> {
     let failed = |error: ProcessError| match error {
         ProcessError::Session(SessionError::FirstWorker { reason }) => Failure::from_json(&reason),
         error => Failure::of(&error),
     };
-    let lock = CacheLock::take(&settings.cache.directory).map_err(failed)?;
+    let cache = &settings.cache.directory;
+    let lock = match continuity.as_ref().and_then(|continuity| continuity.estate.as_ref()) {
+        Some(estate) => CacheLock::inherit(estate, cache),
+        None => CacheLock::take(cache),
+    };
+    let lock = lock.map_err(failed)?;
     settings.cache.directory = lock.cache.clone().into();
     let program = std::env::current_exe().map_err(|error| Failure::of(&error))?;
     let mut arguments = vec!["worker".into()];
@@ -198,7 +204,7 @@ pub(super) fn keep(
     let store = (role == Role::Agent).then(|| settings.store.mount.to_path_buf());
     let data_mode = settings.reads.data_mode;
     let settings = KeeperSettings { program, arguments, store, data_mode, init_mask };
-    process::keep(&lock, settings, on_ready).map_err(failed)
+    process::keep(&lock, settings, continuity, on_ready).map_err(failed)
 }
 
 /// Serve the mounts of a keeper (started by it)

@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
@@ -40,6 +40,18 @@ impl Device {
             Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => SessionError::NoDevice { source },
             _ => SessionError::OpenDevice { source },
         })
+    }
+
+    /// The device of a connection that another process has begun.
+    pub(super) fn inherit(fd: OwnedFd) -> Self {
+        Self(fd.into())
+    }
+
+    /// Whether the file system is still mounted somewhere, or in use.
+    pub(super) fn is_connected(&self) -> bool {
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        let state = poll(&mut fds, PollTimeout::ZERO).map(|_| fds[0].revents());
+        matches!(state, Ok(Some(events)) if !events.intersects(PollFlags::POLLERR))
     }
 
     /// Answers the `FUSE_INIT` that mount(2) has queued.

@@ -11,16 +11,20 @@
 //! If the keeper itself is killed, its worker notices, detaches the mounts and exits. If both are
 //! killed, the mounts stay in the mount table without a server: every access fails with ENOTCONN
 //! until they are detached (`umount -l DIR`) or the next keeper for the same directory does it.
+//!
+//! A keeper that has [entrusted](Keeper::entrust) its descriptors to a store leaves the mounts to
+//! the next one instead, which [goes on](Keeper::inherit) with them: when it is killed, and when
+//! it is told to end and the store says that another one follows.
 
+mod child;
+mod estate;
 mod held;
 mod watch;
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::task::Poll;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -28,11 +32,14 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use self::child::{Worker, judge, obituary};
+use self::estate::Deposit;
 use self::held::HeldMount;
 use self::watch::{Death, Duty, Watch};
 use super::SessionError;
-use super::link::{History, Link, PROTOCOL, Start, ToKeeper, ToWorker};
+use super::link::{History, PROTOCOL, Start, ToKeeper, ToWorker};
 
+pub use self::estate::{DescriptorStore, Estate};
 pub use self::held::{MountKind, MountSpec};
 pub use self::watch::RestartPolicy;
 
@@ -41,20 +48,36 @@ pub use self::watch::RestartPolicy;
 pub struct KeeperConfig {
     /// The mounts to make.
     pub mounts: Vec<MountSpec>,
+    /// What serves them.
+    pub worker: WorkerConfig,
+    /// Descriptors that every worker gets, by name.
+    pub keepsakes: Vec<(String, OwnedFd)>,
+    /// The directory of the objects that mounts in passthrough mode let the kernel read.
+    pub store: PathBuf,
+    /// `FUSE_INIT` flags that may be used, as in [`fuser::InitFlags`]; all by default. Fewer make
+    /// this kernel behave like an older one.
+    pub init_mask: u64,
+}
+
+/// How workers are started, and started again.
+#[derive(Debug, Clone)]
+pub struct WorkerConfig {
     /// The program of the worker. It is started with the connection to its keeper as standard
     /// input; an upgrade replaces this path.
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<OsString>,
-    /// Descriptors that every worker gets, by name.
-    pub keepsakes: Vec<(String, OwnedFd)>,
-    /// The directory of the objects that mounts in passthrough mode let the kernel read.
-    pub store: PathBuf,
     /// How to deal with workers that die.
     pub policy: RestartPolicy,
-    /// `FUSE_INIT` flags that may be used, as in [`fuser::InitFlags`]; all by default. Fewer make
-    /// this kernel behave like an older one.
-    pub init_mask: u64,
+}
+
+/// What has become of the mounts when a keeper ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// They are gone.
+    Unmounted,
+    /// They wait for the next keeper.
+    HandedOver,
 }
 
 /// A keeper whose mounts are made.
@@ -63,6 +86,10 @@ pub struct Keeper {
     // Dropped in order: the worker ends before its mounts do.
     worker: Option<Worker>,
     mounts: Vec<HeldMount>,
+    /// What the next keeper finds, if it is to find anything.
+    deposit: Option<Deposit>,
+    /// Whether another one goes on with the mounts once this one has ended.
+    hands_over: bool,
     keepsakes: Vec<(String, OwnedFd)>,
     program: PathBuf,
     /// The program before an upgrade, until the new one has proved itself.
@@ -71,18 +98,6 @@ pub struct Keeper {
     watch: Watch,
     history: History,
     signals: SignalFd,
-}
-
-/// A running worker, killed if its owner drops it.
-#[derive(Debug)]
-struct Worker {
-    child: Child,
-    /// `None` once it hung up.
-    link: Option<Link>,
-    /// Why it says that it cannot serve.
-    complaint: Option<String>,
-    /// It said that it will exit to make room for its successor.
-    leaving: bool,
 }
 
 impl Keeper {
@@ -98,27 +113,91 @@ impl Keeper {
             .iter()
             .map(|spec| HeldMount::make(spec, &config.store, config.init_mask))
             .collect::<Result<_, _>>()?;
-        Ok(Self {
+        Ok(Self::new(mounts, config.keepsakes, config.worker, signals))
+    }
+
+    /// Goes on with what the keeper before has left in `store`, whose worker is ended first.
+    /// Signals are blocked as by [`Self::mount`].
+    ///
+    /// # Errors
+    /// [`SessionError`] where that is not possible; the mounts are gone then.
+    pub fn inherit(
+        estate: Estate,
+        worker: WorkerConfig,
+        store: Arc<dyn DescriptorStore>,
+    ) -> Result<Self, SessionError> {
+        let dirs = estate.dirs();
+        let inherited = Self::try_inherit(estate, worker, store);
+        if inherited.is_err() {
+            estate::detach_all(&dirs);
+        }
+        inherited
+    }
+
+    fn try_inherit(
+        mut estate: Estate,
+        worker: WorkerConfig,
+        store: Arc<dyn DescriptorStore>,
+    ) -> Result<Self, SessionError> {
+        let signals = wanted_signals().map_err(|errno| SessionError::system("signalfd", errno))?;
+        let names = estate.names();
+        let deposit = Deposit::inherited(store, names, estate.end_worker()?);
+        let mounts = estate.take_mounts()?;
+        mounts.iter().for_each(HeldMount::recall);
+        let mut keeper = Self::new(mounts, estate.take_keepsakes()?, worker, signals);
+        keeper.deposit = Some(deposit);
+        let last_exit = Some("its keeper was ended".to_owned());
+        keeper.history = History { restarts: 1, last_exit };
+        Ok(keeper)
+    }
+
+    fn new(
+        mounts: Vec<HeldMount>,
+        keepsakes: Vec<(String, OwnedFd)>,
+        worker: WorkerConfig,
+        signals: SignalFd,
+    ) -> Self {
+        Self {
             worker: None,
             mounts,
-            keepsakes: config.keepsakes,
-            program: config.program,
+            deposit: None,
+            hands_over: false,
+            keepsakes,
+            program: worker.program,
             proven_program: None,
-            arguments: config.arguments,
-            watch: Watch::new(config.policy, Instant::now()),
+            arguments: worker.arguments,
+            watch: Watch::new(worker.policy, Instant::now()),
             history: History::default(),
             signals,
-        })
+        }
+    }
+
+    /// Leaves a copy of all descriptors in `store`, so that the mounts outlive this process; the
+    /// next keeper finds `note` with them.
+    ///
+    /// # Errors
+    /// [`SessionError::Deposit`]; nothing is left there then.
+    pub fn entrust(
+        &mut self,
+        store: Arc<dyn DescriptorStore>,
+        note: String,
+    ) -> Result<(), SessionError> {
+        let deposit = Deposit::make(store, &self.mounts, &self.keepsakes, note);
+        self.deposit = Some(deposit.map_err(|source| SessionError::Deposit { source })?);
+        Ok(())
     }
 
     /// Keeps the mounts served until a worker says that it is done or SIGTERM or SIGINT arrives,
-    /// then unmounts. `on_ready` is called once, when the first worker serves.
+    /// then unmounts, unless the next keeper goes on with them. `on_ready` is called once, when
+    /// the first worker serves.
     ///
     /// # Errors
     /// [`SessionError`] if the first worker cannot serve, or if the system refuses what the
     /// keeper itself needs. The mounts are gone in either case.
-    pub fn run(mut self, mut on_ready: impl FnMut()) -> Result<(), SessionError> {
-        let mut proven = false;
+    pub fn run(mut self, mut on_ready: impl FnMut()) -> Result<Ending, SessionError> {
+        // Inherited mounts are in use: nothing is given up because of a worker that fails.
+        let mut proven = self.history.restarts > 0;
+        let mut told = false;
         loop {
             let now = Instant::now();
             match self.watch.duty(now) {
@@ -136,14 +215,27 @@ impl Keeper {
             let now = Instant::now();
             self.read_mail(now);
             self.obey_signals(now)?;
-            if !proven && self.watch.is_serving() {
-                proven = true;
+            if !told && self.watch.is_serving() {
+                (proven, told) = (true, true);
                 on_ready();
             }
             self.bury_worker(proven, now)?;
             if self.watch.is_stopping() && self.worker.is_none() {
-                return Ok(());
+                return Ok(self.end());
             }
+        }
+    }
+
+    /// Takes the mounts away, or leaves them to the next keeper.
+    fn end(self) -> Ending {
+        let Self { mounts, deposit, hands_over, .. } = self;
+        match deposit.filter(|_| hands_over) {
+            Some(deposit) => {
+                mounts.into_iter().for_each(HeldMount::leave);
+                deposit.stay();
+                Ending::HandedOver
+            }
+            None => Ending::Unmounted,
         }
     }
 
@@ -155,6 +247,9 @@ impl Keeper {
                     worker.link = None;
                 }
                 tracing::info!(pid = worker.child.id(), restarts = self.history.restarts, "worker");
+                if let Some(deposit) = &self.deposit {
+                    deposit.note_worker(worker.child.id());
+                }
                 self.worker = Some(worker);
                 self.watch.started(now);
                 Ok(())
@@ -180,6 +275,7 @@ impl Keeper {
             history: self.history.clone(),
             mounts: self.mounts.iter().map(HeldMount::introduction).collect(),
             keepsakes: self.keepsakes.iter().map(|(name, _)| name.clone()).collect(),
+            entrusted: self.deposit.is_some(),
         };
         let descriptors: Vec<BorrowedFd<'_>> = self
             .mounts
@@ -246,6 +342,8 @@ impl Keeper {
             self.signals.read_signal().map_err(|errno| SessionError::system("signalfd", errno))?
         {
             if info.ssi_signo != Signal::SIGCHLD as u32 {
+                self.hands_over = info.ssi_signo == Signal::SIGTERM as u32
+                    && self.deposit.as_ref().is_some_and(Deposit::successor_follows);
                 self.watch.stopping(now);
                 self.ask_worker_to_stop();
             }
@@ -310,86 +408,8 @@ impl Keeper {
     }
 }
 
-impl Worker {
-    fn start(program: &PathBuf, arguments: &[OsString]) -> std::io::Result<Self> {
-        let (link, far) = Link::pair()?;
-        let child = Command::new(program)
-            .args(arguments)
-            .stdin(Stdio::from(far))
-            // Ctrl-C is for the keeper, which stops the worker in its own time.
-            .process_group(0)
-            .spawn()?;
-        Ok(Self { child, link: Some(link), complaint: None, leaving: false })
-    }
-
-    /// The next message, if there is one. A worker that hangs up or talks nonsense is killed.
-    fn next_message(&mut self) -> Option<ToKeeper> {
-        let reason = match self.link.as_ref()?.try_receive() {
-            Ok(Poll::Ready(Some((message, _)))) => return Some(message),
-            Ok(Poll::Pending) => return None,
-            Ok(Poll::Ready(None)) => "it has hung up".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        tracing::debug!(pid = self.child.id(), reason, "lost the worker");
-        self.link = None;
-        // It fails only for a child that has ended already.
-        let _ = self.child.kill();
-        None
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // Both fail only for a child that is gone and buried.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 fn wanted_signals() -> nix::Result<SignalFd> {
     let mask: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD].into_iter().collect();
     mask.thread_block()?;
     SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-}
-
-/// Whether the next worker may fare better than the one that ended with `status`.
-fn judge(status: ExitStatus, leaving: bool) -> Death {
-    match status.signal() {
-        Some(libc::SIGKILL | libc::SIGTERM | libc::SIGINT) => Death::Harmless,
-        _ if leaving && status.success() => Death::Harmless,
-        _ => Death::Crash,
-    }
-}
-
-/// How a worker ended, in words.
-fn obituary(status: ExitStatus, complaint: Option<&str>) -> String {
-    match (complaint, status.signal().map(Signal::try_from)) {
-        (Some(complaint), _) => complaint.to_owned(),
-        (None, Some(Ok(signal))) => format!("the worker was ended by {signal}"),
-        (None, _) => format!("the worker ended with {status}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_obituary_prefers_the_workers_own_words() {
-        let killed = ExitStatus::from_raw(libc::SIGKILL);
-        let failed = ExitStatus::from_raw(3 << 8);
-        assert_eq!(obituary(killed, None), "the worker was ended by SIGKILL");
-        assert_eq!(obituary(failed, None), "the worker ended with exit status: 3");
-        assert_eq!(obituary(failed, Some("no room")), "no room");
-    }
-
-    #[test]
-    fn only_faults_of_its_own_count_as_crashes() {
-        let judge = |status, leaving| judge(ExitStatus::from_raw(status), leaving);
-        assert_eq!(judge(libc::SIGKILL, false), Death::Harmless);
-        assert_eq!(judge(0, true), Death::Harmless);
-        assert_eq!(judge(0, false), Death::Crash, "nobody asked it to go");
-        assert_eq!(judge(libc::SIGSEGV, true), Death::Crash);
-        assert_eq!(judge(1 << 8, true), Death::Crash);
-    }
 }

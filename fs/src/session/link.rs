@@ -71,6 +71,9 @@ pub(super) struct Start {
     pub(super) mounts: Vec<StartMount>,
     /// Names of the descriptors that are neither devices nor tables.
     pub(super) keepsakes: Vec<String>,
+    /// Whether the mounts go on when the keeper is gone.
+    #[serde(default)]
+    pub(super) entrusted: bool,
 }
 
 /// One mount. Its descriptors precede the keepsakes': the device, the table of requests in hand if
@@ -212,6 +215,7 @@ mod tests {
             history: History::default(),
             mounts: Vec::new(),
             keepsakes: vec!["file".to_owned()],
+            entrusted: false,
         };
         keeper.send(&ToWorker::Start(start), &[file.as_fd()]).unwrap();
         keeper.send(&ToWorker::Stop, &[]).unwrap();

@@ -51,12 +51,38 @@ impl MountPoint {
         Ok(Self { dir: dir.to_owned() })
     }
 
+    /// What another process has mounted on `dir`: the file system with `device_number`.
+    pub(super) fn inherit(dir: PathBuf, device_number: &str) -> Result<Self, SessionError> {
+        let point = Self { dir };
+        match point.device_number() {
+            Ok(number) if number == device_number => Ok(point),
+            _ => {
+                let dir = point.dir.display();
+                let reason = format!("it is not mounted on {dir} any more");
+                point.leave();
+                Err(SessionError::Estate { reason })
+            }
+        }
+    }
+
+    /// Leaves it mounted for another process.
+    pub(super) fn leave(self) {
+        // Dropping it would detach it. (The path is lost memory; the process is about to end.)
+        std::mem::forget(self);
+    }
+
+    /// The device number of the mounted file system, `major:minor`.
+    pub(super) fn device_number(&self) -> io::Result<String> {
+        let table = fs::read_to_string("/proc/self/mountinfo")?;
+        device_number(&table, &self.dir)
+            .map(str::to_owned)
+            .ok_or_else(|| io::Error::other("the mount is not in the mount table"))
+    }
+
     /// Lets the kernel read `bytes` ahead instead of the 128 KiB that every FUSE mount starts
     /// with. Where /sys is not writable, as in many containers, reads are merely slower.
     pub(super) fn raise_readahead(&self, bytes: u32) -> io::Result<()> {
-        let table = fs::read_to_string("/proc/self/mountinfo")?;
-        let device = device_number(&table, &self.dir)
-            .ok_or_else(|| io::Error::other("the mount is not in the mount table"))?;
+        let device = self.device_number()?;
         let setting = format!("/sys/class/bdi/{device}/read_ahead_kb");
         fs::write(setting, (bytes / 1024).to_string())
     }

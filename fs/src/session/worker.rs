@@ -41,6 +41,8 @@ const PANICKED: i32 = 101;
 pub struct Worker {
     link: Link,
     history: History,
+    /// The mounts go on without this keeper.
+    entrusted: bool,
 }
 
 /// What a worker is given to begin with.
@@ -79,6 +81,9 @@ pub enum Farewell {
     Stop,
     /// The keeper is gone. Nobody will unmount, so the worker should.
     Orphaned,
+    /// The keeper is gone, and another one will go on with the mounts: the worker leaves all as
+    /// it is.
+    Succeeded,
 }
 
 impl Worker {
@@ -101,7 +106,7 @@ impl Worker {
         let Some((ToWorker::Start(start), descriptors)) = received else {
             return Err(no_keeper(io::Error::other("the connection begins with no start message")));
         };
-        let worker = Self { link, history: start.history.clone() };
+        let worker = Self { link, history: start.history.clone(), entrusted: start.entrusted };
         let inherited = inherit(start, descriptors);
         if let Err(error) = &inherited {
             worker.failed(&error.to_string())?;
@@ -157,13 +162,17 @@ impl Worker {
             match self.link.receive() {
                 Ok(Some((ToWorker::Stop, _))) => return Farewell::Stop,
                 Ok(Some((ToWorker::Start(_), _))) => tracing::warn!("started twice; ignored"),
-                Ok(None) => return Farewell::Orphaned,
+                Ok(None) => return self.without_keeper(),
                 Err(error) => {
                     tracing::error!(%error, "the connection to the keeper is broken");
-                    return Farewell::Orphaned;
+                    return self.without_keeper();
                 }
             }
         }
+    }
+
+    fn without_keeper(&self) -> Farewell {
+        if self.entrusted { Farewell::Succeeded } else { Farewell::Orphaned }
     }
 
     fn tell(&self, message: &ToKeeper) -> Result<(), SessionError> {

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use undermount_fs::fuse::{Adapter, Xattrs};
 use undermount_fs::session::detach;
-use undermount_fs::session::keeper::{Keeper, KeeperConfig, MountKind, MountSpec, RestartPolicy};
+use undermount_fs::session::keeper::{
+    Keeper, KeeperConfig, MountKind, MountSpec, RestartPolicy, WorkerConfig,
+};
 use undermount_fs::session::worker::{Farewell, Worker, end_process_on_panic};
 use undermount_tests::gallery::Gallery;
 use undermount_tests::grove::Grove;
@@ -47,19 +49,21 @@ fn keep(config: NodeConfig) -> Result<(), Box<dyn std::error::Error>> {
                 MountSpec { name: name.clone(), dir, kind, data: config.data_mode }
             })
             .collect(),
-        program: std::env::current_exe()?,
-        arguments: vec!["worker".into(), config.dir.clone().into()],
+        worker: WorkerConfig {
+            program: std::env::current_exe()?,
+            arguments: vec!["worker".into(), config.dir.clone().into()],
+            policy: RestartPolicy {
+                ready_within: config.ready_within,
+                answer_after: config.answer_after,
+                unsound_limit: config.unsound_limit,
+                silent_limit: config.silent_limit,
+                stop_within: Duration::from_secs(3),
+                longest_pause: Duration::from_millis(200),
+                ..RestartPolicy::default()
+            },
+        },
         keepsakes: vec![("config".to_owned(), fs::File::open(&config.dir)?.into())],
         store: config.dir.clone(),
-        policy: RestartPolicy {
-            ready_within: config.ready_within,
-            answer_after: config.answer_after,
-            unsound_limit: config.unsound_limit,
-            silent_limit: config.silent_limit,
-            stop_within: Duration::from_secs(3),
-            longest_pause: Duration::from_millis(200),
-            ..RestartPolicy::default()
-        },
         init_mask: config.init_mask,
     })?;
     keeper.run(|| println!("ready"))?;

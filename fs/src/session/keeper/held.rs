@@ -1,7 +1,7 @@
 //! One mount in the hands of the keeper, and what becomes of its requests between workers.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use fuser::InitFlags;
@@ -13,6 +13,8 @@ use crate::session::link::StartMount;
 use crate::session::mountpoint::MountPoint;
 use crate::session::opens::OpenTable;
 use crate::session::{SessionError, backing, wire};
+
+use super::estate::{self, Bequest, unusable};
 
 /// A mount that a keeper is to make.
 #[derive(Debug, Clone)]
@@ -104,6 +106,47 @@ impl HeldMount {
         tracing::debug!(mount = spec.name, dir = %spec.dir.display(), ?agreement, "mounted");
         let name = spec.name.clone();
         Ok(Self { name, point, device, agreement, table, opens, answering: Answering::No })
+    }
+
+    /// Goes on with the mount of a keeper before this one; `take` gives what it has left under a
+    /// name.
+    pub(super) fn inherit(
+        bequest: Bequest,
+        mut take: impl FnMut(&str) -> Result<OwnedFd, SessionError>,
+    ) -> Result<Self, SessionError> {
+        let Bequest { mount: StartMount { name, dir, agreement, recorded, passthrough }, .. } =
+            bequest;
+        let memory = |source| SessionError::Memory { source };
+        let device = Device::inherit(take(&estate::device(&name))?);
+        let table = recorded.then(|| take(&estate::inflight(&name))).transpose()?;
+        let table = table.map(Table::open).transpose().map_err(memory)?;
+        let opens = passthrough.then(|| take(&estate::opens(&name))).transpose()?;
+        let opens = opens.map(OpenTable::open).transpose().map_err(memory)?;
+        if !device.is_connected() {
+            return Err(unusable(format!("the connection of {} has ended", dir.display())));
+        }
+        let point = MountPoint::inherit(dir, &bequest.device_number)?;
+        Ok(Self { name, point, device, agreement, table, opens, answering: Answering::No })
+    }
+
+    /// The mount as it is left to the next keeper.
+    pub(super) fn bequest(&self) -> io::Result<Bequest> {
+        let device_number = self.point.device_number()?;
+        Ok(Bequest { mount: self.introduction(), device_number })
+    }
+
+    /// What the next keeper finds under which name.
+    pub(super) fn named_descriptors(&self) -> impl Iterator<Item = (String, BorrowedFd<'_>)> {
+        let name = &self.name;
+        let device = (estate::device(name), self.device.as_fd());
+        let table = self.table.as_ref().map(|table| (estate::inflight(name), table.memory()));
+        let opens = self.opens.as_ref().map(|opens| (estate::opens(name), opens.memory()));
+        std::iter::once(device).chain(table).chain(opens)
+    }
+
+    /// Leaves the mount to the next keeper.
+    pub(super) fn leave(self) {
+        self.point.leave();
     }
 
     pub(super) fn dir(&self) -> &Path {
