@@ -11,6 +11,7 @@
 //! leaves blobs that the next one finds, and no image that cannot be pulled. An image whose tag
 //! is right already costs one request. What fails does not stop the others.
 
+mod annotated;
 mod attachments;
 mod blob;
 pub mod blob_file;
@@ -124,6 +125,9 @@ pub enum ManifestFormat {
     Keep,
     /// Docker's schema 2, as the original makes of every manifest: digests change.
     Docker,
+    /// The name means a manifest that names the index of each layer, as podman since 5.1 asks for
+    /// it; the one of the source is kept by its digest. Takes [`Indexing::Build`].
+    Annotated,
 }
 
 /// An image that has to be at a destination.

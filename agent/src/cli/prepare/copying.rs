@@ -34,6 +34,11 @@ pub struct CopyArgs {
     /// spellings]
     #[arg(long, value_enum, value_name = "FORM")]
     manifests: Option<Manifests>,
+    /// Have tags mean manifests that name the index of each layer, so that podman since 5.1 and
+    /// CRI-O since 1.31 are lazy too; the manifests of the source, which signatures are about, are
+    /// kept by their digests
+    #[arg(long, conflicts_with = "manifests")]
+    annotate: bool,
     /// Which local copies of modified images are removed in the end: full, partial (the source
     /// copies) or none
     #[arg(long, value_name = "WHICH", default_value = "full", value_parser = parse_cleanup)]
@@ -88,7 +93,7 @@ impl CopyArgs {
         }
         let plan = &found.resolved.plan;
         let changes = modify::pending(changes, plan, &mut copies, &found.sources).await?;
-        let options = self.options(habits);
+        let options = self.options(habits)?;
         let progress = progress::for_stderr();
         let report = copy::run(copies, &found.sources, &options, progress).await?;
         let mut summary = Summary { images: report.outcomes.len(), failures: Vec::new() };
@@ -113,16 +118,22 @@ impl CopyArgs {
         Ok(())
     }
 
-    fn options(&self, habits: Habits) -> CopyOptions {
-        let index = self.index.unwrap_or(habits.index);
-        let manifests = self.manifests.unwrap_or(habits.manifests).into();
+    fn options(&self, habits: Habits) -> CliResult<CopyOptions> {
+        let mut index = self.index.unwrap_or(habits.index);
+        let mut manifests = self.manifests.unwrap_or(habits.manifests).into();
+        if self.annotate {
+            if self.index == Some(Index::Off) {
+                return Err("--annotate names indexes, and --index off makes none".into());
+            }
+            (index, manifests) = (Index::Auto, ManifestFormat::Annotated);
+        }
         let (indexing, attached) = match index {
             Index::Auto => (Indexing::Build, Attached::Always),
             // Who wants no index wants few requests: none for images that are there.
             Index::Off => (Indexing::Off, Attached::WithImage),
         };
         let image_serve = habits.image_serve.map(PathBuf::from);
-        CopyOptions {
+        Ok(CopyOptions {
             jobs: self.jobs.into(),
             streams: self.jobs.into(),
             indexing,
@@ -131,7 +142,7 @@ impl CopyArgs {
             image_serve: self.image_serve_dir.clone().or(image_serve),
             scratch: std::env::temp_dir(),
             state: Some(copy_state()),
-        }
+        })
     }
 
     async fn change(

@@ -29,7 +29,7 @@ pub fn convert(manifest: RawManifest) -> RawManifest {
         return manifest;
     };
     document["mediaType"] = media_type::OCI_MANIFEST.into();
-    if !rename(&mut document) {
+    if !rename(&mut document, |(_, docker)| docker) {
         return manifest;
     }
     let bytes = Bytes::from(document.to_string());
@@ -37,17 +37,33 @@ pub fn convert(manifest: RawManifest) -> RawManifest {
     RawManifest { bytes, media_type: media_type::DOCKER_MANIFEST.to_owned(), digest }
 }
 
-/// Renames all media types below `value`; false where there is one without a counterpart.
-fn rename(value: &mut Value) -> bool {
+/// Gives everything in `document` OCI's types; false where something has a type without a
+/// counterpart.
+pub fn rename_to_oci(document: &mut Value) -> bool {
+    rename(document, |(oci, _)| oci)
+}
+
+/// Types that docker has not are OCI's in either form.
+fn is_oci(kind: &str) -> bool {
+    kind.starts_with("application/vnd.oci.")
+}
+
+/// Renames all media types below `value` as `choose` says of a pair in [`TYPES`]; false where
+/// there is one without a counterpart.
+fn rename(value: &mut Value, choose: fn((&'static str, &'static str)) -> &'static str) -> bool {
     match value {
         Value::Object(fields) => fields.iter_mut().all(|(key, value)| match value {
             Value::String(kind) if key == "mediaType" => {
-                let known = TYPES.iter().find(|(oci, docker)| kind == oci || kind == docker);
-                known.map(|(_, docker)| *kind = (*docker).to_owned()).is_some()
+                let known = TYPES.into_iter().find(|(oci, docker)| kind == oci || kind == docker);
+                match known.map(choose) {
+                    Some(chosen) => *kind = chosen.to_owned(),
+                    None => return is_oci(kind) && is_oci(choose(TYPES[0])),
+                }
+                true
             }
-            other => rename(other),
+            other => rename(other, choose),
         }),
-        Value::Array(items) => items.iter_mut().all(rename),
+        Value::Array(items) => items.iter_mut().all(|item| rename(item, choose)),
         _ => true,
     }
 }

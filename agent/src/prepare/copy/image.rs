@@ -1,9 +1,12 @@
 //! One image: its blobs, its manifest or manifests, what belongs to them, and last its name.
 
+use std::collections::HashMap;
+
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use undermount_fs::digest::Digest;
 use undermount_fs::layer::LayerError;
 
+use super::annotated;
 use super::attachments::{self, Finder};
 use super::blob::{BlobFailure, BlobMover, Supply, is_damage};
 use super::destination::Destinations;
@@ -54,6 +57,8 @@ struct Work<'a> {
     changed: bool,
     /// What the registry refused while it had no manifest that it belongs to.
     refused: Vec<(Digest, Attachment)>,
+    /// What is shown in place of manifests, by their digest.
+    annotated: HashMap<Digest, RawManifest>,
 }
 
 #[derive(Debug, Default)]
@@ -71,15 +76,14 @@ impl ImageCopier<'_> {
     pub async fn copy(&self, job: &CopyJob) -> Result<Done, CopyError> {
         let (origin, found) = self.origins.find(&job.source, job.multi_arch).await?;
         let spot = self.destinations.spot(&job.target).await?;
-        let (moved, refused) = (Moved::default(), Vec::new());
-        let mut work = Work { copier: self, job, origin, spot, moved, changed: false, refused };
+        let mut work = Work::new(self, job, origin, spot);
         let named = match self.manifests {
-            ManifestFormat::Keep => found.clone(),
+            ManifestFormat::Keep | ManifestFormat::Annotated => found.clone(),
             ManifestFormat::Docker => docker::convert(found.clone()),
         };
         // What belongs to an image names it by digest.
         let has_attachments = named.digest == found.digest;
-        let present = work.spot.has(&named).await? && work.is_indexed(&named).await?;
+        let present = work.is_present(&named).await?;
         let document = work.read(&named)?;
         let common = match present {
             true => None,
@@ -89,14 +93,20 @@ impl ImageCopier<'_> {
             work.bring_all_attachments(&named, &document, present).await?;
         }
         if !present {
-            work.changed |= work.spot.name(&named, common.as_ref()).await?;
+            let shown = work.show(&named, &document).await?;
+            work.changed |= work.spot.name(&shown, common.as_ref()).await?;
         }
         work.attach_refused().await?;
         Ok(work.done())
     }
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    fn new(copier: &'a ImageCopier<'a>, job: &'a CopyJob, origin: Origin, spot: Spot) -> Self {
+        let (moved, refused, annotated) = Default::default();
+        Self { copier, job, origin, spot, moved, changed: false, refused, annotated }
+    }
+
     fn done(self) -> Done {
         let Moved { bytes, shared, blobs } = self.moved;
         match self.changed {
@@ -107,6 +117,33 @@ impl Work<'_> {
 
     fn read(&self, raw: &RawManifest) -> Result<Document, CopyError> {
         raw.document().map_err(|error| self.origin.unusable(raw, error))
+    }
+
+    /// Whether the name at the destination means what it is to mean.
+    async fn is_present(&self, named: &RawManifest) -> Result<bool, CopyError> {
+        match self.copier.manifests {
+            ManifestFormat::Annotated => Ok(self.spot.shows_annotated(&named.digest).await?),
+            _ => Ok(self.spot.has(named).await? && self.is_indexed(named).await?),
+        }
+    }
+
+    /// What the name is to mean: `named`, or what is shown in its place, with `named` kept by its
+    /// digest.
+    async fn show(
+        &mut self,
+        named: &RawManifest,
+        document: &Document,
+    ) -> Result<RawManifest, CopyError> {
+        let shown = match document {
+            Document::Manifest(_) => self.annotated.remove(&named.digest),
+            Document::Index(_) => annotated::of_list(named, &self.annotated),
+        };
+        let Some(shown) = shown else { return Ok(named.clone()) };
+        self.changed |= self.spot.put(named).await?;
+        for image in self.annotated.values() {
+            self.changed |= self.spot.put(image).await?;
+        }
+        Ok(shown)
     }
 
     /// Whether the image at the destination has its index, or none is wanted. That of a list is
@@ -221,6 +258,26 @@ impl Work<'_> {
                 Err(failure) => return self.without_index(layer, failure),
             }
         }
+        if self.copier.manifests == ManifestFormat::Annotated {
+            let tree = |index: &LayerBlobs| (index.layer, Digest::of(&index.tree));
+            match annotated::of_image(raw, &built.iter().map(tree).collect()) {
+                Some(shown) => {
+                    self.push_index(&shown, built.clone()).await?;
+                    self.annotated.insert(raw.digest, shown);
+                }
+                None => {
+                    tracing::warn!(image = %self.job.target, "its manifest takes no annotations")
+                }
+            }
+        }
+        self.push_index(raw, built).await
+    }
+
+    async fn push_index(
+        &mut self,
+        raw: &RawManifest,
+        built: Vec<LayerBlobs>,
+    ) -> Result<(), CopyError> {
         let artifact = build_artifact(raw.descriptor(), built).await;
         let artifact = artifact.map_err(|error| CopyError::Artifact {
             image: self.job.target.to_string(),

@@ -174,6 +174,18 @@ impl Spot {
         }
     }
 
+    /// Whether the name means a manifest with annotations that was made of `original`. Stores of
+    /// files are asked file by file.
+    ///
+    /// # Errors
+    /// [`StoreError`] where that cannot be found out.
+    pub async fn shows_annotated(&self, original: &Digest) -> Result<bool, StoreError> {
+        match &*self.store {
+            Store::Registry(store) => store.shows_annotated(&self.reference, original).await,
+            _ => Ok(false),
+        }
+    }
+
     /// Whether the image `digest`, which is there, has an index. Stores of files are asked file
     /// by file.
     ///

@@ -11,6 +11,7 @@ use crate::registry::client::{
     BlobSource, Client, Fault, Listener, Mount, RawManifest, RegistryError, RemoteBlob, Upload,
 };
 
+use super::super::annotated;
 use super::{Attachment, FoundBy, Opened, StoreError, Taken};
 
 /// All registries that a client reaches.
@@ -24,6 +25,19 @@ impl RegistryStore {
     /// The registries that `client` reaches.
     pub fn new(client: Client) -> Self {
         Self { client, empty: Mutex::default() }
+    }
+
+    pub(super) async fn shows_annotated(
+        &self,
+        reference: &Reference,
+        original: &Digest,
+    ) -> Result<bool, StoreError> {
+        if self.was_empty(reference).await || self.client.resolve(reference).await?.is_none() {
+            return Ok(false);
+        }
+        let shown = self.client.manifest(reference).await?;
+        let repository = reference.repository();
+        Ok(annotated::is_of(&shown, original) && self.is_indexed(repository, &shown.digest).await?)
     }
 
     /// A registry that was empty when the run began has nothing but what the run has brought, and
