@@ -35,6 +35,7 @@ mod registry;
 mod service;
 mod setup;
 mod signals;
+mod status;
 mod tripleo;
 mod upgrade;
 
@@ -61,7 +62,7 @@ enum Command {
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
     Pull(mount::PullArgs),
-    Status(mount::StatusArgs),
+    Status(status::StatusArgs),
     Upgrade(upgrade::UpgradeArgs),
     Explain(explain::ExplainArgs),
     #[command(subcommand)]

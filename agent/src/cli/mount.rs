@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use undermount::control::{
-    MountRequest, MountStatus, PullRequest, Status, Transfer, UnmountRequest,
-};
+use undermount::control::{MountRequest, PullRequest, Transfer, UnmountRequest};
 
 use super::exit::{CliResult, Exit};
 use super::owner::{self, CacheArgs, Log};
@@ -133,67 +131,6 @@ impl PullArgs {
         writeln!(std::io::stdout(), "{manifest}")?;
         Ok(Exit::Success)
     }
-}
-
-/// Show what is mounted, and how much of it is here
-#[derive(Debug, Args)]
-pub struct StatusArgs {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    cache: CacheArgs,
-}
-
-impl StatusArgs {
-    /// Prints the status.
-    pub async fn run(self) -> CliResult {
-        let status = match owner::running(&self.cache).await? {
-            Some(control) => control.status().await?,
-            None => Status::default(),
-        };
-        let words = if self.json {
-            serde_json::to_string_pretty(&status)?
-        } else if status.mounts.is_empty() {
-            "nothing is mounted".to_owned()
-        } else {
-            let mounts = status.mounts.iter().map(in_words);
-            mounts.chain(restarts_in_words(&status)).collect::<Vec<_>>().join("\n")
-        };
-        writeln!(std::io::stdout(), "{words}")?;
-        Ok(Exit::Success)
-    }
-}
-
-/// How often and why the process that serves the mounts was replaced, if it was.
-fn restarts_in_words(status: &Status) -> Option<String> {
-    let reason = status.last_exit.as_deref().unwrap_or("for an unknown reason");
-    let Status { worker, restarts, .. } = status;
-    (*restarts > 0).then(|| format!("worker {worker} is number {}: {reason}", restarts + 1))
-}
-
-fn in_words(mount: &MountStatus) -> String {
-    let mebibytes = |bytes: u64| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);
-    let percent = match mount.content_bytes {
-        0 => 100,
-        content => mount.local_bytes * 100 / content,
-    };
-    let mut words = format!(
-        "{}\n  image    {} ({})\n  size     {} compressed, {} of files\n  local    {} ({percent} %)",
-        mount.dir.display(),
-        mount.reference,
-        mount.manifest,
-        mebibytes(mount.image_bytes),
-        mebibytes(mount.content_bytes),
-        mebibytes(mount.local_bytes),
-    );
-    if let Some(trouble) = &mount.trouble {
-        words += &format!("\n  trouble  {trouble}");
-    }
-    for fetched in &mount.fetched {
-        words += &format!("\n  fetched  {} from {}", mebibytes(fetched.bytes), fetched.origin);
-    }
-    words
 }
 
 /// A bar on a terminal, nothing elsewhere.
