@@ -239,6 +239,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::super::digest::Algorithm;
+    use super::super::storage::testing::{Fixture, fixture};
     use super::super::storage::{Referrer, StoredManifest};
     use super::*;
     use crate::image::manifest::media_type::OCI_MANIFEST;
@@ -247,18 +248,6 @@ mod tests {
     const LATER: Duration = Duration::from_secs(7200);
     const RULES: GarbageRules =
         GarbageRules { grace: Duration::from_secs(3600), untagged: false, dry_run: false };
-
-    struct Fixture {
-        _root: tempfile::TempDir,
-        storage: Storage,
-        repository: Repository,
-    }
-
-    fn fixture() -> Fixture {
-        let root = tempfile::tempdir().unwrap();
-        let storage = Storage::open(root.path()).unwrap();
-        Fixture { _root: root, storage, repository: Repository::parse("a/b").unwrap() }
-    }
 
     fn digest(text: &str) -> ContentDigest {
         ContentDigest::of(Algorithm::Sha256, text.as_bytes())

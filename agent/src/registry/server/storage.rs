@@ -22,6 +22,8 @@ mod durable;
 mod indexes;
 mod repositories;
 mod sweep;
+#[cfg(test)]
+pub mod testing;
 mod upload;
 mod usage;
 

@@ -272,19 +272,8 @@ mod tests {
     use std::fs;
 
     use super::super::super::digest::Algorithm;
+    use super::super::testing::{Fixture, fixture};
     use super::*;
-
-    struct Fixture {
-        _root: tempfile::TempDir,
-        storage: Storage,
-        repository: Repository,
-    }
-
-    fn fixture() -> Fixture {
-        let root = tempfile::tempdir().unwrap();
-        let storage = Storage::open(root.path()).unwrap();
-        Fixture { _root: root, storage, repository: Repository::parse("a/b").unwrap() }
-    }
 
     fn manifest(text: &str) -> StoredManifest {
         StoredManifest {
@@ -299,7 +288,7 @@ mod tests {
     }
 
     impl Fixture {
-        fn put(&self, manifest: &StoredManifest, referrer: Option<&Referrer>, tags: &[Tag]) {
+        fn keep(&self, manifest: &StoredManifest, referrer: Option<&Referrer>, tags: &[Tag]) {
             self.change().put_manifest(manifest, &[], referrer, tags).unwrap();
         }
 
@@ -316,7 +305,7 @@ mod tests {
     fn a_manifest_comes_back_by_tag_and_digest() {
         let f = fixture();
         let first = manifest("one");
-        f.put(&first, None, &[tag("latest"), tag("v1")]);
+        f.keep(&first, None, &[tag("latest"), tag("v1")]);
         assert_eq!(f.get(Reference::Tag(tag("v1"))), Some(first.clone()));
         assert_eq!(f.get(Reference::Digest(first.digest.clone())), Some(first));
         assert_eq!(f.get(Reference::Tag(tag("v2"))), None);
@@ -328,8 +317,8 @@ mod tests {
     fn a_tag_moves_and_the_manifest_it_left_stays() {
         let f = fixture();
         let (one, two) = (manifest("one"), manifest("two"));
-        f.put(&one, None, &[tag("latest")]);
-        f.put(&two, None, &[tag("latest")]);
+        f.keep(&one, None, &[tag("latest")]);
+        f.keep(&two, None, &[tag("latest")]);
         assert_eq!(f.get(Reference::Tag(tag("latest"))), Some(two));
         assert!(f.get(Reference::Digest(one.digest)).is_some());
     }
@@ -338,8 +327,8 @@ mod tests {
     fn deleting_a_manifest_takes_its_tags_and_no_others() {
         let f = fixture();
         let (one, two) = (manifest("one"), manifest("two"));
-        f.put(&one, None, &[tag("a"), tag("b")]);
-        f.put(&two, None, &[tag("c")]);
+        f.keep(&one, None, &[tag("a"), tag("b")]);
+        f.keep(&two, None, &[tag("c")]);
         assert!(f.change().delete_manifest(&one.digest, None).unwrap());
         assert!(!f.change().delete_manifest(&one.digest, None).unwrap());
         assert_eq!(f.storage.tags(&f.repository).unwrap().unwrap(), ["c"]);
@@ -350,7 +339,7 @@ mod tests {
     fn deleting_a_tag_keeps_the_manifest() {
         let f = fixture();
         let one = manifest("one");
-        f.put(&one, None, &[tag("a")]);
+        f.keep(&one, None, &[tag("a")]);
         assert!(f.change().delete_tag(&tag("a")).unwrap());
         assert!(!f.change().delete_tag(&tag("a")).unwrap());
         assert!(f.get(Reference::Digest(one.digest)).is_some());
@@ -364,7 +353,7 @@ mod tests {
         let (one, two) = (manifest("one"), manifest("two"));
         for (manifest, descriptor) in [(&one, "1"), (&two, "2")] {
             let referrer = Referrer { subject: subject.clone(), descriptor: descriptor.into() };
-            f.put(manifest, Some(&referrer), &[]);
+            f.keep(manifest, Some(&referrer), &[]);
         }
         assert_eq!(f.storage.referrers(&f.repository, &subject).unwrap().len(), 2);
         fs::remove_file(f.storage.manifest_link(&f.repository, &one.digest)).unwrap();
@@ -380,7 +369,7 @@ mod tests {
         let empty = Repository::parse("empty").unwrap();
         f.storage.commit(f.storage.begin("session"), &empty, &digest).unwrap();
         assert_eq!(f.storage.tags(&empty).unwrap(), None);
-        f.put(&manifest("one"), None, &[]);
+        f.keep(&manifest("one"), None, &[]);
         assert_eq!(f.storage.repositories().unwrap(), [f.repository]);
     }
 
@@ -402,7 +391,7 @@ mod tests {
     fn an_altered_manifest_is_never_served() {
         let f = fixture();
         let one = manifest("one");
-        f.put(&one, None, &[]);
+        f.keep(&one, None, &[]);
         fs::write(f.storage.blob_path(&one.digest), "two").unwrap();
         let error = f.storage.manifest(&f.repository, &Reference::Digest(one.digest)).unwrap_err();
         assert!(matches!(error, StorageError::Damaged { .. }), "{error}");
