@@ -26,6 +26,15 @@ impl Figures {
         self.rows.push((name.to_owned(), value, String::new(), true));
     }
 
+    /// The table as Markdown, as it stands in the README.
+    pub fn markdown(&self) -> String {
+        let row = |(name, value, goal, _): &(String, String, String, bool)| {
+            format!("| {name} | {value} | {goal} |\n")
+        };
+        let rows: String = self.rows.iter().map(row).collect();
+        format!("| figure | measured | goal |\n|---|---|---|\n{rows}")
+    }
+
     /// Prints the table; whether every goal was reached.
     pub fn print(&self) -> bool {
         let width = self.rows.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
