@@ -12,11 +12,13 @@
 //! All variants start the command in the same way ([`crate::start`]), over the same link
 //! ([`link`]), so that they differ in how the image arrives and in nothing else.
 
-mod eager;
+mod axis;
 mod html;
 pub mod link;
+mod podman;
 mod report;
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -26,13 +28,14 @@ use serde::Serialize;
 use tempfile::TempDir;
 use tokio::process::Command;
 
+use crate::eager::{self, EagerError, Pulled};
 use crate::image::{Platform, Reference, ReferenceError};
 use crate::registry::client::{Client, ClientConfig, RegistryError};
 use crate::start::{Program, Ready, StartError, Started};
-use eager::Podman;
 use link::{Link, Shape, Traffic};
+use podman::Podman;
 
-pub use report::{Report, Summary};
+pub use report::{Report, Summary, to_html};
 
 /// How long mounting may take, an image without an index included.
 const MOUNT: Duration = Duration::from_secs(3600);
@@ -60,6 +63,9 @@ pub enum BenchError {
     /// The registry does not deliver.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// Pulling and unpacking fails.
+    #[error(transparent)]
+    Eager(#[from] EagerError),
     /// The command does not start.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -110,6 +116,8 @@ pub struct BenchConfig {
     pub rounds: usize,
     /// The link to the registry.
     pub link: Shape,
+    /// Flags of podman, before each of its commands.
+    pub podman_flags: Vec<OsString>,
 }
 
 /// One measurement. Times in milliseconds since the image was asked for, but for `warm_ms`.
@@ -140,7 +148,7 @@ pub async fn eager_variant() -> Variant {
 /// [`BenchError`] where it cannot be looked up or names no command.
 pub async fn program_of(
     reference: &Reference,
-    command: Vec<std::ffi::OsString>,
+    command: Vec<OsString>,
 ) -> Result<Program, BenchError> {
     let image = client(reference).image(reference, &Platform::host()).await?;
     Ok(Program::of(&image.config, command)?)
@@ -233,14 +241,20 @@ impl Node<'_> {
         self.scratch.path().join(name)
     }
 
+    fn podman(&self) -> Podman {
+        Podman::new(self.scratch.path(), &self.config.podman_flags)
+    }
+
     /// Brings the image; its root directory.
     async fn bring(&self) -> Result<PathBuf, BenchError> {
         match self.variant {
-            Variant::Podman => Podman::new(self.scratch.path()).pull(&self.reference).await,
+            Variant::Podman => self.podman().pull(&self.reference).await,
             Variant::Unpack => {
                 let client = client(&self.reference);
-                eager::pull_and_unpack(&client, &self.reference, &self.path("root")).await?;
-                Ok(self.path("root"))
+                let root = self.path("root");
+                let mut pulled = Pulled::default();
+                eager::pull_and_unpack(&client, &self.reference, &mut pulled, &root).await?;
+                Ok(root)
             }
             Variant::Lazy => self.mount(&["--no-packs"]).await,
             Variant::LazyPack => self.mount(&[]).await,
@@ -286,7 +300,7 @@ impl Node<'_> {
     /// Takes away what [`Self::bring`] mounted.
     async fn clear(&self) -> Result<(), BenchError> {
         match self.variant {
-            Variant::Podman => Podman::new(self.scratch.path()).clear().await,
+            Variant::Podman => self.podman().clear().await,
             Variant::Unpack => Ok(()),
             Variant::Lazy | Variant::LazyPack => {
                 self.undermount(&["umount"], &["--lazy"], &self.path("root")).await

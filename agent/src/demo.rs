@@ -5,7 +5,6 @@
 //! `undermount prepare` between them, and a node that mounts both images and starts them at
 //! once. The same images are then pulled and unpacked, to compare. Nothing stays behind.
 
-mod eager;
 mod host;
 mod interpreter;
 mod layers;
@@ -16,12 +15,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use indicatif::BinaryBytes;
 use tokio_util::sync::CancellationToken;
-use undermount_fs::digest::Digest;
 
 use crate::control::Status;
+use crate::eager::{self, EagerError, Pulled};
 use crate::image::{ManifestError, Reference, ReferenceError};
 use crate::registry::client::{Client, ClientConfig, RegistryError};
 use crate::registry::server::ServerError;
@@ -68,6 +66,9 @@ pub enum DemoError {
     /// A registry of the demo delivers something else.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// Pulling and unpacking fails.
+    #[error(transparent)]
+    Eager(#[from] EagerError),
     /// `prepare` wrote something else than was expected.
     #[error("the environment file does not name the image `{0}`")]
     Environment(&'static str),
@@ -249,12 +250,12 @@ async fn start_eagerly(
 ) -> Result<[Start; 2], DemoError> {
     tell(out, "\nThe same with every layer pulled and unpacked first ...")?;
     let client = client();
-    let mut present: Vec<(Digest, Bytes)> = Vec::new();
+    let mut pulled = Pulled::default();
     let mut starts = [Start { fetched: 0, time: Duration::ZERO }; 2];
     for (which, reference) in references.iter().enumerate() {
         let root = stage.path(&format!("{}-unpacked", NAMES[which]));
         let begin = Instant::now();
-        let fetched = eager::pull_and_unpack(&client, reference, &mut present, &root).await?;
+        let fetched = eager::pull_and_unpack(&client, reference, &mut pulled, &root).await?;
         let (first, text) = run_below(&root, &interpreter.path, &format!("/{SERVICE}")).await?;
         tell(out, &text)?;
         starts[which] = Start { fetched, time: first - begin };

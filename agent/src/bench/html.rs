@@ -1,9 +1,11 @@
-//! The report as one HTML page: charts drawn as SVG, nothing fetched from anywhere.
+//! Reports as one HTML page: charts drawn as SVG, nothing fetched from anywhere.
 
 use minijinja::Environment;
 use minijinja::value::Serde;
 use serde::Serialize;
 
+use super::axis::{Axis, Tick};
+use super::link;
 use super::report::{Report, Summary};
 use super::{Run, Variant};
 
@@ -19,7 +21,7 @@ const WATERFALL_MAX: usize = 120;
 const POINTS_MAX: usize = 400;
 
 /// One colour per variant, told apart also by those who do not see red and green.
-const COLOURS: [&str; 4] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"];
+const COLOURS: [&str; 5] = ["#d55e00", "#0072b2", "#009e73", "#cc79a7", "#555555"];
 
 /// The runs of a variant on the axis of time.
 #[derive(Serialize)]
@@ -28,7 +30,9 @@ struct Row {
     colour: &'static str,
     /// One per run: its place, and what it says when it is pointed at.
     dots: Vec<(f64, String)>,
-    median: f64,
+    /// From the lower to the upper quartile, with the median between.
+    quartiles: [f64; 3],
+    median: String,
 }
 
 /// How bytes arrived in the run of a variant that is its median.
@@ -50,62 +54,85 @@ struct Bar {
 #[derive(Serialize)]
 struct Waterfall {
     name: &'static str,
+    colour: &'static str,
     bars: Vec<Bar>,
     left_out: usize,
+    brought: f64,
     ready: f64,
     end: String,
+    ticks: Vec<Tick>,
 }
 
-/// Everything that the template names.
+/// One image: everything that the template names.
 #[derive(Serialize)]
-struct Page<'a> {
+struct Section<'a> {
     reference: &'a str,
     command: &'a str,
     machine: &'a str,
     image: String,
     link: String,
+    rounds: usize,
     table: Vec<Vec<String>>,
     rows: Vec<Row>,
     lines: Vec<Line>,
     waterfall: Option<Waterfall>,
-    end: String,
-    end_bytes: String,
+    times: Vec<Tick>,
+    amounts: Vec<Tick>,
 }
 
-/// The page.
-pub fn render(report: &Report) -> String {
-    let end_ms = report.runs.iter().map(|run| run.ready_ms).max().unwrap_or(0).max(1);
-    let end_bytes = report.runs.iter().map(|run| run.traffic.bytes).max().unwrap_or(0).max(1);
-    let line = |summary: &Summary, runs: &[&Run], colour| {
-        let points = median_run(runs).map(|run| points(run, end_ms, end_bytes));
-        Line { name: summary.variant.name(), colour, points: points.unwrap_or_default() }
-    };
-    let last = report.summaries.last().map(|last| runs_of(report, last.variant));
-    let page = Page {
-        reference: &report.reference,
-        command: &report.command,
-        machine: &report.machine,
-        image: mebibytes(report.image_bytes),
-        link: report.link.to_string(),
-        table: report.summaries.iter().map(cells).collect(),
-        rows: each(report, |summary, runs, colour| row(summary, runs, colour, end_ms)),
-        lines: each(report, line),
-        waterfall: last.and_then(|runs| median_run(&runs)).map(waterfall),
-        end: seconds(end_ms),
-        end_bytes: mebibytes(end_bytes),
-    };
+#[derive(Serialize)]
+struct Page<'a> {
+    sections: Vec<Section<'a>>,
+    link_model: &'static str,
+}
+
+/// The page of `reports`, one for each image.
+pub fn render(reports: &[Report]) -> String {
+    let sections = reports.iter().map(section).collect();
+    let page = Page { sections, link_model: link::MODEL };
     let mut environment = Environment::new();
     environment.add_template("report.html", TEMPLATE).expect("the template is valid");
     let template = environment.get_template("report.html").expect("it was just added");
     template.render(Serde(&page)).expect("the page has all that it names")
 }
 
+fn section(report: &Report) -> Section<'_> {
+    let end_ms = report.runs.iter().map(|run| run.ready_ms).max().unwrap_or(0);
+    let end_bytes = report.runs.iter().map(|run| run.traffic.bytes).max().unwrap_or(0);
+    let time = Axis::new(end_ms as f64 / 1000.0, WIDTH);
+    let amount = Axis::new(mebibytes(end_bytes), HEIGHT);
+    let line = |summary: &Summary, runs: &[&Run], colour| {
+        let points = median_run(runs).map(|run| points(run, &time, &amount));
+        Line { name: summary.variant.name(), colour, points: points.unwrap_or_default() }
+    };
+    Section {
+        reference: &report.reference,
+        command: &report.command,
+        machine: &report.machine,
+        image: in_mebibytes(report.image_bytes),
+        link: report.link.to_string(),
+        rounds: report.rounds(),
+        table: report.summaries.iter().map(cells).collect(),
+        rows: each(report, |summary, runs, colour| row(summary, runs, colour, &time)),
+        lines: each(report, line),
+        waterfall: each(report, |_, runs, colour| waterfall(median_run(runs)?, colour).into())
+            .pop()
+            .flatten(),
+        times: time.ticks(),
+        amounts: amount.ticks(),
+    }
+}
+
 fn seconds(milliseconds: u64) -> String {
     format!("{:.2} s", milliseconds as f64 / 1000.0)
 }
 
-fn mebibytes(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+fn in_mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", mebibytes(bytes))
 }
 
 /// The line of a variant in the table.
@@ -119,7 +146,7 @@ fn cells(summary: &Summary) -> Vec<String> {
         format!("{} - {}", seconds(least), seconds(most)),
         format!("{:.2}", summary.ready_ratio),
         seconds(summary.warm_ms),
-        mebibytes(summary.bytes),
+        in_mebibytes(summary.bytes),
         summary.requests.to_string(),
     ]
 }
@@ -136,10 +163,21 @@ fn runs_of(report: &Report, variant: Variant) -> Vec<&Run> {
     report.runs.iter().filter(|run| run.variant == variant).collect()
 }
 
-fn row(summary: &Summary, runs: &[&Run], colour: &'static str, end_ms: u64) -> Row {
-    let place = |ms: u64| ms as f64 / end_ms as f64 * WIDTH;
-    let dots = runs.iter().map(|run| (place(run.ready_ms), seconds(run.ready_ms))).collect();
-    Row { name: summary.variant.name(), colour, dots, median: place(summary.ready_ms) }
+fn row(summary: &Summary, runs: &[&Run], colour: &'static str, time: &Axis) -> Row {
+    let place = |ms: u64| time.place(ms as f64 / 1000.0);
+    let mut ready: Vec<u64> = runs.iter().map(|run| run.ready_ms).collect();
+    ready.sort_unstable();
+    let at = |quarter: usize| {
+        let index = (ready.len().saturating_sub(1) * quarter + 2) / 4;
+        ready.get(index).copied().map_or(0.0, place)
+    };
+    Row {
+        name: summary.variant.name(),
+        colour,
+        dots: runs.iter().map(|run| (place(run.ready_ms), seconds(run.ready_ms))).collect(),
+        quartiles: [at(1), place(summary.ready_ms), at(3)],
+        median: seconds(summary.ready_ms),
+    }
 }
 
 fn median_run<'a>(runs: &[&'a Run]) -> Option<&'a Run> {
@@ -148,25 +186,25 @@ fn median_run<'a>(runs: &[&'a Run]) -> Option<&'a Run> {
     runs.get(runs.len() / 2).copied()
 }
 
-fn points(run: &Run, end_ms: u64, end_bytes: u64) -> String {
+fn points(run: &Run, time: &Axis, amount: &Axis) -> String {
     let progress = &run.traffic.progress;
     let step = progress.len().div_ceil(POINTS_MAX).max(1);
     let last = progress.last().map(|(_, bytes)| (run.ready_ms, *bytes));
     let point = |(ms, bytes): (u64, u64)| {
-        let x = ms as f64 / end_ms as f64 * WIDTH;
-        let y = HEIGHT - bytes as f64 / end_bytes as f64 * HEIGHT;
+        let x = time.place(ms as f64 / 1000.0);
+        let y = HEIGHT - amount.place(mebibytes(bytes));
         format!("{x:.1},{y:.1}")
     };
     let shown = progress.iter().step_by(step).copied().chain(last);
     std::iter::once((0, 0)).chain(shown).map(point).collect::<Vec<_>>().join(" ")
 }
 
-fn waterfall(run: &Run) -> Waterfall {
-    let end_ms = run.ready_ms.max(1);
-    let place = |ms: u64| ms as f64 / end_ms as f64 * WIDTH;
-    let bar = |request: &super::link::Request| Bar {
+fn waterfall(run: &Run, colour: &'static str) -> Waterfall {
+    let time = Axis::new(run.ready_ms as f64 / 1000.0, WIDTH);
+    let place = |ms: u64| time.place(ms as f64 / 1000.0);
+    let bar = |request: &link::Request| Bar {
         x: place(request.begin_ms),
-        width: (place(request.end_ms) - place(request.begin_ms)).max(1.0),
+        width: (place(request.end_ms) - place(request.begin_ms)).max(1.5),
         words: format!(
             "{} - {} to {} ms, {} bytes",
             request.words, request.begin_ms, request.end_ms, request.bytes
@@ -175,10 +213,13 @@ fn waterfall(run: &Run) -> Waterfall {
     let requests = &run.traffic.requests;
     Waterfall {
         name: run.variant.name(),
+        colour,
         bars: requests.iter().take(WATERFALL_MAX).map(bar).collect(),
         left_out: requests.len().saturating_sub(WATERFALL_MAX),
+        brought: place(run.brought_ms),
         ready: place(run.ready_ms),
-        end: seconds(end_ms),
+        end: seconds(run.ready_ms),
+        ticks: time.ticks(),
     }
 }
 
@@ -189,9 +230,16 @@ mod tests {
 
     #[test]
     fn the_page_stands_alone_and_names_everything() {
-        let page = render(&report());
-        for words in ["nova-api:1", "eager: podman pull", "lazy with pack", "<polyline", "<circle"]
-        {
+        let page = render(&[report(), report()]);
+        for words in [
+            "nova-api:1",
+            "eager: podman pull",
+            "lazy with pack",
+            "<polyline",
+            "<circle",
+            "time since the image was asked for (s)",
+            "from the registry (MiB)",
+        ] {
             assert!(page.contains(words), "`{words}` is not in the page");
         }
         for outside in ["http://", "https://", "<script", "@import", "src="] {
@@ -199,12 +247,12 @@ mod tests {
             let page = page.replace("http://www.w3.org/2000/svg", "");
             assert!(!page.contains(outside), "`{outside}` is in the page");
         }
-        assert_eq!(page.matches("<circle").count(), 6, "one dot per run");
+        assert_eq!(page.matches("<circle").count(), 12, "one dot per run of each image");
     }
 
     #[test]
     fn names_cannot_break_out_of_the_page() {
-        let page = render(&report());
+        let page = render(&[report()]);
         assert!(page.contains("&lt;name&gt;") && !page.contains("<name>"));
     }
 }

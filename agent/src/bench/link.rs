@@ -21,6 +21,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
+/// What a link models and what it does not, for reports.
+pub const MODEL: &str = "All variants reach the registry through one proxy on this machine. It models the rate of the \
+    link, one for each direction, which all connections share in the order of their bytes (a token \
+    bucket with no burst), half a round trip of delay each way, and a round trip to connect. It does not model \
+    loss, TCP's slow start, queues of switches, other traffic or other nodes that pull at the same \
+    time, and it takes processor time of the machine that it runs on.";
+
 /// Bytes that travel together.
 const CHUNK: usize = 16 * 1024;
 

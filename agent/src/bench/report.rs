@@ -69,10 +69,15 @@ impl Report {
         }
     }
 
-    /// The report as a page that needs nothing else.
-    pub fn to_html(&self) -> String {
-        html::render(self)
+    /// How often each variant was measured.
+    pub fn rounds(&self) -> usize {
+        self.runs.len() / self.summaries.len().max(1)
     }
+}
+
+/// Reports of several images as one page that needs nothing else.
+pub fn to_html(reports: &[Report]) -> String {
+    html::render(reports)
 }
 
 impl Summary {
@@ -205,6 +210,7 @@ pub(super) mod tests {
             ready: crate::start::Ready::Exit,
             limit: std::time::Duration::from_secs(1),
             variants: vec![Variant::Podman, Variant::LazyPack],
+            podman_flags: Vec::new(),
             rounds: 3,
             link: Shape { bits_per_second: Some(100_000_000), rtt_ms: 5 },
         };

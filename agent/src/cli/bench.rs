@@ -1,17 +1,21 @@
 //! `undermount bench`: pull latency, as users feel it.
 
+mod subjects;
+
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use serde_json::json;
 use undermount::bench::link::Shape;
-use undermount::bench::{self, BenchConfig, Run, Variant};
+use undermount::bench::{self, BenchConfig, Report, Run, Variant};
 use undermount::image::Reference;
 
 use super::exit::{CliResult, Exit};
 use super::profile::ReadyArgs;
+use subjects::Subject;
 
 /// Measure how long a service takes until it is ready on a node that has nothing of its image
 ///
@@ -20,10 +24,15 @@ use super::profile::ReadyArgs;
 /// spoken to without TLS.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Image to measure, HOST[:PORT]/NAME[:TAG][@DIGEST]
-    #[arg(value_name = "REF")]
-    reference: Reference,
-    /// Command and arguments [default: those of the image]
+    /// Images to measure, HOST[:PORT]/NAME[:TAG][@DIGEST]
+    #[arg(value_name = "REF", required_unless_present = "from")]
+    references: Vec<Reference>,
+    /// File that names images: the environment file of `prepare`, or a list with one image a line,
+    /// each followed by the command to start in it if that is not the image's own
+    #[arg(long, value_name = "FILE")]
+    from: Vec<PathBuf>,
+    /// Command and arguments for all images that have none of their own [default: those of the
+    /// image]
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
     #[command(flatten)]
@@ -44,6 +53,10 @@ pub struct BenchArgs {
     /// Seconds after which a start that is not ready has failed
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     limit: u64,
+    /// Flag of podman to put before each of its commands, such as --podman-arg=--runtime=runc;
+    /// may be repeated
+    #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
+    podman_arg: Vec<OsString>,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -83,28 +96,56 @@ fn milliseconds(word: &str) -> Result<u64, String> {
 impl BenchArgs {
     /// Measures and reports.
     pub async fn run(self) -> CliResult {
-        let command = bench::program_of(&self.reference, self.command.clone()).await?;
+        let mut reports = Vec::new();
+        for subject in self.subjects()? {
+            reports.push(self.measure(subject).await?);
+        }
+        if let Some(path) = &self.html {
+            std::fs::write(path, bench::to_html(&reports))
+                .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        }
+        let words = match self.json {
+            true => serde_json::to_string_pretty(&json!({ "reports": reports }))?,
+            false => reports.iter().map(Report::to_string).collect::<Vec<_>>().join("\n"),
+        };
+        writeln!(std::io::stdout(), "{}", words.trim_end())?;
+        Ok(Exit::Success)
+    }
+
+    /// What is to be measured, in the order in which it was named.
+    fn subjects(&self) -> CliResult<Vec<Subject>> {
+        let subject = |reference: &Reference| Subject {
+            reference: reference.clone(),
+            command: self.command.clone(),
+        };
+        let mut subjects: Vec<Subject> = self.references.iter().map(subject).collect();
+        for path in &self.from {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+            let named =
+                subjects::parse(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+            subjects.extend(named.into_iter().map(|named| match named.command.is_empty() {
+                true => subject(&named.reference),
+                false => named,
+            }));
+        }
+        Ok(subjects)
+    }
+
+    async fn measure(&self, subject: Subject) -> CliResult<Report> {
+        let Subject { reference, command } = subject;
         let config = BenchConfig {
             program: std::env::current_exe()?,
-            reference: self.reference.clone(),
-            command,
+            command: bench::program_of(&reference, command).await?,
+            reference,
             ready: self.ready.mark(),
             limit: Duration::from_secs(self.limit),
             variants: self.variants().await,
             rounds: self.rounds.max(1),
             link: Shape { bits_per_second: self.link, rtt_ms: self.rtt },
+            podman_flags: self.podman_arg.clone(),
         };
-        let report = bench::run(config, tell).await?;
-        if let Some(path) = &self.html {
-            std::fs::write(path, report.to_html())
-                .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
-        }
-        let words = match self.json {
-            true => serde_json::to_string_pretty(&report)?,
-            false => report.to_string(),
-        };
-        writeln!(std::io::stdout(), "{}", words.trim_end())?;
-        Ok(Exit::Success)
+        Ok(bench::run(config, tell).await?)
     }
 
     async fn variants(&self) -> Vec<Variant> {

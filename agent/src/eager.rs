@@ -1,122 +1,100 @@
-//! How an image gets to a node today: all of it is pulled and unpacked before anything starts.
+//! How an image gets to a node without lazy loading: every layer is pulled, checked and unpacked
+//! before anything starts. The demo and the bench compare themselves with it.
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use flate2::read::MultiGzDecoder;
 use futures_util::stream::{StreamExt as _, TryStreamExt as _, iter};
-use tokio::process::Command;
 use undermount_fs::codec::Codec;
-use undermount_fs::digest::Verified;
+use undermount_fs::digest::{Digest, Verified, WrongDigest};
 
-use super::BenchError;
 use crate::image::{Descriptor, Platform, Reference, Repository};
-use crate::registry::client::Client;
+use crate::registry::client::{Client, RegistryError};
 
 /// Layers that are pulled side by side: as many as podman does.
 const SIDE_BY_SIDE: usize = 6;
 
-/// How long podman may take for one command.
-const PODMAN: Duration = Duration::from_secs(3600);
-
-/// A storage of podman's own, below a directory of the bench.
-pub struct Podman {
-    root: PathBuf,
+/// An image cannot be pulled and unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum EagerError {
+    /// The registry does not deliver.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// It delivers something else.
+    #[error(transparent)]
+    Wrong(#[from] WrongDigest),
+    /// A layer is no archive, or the directory cannot be written.
+    #[error("cannot unpack into {}", root.display())]
+    Unpack {
+        /// The directory.
+        root: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
 }
 
-impl Podman {
-    /// A storage that does not exist yet, below `scratch`.
-    pub fn new(scratch: &Path) -> Self {
-        Self { root: scratch.join("podman") }
-    }
+/// The layers that a node has pulled, so that images which share them pull them once.
+#[derive(Debug, Default)]
+pub struct Pulled(HashMap<Digest, Bytes>);
 
-    /// Whether there is a podman to ask.
-    pub async fn is_installed() -> bool {
-        let mut version = Command::new("podman");
-        version.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
-        version.status().await.is_ok_and(|status| status.success())
-    }
-
-    /// Pulls an image and mounts it; its root directory.
-    ///
-    /// # Errors
-    /// [`BenchError::Command`] with what podman said.
-    pub async fn pull(&self, reference: &Reference) -> Result<PathBuf, BenchError> {
-        let name = reference.to_string();
-        self.run(&["pull", "--quiet", "--tls-verify=false", &name]).await?;
-        let said = self.run(&["image", "mount", &name]).await?;
-        Ok(PathBuf::from(said.trim_end()))
-    }
-
-    /// Unmounts all images and removes the storage.
-    ///
-    /// # Errors
-    /// [`BenchError::Command`] with what podman said.
-    pub async fn clear(&self) -> Result<(), BenchError> {
-        self.run(&["image", "umount", "--all", "--force"]).await?;
-        self.run(&["rmi", "--all", "--force"]).await.map(drop)
-    }
-
-    async fn run(&self, words: &[&str]) -> Result<String, BenchError> {
-        let mut command = Command::new("podman");
-        command.arg("--root").arg(self.root.join("root")).arg("--runroot");
-        command.arg(self.root.join("run")).args(words).stdin(Stdio::null()).kill_on_drop(true);
-        let failed = |reason: String| BenchError::Command {
-            words: format!("podman {}", words.join(" ")),
-            reason,
-        };
-        let output = tokio::time::timeout(PODMAN, command.output())
-            .await
-            .map_err(|_| failed(format!("it took longer than {} s", PODMAN.as_secs())))?
-            .map_err(|error| failed(error.to_string()))?;
-        match output.status.success() {
-            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-            false => Err(failed(String::from_utf8_lossy(&output.stderr).trim_end().to_owned())),
-        }
-    }
-}
-
-/// Pulls the layers of an image side by side, checks them and unpacks them into the new directory
-/// `root`, one after the other.
+/// Pulls the layers of an image side by side, but for those that were `pulled` before, checks them
+/// and unpacks all into the new directory `root`, one after the other. The bytes that were pulled.
 ///
 /// # Errors
-/// [`BenchError`] where the registry does not deliver, or the directory cannot be written.
+/// [`EagerError`] where the registry does not deliver, or the directory cannot be written.
 pub async fn pull_and_unpack(
     client: &Client,
     reference: &Reference,
+    pulled: &mut Pulled,
     root: &Path,
-) -> Result<(), BenchError> {
+) -> Result<u64, EagerError> {
     let image = client.image(reference, &Platform::host()).await?;
     let repository = reference.repository();
-    std::fs::create_dir_all(root).map_err(BenchError::Scratch)?;
-    let mut pulls = iter(image.manifest.layers.clone())
-        .map(|layer| async move { pull(client, repository, &layer).await })
+    let failed = |source| EagerError::Unpack { root: root.to_owned(), source };
+    std::fs::create_dir_all(root).map_err(failed)?;
+    let layers: Vec<_> = image
+        .manifest
+        .layers
+        .iter()
+        .map(|layer| (layer, pulled.0.get(&layer.digest).cloned()))
+        .collect();
+    let mut pulls = iter(layers)
+        .map(|(layer, known)| async move {
+            match known {
+                Some(blob) => Ok((layer.digest, blob, 0)),
+                None => pull(client, repository, layer).await,
+            }
+        })
         .buffered(SIDE_BY_SIDE);
-    while let Some(layer) = pulls.try_next().await? {
-        let root = root.to_owned();
-        let unpacking = tokio::task::spawn_blocking(move || unpack(&layer, &root));
-        unpacking.await.map_err(io::Error::other).flatten().map_err(BenchError::Scratch)?;
+    let mut bytes = 0;
+    while let Some((digest, blob, came)) = pulls.try_next().await? {
+        let (layer, directory) = (blob.clone(), root.to_owned());
+        let unpacking = tokio::task::spawn_blocking(move || unpack(&layer, &directory));
+        unpacking.await.map_err(io::Error::other).flatten().map_err(failed)?;
+        bytes += came;
+        pulled.0.insert(digest, blob);
     }
-    Ok(())
+    Ok(bytes)
 }
 
 async fn pull(
     client: &Client,
     repository: &Repository,
     layer: &Descriptor,
-) -> Result<Bytes, BenchError> {
+) -> Result<(Digest, Bytes, u64), EagerError> {
     let mut reader = client.read_blob(repository, &layer.digest, layer.size, 0);
     let mut blob = BytesMut::new();
     while let Some(chunk) = reader.next().await? {
         blob.extend_from_slice(&chunk);
     }
-    let checked = Verified::check(blob.freeze(), &layer.digest);
-    checked.map(Verified::into_bytes).map_err(|error| BenchError::Scratch(io::Error::other(error)))
+    let bytes = blob.len() as u64;
+    let blob = Verified::check(blob.freeze(), &layer.digest)?.into_bytes();
+    Ok((layer.digest, blob, bytes))
 }
 
 fn unpack(layer: &[u8], root: &Path) -> io::Result<()> {
