@@ -10,6 +10,7 @@ pub mod api;
 mod binding;
 pub mod cache;
 pub mod completion;
+mod figures;
 mod health;
 pub mod images;
 pub mod layers;
@@ -17,6 +18,7 @@ pub mod owner;
 pub mod packing;
 pub mod pins;
 pub mod process;
+mod slow;
 pub mod upkeep;
 
 pub use binding::{BindError, check_mount_point, is_mounted};

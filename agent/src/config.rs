@@ -18,7 +18,7 @@ use undermount_fs::session::DataMode;
 use crate::agent::process::OwnerConfig;
 use crate::mirror::MirrorConfig;
 use crate::registry::client::{ClientConfig, Credentials, PlainHttp};
-use value::{ByteCount, Directory, Loopback, RegistryName, Seconds, StorePath};
+use value::{ByteCount, Directory, Listen, Loopback, RegistryName, Seconds, StorePath};
 
 pub use file::ConfigError;
 
@@ -41,6 +41,8 @@ pub struct Settings {
     pub store: StoreSettings,
     /// The pull-through mirror for clients that pull whole images.
     pub mirror: MirrorSettings,
+    /// What is told to Prometheus.
+    pub metrics: MetricsSettings,
 }
 
 /// `[cache]`
@@ -135,6 +137,15 @@ impl Default for MirrorSettings {
     }
 }
 
+/// `[metrics]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MetricsSettings {
+    /// Where metrics are told; `None` for nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<Listen>,
+}
+
 impl Settings {
     /// What the file at `path` says.
     ///
@@ -176,6 +187,7 @@ impl Settings {
             complete_within: self.completion.within.into(),
             client: self.client(client)?,
             mirror: self.mirror(),
+            metrics: self.metrics.listen.map(Listen::get),
         })
     }
 
@@ -268,6 +280,7 @@ mod tests {
         assert!(settings.cache.quota.take().is_some(), "the example has a quota");
         assert!(settings.cache.reserve.take().is_some(), "the example has a reserve");
         assert!(settings.mirror.listen.take().is_some(), "the example has a mirror");
+        assert!(settings.metrics.listen.take().is_some(), "the example tells metrics");
         settings.registries = RegistrySettings::default();
         assert_eq!(settings, Settings::default());
     }
@@ -297,6 +310,7 @@ mod tests {
             ("[registries]\nca_files = 'x'\n", 2, "expected a sequence"),
             ("[store]\nmount = '/a:b'\n", 2, "an absolute path without `:` and `,`"),
             ("[mirror]\nlisten = '0.0.0.0:5055'\n", 2, "a loopback address with a port"),
+            ("[metrics]\nlisten = '9090'\n", 2, "an IP address with a port"),
             ("[cache]\nquota = '1 GiB\n", 2, ""),
         ] {
             let said = parse(text).unwrap_err();

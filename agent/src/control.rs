@@ -27,10 +27,12 @@
 
 mod client;
 mod runtime;
+mod slow;
 mod upkeep;
 
 pub use client::{Control, ControlError};
 pub use runtime::Runtime;
+pub use slow::{SlowReadStatus, WaitStatus};
 pub use upkeep::{CacheStatus, CollectReport, CollectRequest, Tally, VerifyReport};
 
 use std::collections::BTreeMap;
@@ -216,7 +218,7 @@ impl std::error::Error for Failure {
 }
 
 /// What an owner does.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// Its cache directory.
     pub cache: PathBuf,
@@ -242,6 +244,9 @@ pub struct Status {
     /// What podman uses; `None` where no agent runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreStatus>,
+    /// The slowest reads of the last day, the slowest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slowest_reads: Vec<SlowReadStatus>,
 }
 
 /// What podman uses of the layer store.

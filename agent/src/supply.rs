@@ -29,12 +29,14 @@ use undermount_fs::digest::{Digest, Verified};
 use undermount_fs::source::{
     BlobRequest, BlobStream, Piece, PieceRequest, Priority, Scope, Source, SourceError,
 };
+use undermount_fs::trail::{self, Origin};
 
 use crate::image::Repository;
 use crate::peer::rate::Rate;
 use crate::peer::wanted::Wanted;
 use crate::registry::client::{BlobReader, Client, Fault, RegistryError};
 
+pub use gate::Queue;
 pub use ledger::{Entry, Ledger};
 pub use peers::{PeerSource, RegistryOrigin};
 
@@ -72,6 +74,11 @@ impl RegistrySource {
     /// What was fetched so far.
     pub fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger
+    }
+
+    /// What waits to be fetched.
+    pub fn queue(&self) -> Queue {
+        Queue::of(&self.gate)
     }
 
     async fn fetch_pieces(&self, request: PieceRequest) -> Result<Vec<Verified>, SourceError> {
@@ -178,6 +185,7 @@ impl Errand {
                 self.client.blob_range(&self.repository, &transfer.blob, transfer.range.clone());
             let bytes = fetched.await.map_err(|error| self.error(transfer.blob, error))?;
             drop(slot);
+            trail::delivered(Origin::Registry, self.repository.host(), bytes.len() as u64);
             match transfer.verify(bytes, pieces).await {
                 Ok(verified) => return Ok(verified),
                 Err(reason) => wrong = Some(reason),
@@ -204,7 +212,10 @@ impl Errand {
         reader: &mut BlobReader,
         blob: Digest,
     ) -> Result<Option<Bytes>, SourceError> {
-        reader.next().await.map_err(|error| self.error(blob, error))
+        let chunk = reader.next().await.map_err(|error| self.error(blob, error))?;
+        let length = chunk.as_ref().map_or(0, Bytes::len) as u64;
+        trail::delivered(Origin::Registry, self.repository.host(), length);
+        Ok(chunk)
     }
 
     fn origin(&self) -> String {

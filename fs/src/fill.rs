@@ -14,7 +14,9 @@
 
 mod awaited;
 mod extract;
+mod fresh;
 mod ingest;
+mod meter;
 mod pack;
 mod plan;
 mod recent;
@@ -24,6 +26,9 @@ mod unpack;
 mod whole;
 
 pub use ingest::{Blob, IngestError, Pace, Progress};
+pub use meter::{
+    Meter, PackReadings, Readings, Reads, SlowRead, WAIT_BOUNDS_MICROS, Waiting, Wanted,
+};
 pub use pack::PackingError;
 pub use unit::Content;
 pub use unpack::{PackBlob, UnpackError, Unpacked};
@@ -48,6 +53,7 @@ use crate::digest::{Digest, Verified};
 use crate::index::{LayerTree, SpanTable};
 use crate::object::{CHUNK, ObjectKey, Store};
 use crate::source::{Piece, PieceRequest, Priority, Scope, Source, SourceError};
+use crate::trail::{self, Wait};
 
 /// Why a read cannot be answered.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -118,6 +124,7 @@ pub struct Filler {
     source: Arc<dyn Source>,
     recent: Recent,
     awaited: Awaited,
+    meter: Meter,
     timeout: Duration,
 }
 
@@ -129,7 +136,13 @@ impl Filler {
         source: Arc<dyn Source>,
         timeout: Duration,
     ) -> Self {
-        Self { store, blobs, source, recent: Recent::new(), awaited: Awaited::default(), timeout }
+        let (awaited, meter) = Default::default();
+        Self { store, blobs, source, recent: Recent::new(), awaited, meter, timeout }
+    }
+
+    /// What reads cost.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     /// The store.
@@ -179,7 +192,7 @@ impl Filler {
         units: Range<usize>,
     ) -> Result<Vec<Bytes>, FillError> {
         let awaited: Vec<_> = units.clone().map(|unit| (content.key, unit)).collect();
-        self.awaited.wait(&awaited).await;
+        trail::waiting(Wait::Pack, self.awaited.wait(&awaited)).await;
         let mut found = self.stored(content, units.clone().collect()).await?;
         if found.len() < units.len() {
             self.fetch_missing(layer, content, units.clone(), &mut found).await?;
@@ -229,7 +242,7 @@ impl Filler {
         let table = self.table(layer).await?;
         let ranges = missing(found).into_iter().filter_map(|unit| content.unit(unit).tar_range());
         for run in plan(&table, ranges) {
-            let _turn = layer.turn(run.spans.start).await;
+            let _turn = trail::waiting(Wait::Turn, layer.turn(run.spans.start)).await;
             // Whoever had the turn before may have brought what is missing.
             found.extend(self.stored(content, missing(found)).await?);
             let missing = missing(found);
@@ -276,7 +289,7 @@ impl Filler {
             let deadline = Instant::now() + self.timeout;
             let scope = layer.scope.clone();
             let request = PieceRequest { scope, pieces: missing, priority, deadline };
-            fetched = self.source.fetch(request).await?;
+            fetched = trail::waiting(Wait::Fetch, self.source.fetch(request)).await?;
         }
         fetched.iter().for_each(|piece| self.recent.put(piece));
         let mut fetched = fetched.into_iter();
@@ -311,13 +324,13 @@ impl Filler {
         let window = if is_remote { fetched.pop() } else { local };
         let (layer, table, store) = (layer.clone(), table.clone(), self.store.clone());
         let key = content.key;
-        tokio::task::spawn_blocking(move || {
+        let decoding = tokio::task::spawn_blocking(move || {
             let stretch = Stretch { run, window, pieces: fetched };
             decode_run(&layer, &table, &store, stretch, &key, &units)
                 .map_err(|error| layer.damaged(chain(&error)))
-        })
-        .await
-        .map_err(|_| FillError::Interrupted)?
+        });
+        let decoded = trail::waiting(Wait::Decode, decoding).await;
+        decoded.map_err(|_| FillError::Interrupted)?
     }
 }
 

@@ -13,6 +13,7 @@
 mod backing;
 mod check;
 mod format;
+mod path;
 mod spans;
 mod tree;
 

@@ -21,5 +21,6 @@ pub mod pack;
 mod path;
 pub mod session;
 pub mod source;
+pub mod trail;
 pub mod tree;
 pub mod view;

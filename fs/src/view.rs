@@ -23,11 +23,13 @@
 mod contents;
 mod image;
 mod layer;
+mod missed;
 mod recorder;
 mod slots;
 
 pub use image::NewImage;
 pub use layer::{LayerView, Opaque, has_lower_links, has_opaque};
+pub use missed::Miss;
 pub use recorder::{Recorder, Recording};
 pub use slots::{SlotName, SlotTable};
 
@@ -451,19 +453,12 @@ impl View {
         self.record(node, &layer, &content, offset..end);
         buffer.resize((end - offset) as usize, 0);
         if content.read_stored(self.filler.store(), offset, buffer) {
+            self.filler.meter().hit(&content, offset, end - offset);
             return Ok(Read::Done);
         }
         buffer.clear();
-        Ok(Read::Missing(Miss { layer, content, range: offset..end }))
-    }
-
-    /// Fetches what [`Self::begin_read`] found missing.
-    ///
-    /// # Errors
-    /// [`ViewError::Fill`] where the bytes cannot be had in time.
-    pub async fn finish_read(&self, miss: Miss) -> Result<Bytes, ViewError> {
-        let Miss { layer, content, range } = miss;
-        Ok(self.filler.read(&layer, &Arc::new(content), range).await?)
+        let inode = node.number().unwrap_or_default();
+        Ok(Read::Missing(Miss { layer, inode, content, range: offset..end }))
     }
 }
 
@@ -482,11 +477,4 @@ pub enum Read {
     Done,
     /// The bytes must be fetched, by [`View::finish_read`].
     Missing(Miss),
-}
-
-/// A read that needs bytes which are not here.
-pub struct Miss {
-    layer: Arc<Layer>,
-    content: Content,
-    range: Range<u64>,
 }

@@ -25,6 +25,7 @@ pub mod node;
 pub mod origin;
 pub mod podman;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
 pub mod registry;
 pub mod requirement;

@@ -10,7 +10,7 @@ use undermount_tests::architecture::{
 
 /// `fuse -> view -> fill -> { layer, tree } -> { index, pack } -> { codec, object, source } -> digest`
 const FS: Layers = Layers(&[
-    &["digest", "disk", "memory", "path", "session"],
+    &["digest", "disk", "memory", "path", "session", "trail"],
     &["blob", "codec", "object", "source"],
     &["index", "pack"],
     &["layer", "tree"],
@@ -22,9 +22,9 @@ const FS: Layers = Layers(&[
 /// `cli -> { prepare, node, demo } -> { supply, podman, peer, registry } -> image`; `supply`
 /// joins `peer` and `registry`, which do not know each other.
 const AGENT: Layers = Layers(&[
-    &["host", "image"],
+    &["host", "image", "metrics"],
     &["peer", "registry"],
-    &["podman", "profile", "start", "supply"],
+    &["eager", "podman", "profile", "start", "supply"],
     &["control"],
     &["mirror"],
     &["agent", "bugreport", "doctor", "prepare", "setup"],

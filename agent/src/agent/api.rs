@@ -20,11 +20,13 @@ use futures_util::stream::unfold;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use undermount_fs::fill::Progress;
+use undermount_fs::view::View;
 
 use super::layers::LayerShelf;
 use super::owner::{Owner, OwnerError};
 use super::packing::{Packer, Recordings};
 use super::pins::Pins;
+use super::slow::slowest_reads;
 use crate::control::{
     CollectRequest, Event, ExplainRequest, Failure, MountRequest, PullRequest, Status, StoreStatus,
     Transfer, UnmountRequest, UpgradeRequest,
@@ -37,6 +39,8 @@ const TICK: Duration = Duration::from_millis(200);
 /// What a worker can be asked for.
 #[derive(Clone)]
 pub struct Services {
+    /// What is shown.
+    pub view: Arc<View>,
     /// Mounts.
     pub owner: Arc<Owner>,
     /// The layers that podman is offered.
@@ -52,6 +56,7 @@ pub struct Services {
 /// What the handlers share.
 #[derive(Clone)]
 pub struct Api {
+    view: Arc<View>,
     owner: Arc<Owner>,
     layers: LayerShelf,
     pins: Arc<Pins>,
@@ -67,10 +72,10 @@ impl Api {
     /// The API of a worker; `base` holds the process's part of a status. Programs that are to take
     /// over come out of the channel.
     pub fn new(services: Services, base: Status) -> (Self, mpsc::Receiver<PathBuf>) {
-        let Services { owner, layers, pins, recordings, packer } = services;
+        let Services { view, owner, layers, pins, recordings, packer } = services;
         let (upgrades, asked_for) = mpsc::channel(1);
         let (base, busy) = (Arc::new(base), Arc::default());
-        (Self { owner, layers, pins, recordings, packer, base, busy, upgrades }, asked_for)
+        (Self { view, owner, layers, pins, recordings, packer, base, busy, upgrades }, asked_for)
     }
 
     /// Requests that are being worked on.
@@ -124,6 +129,7 @@ async fn status(State(api): State<Api>) -> Json<Status> {
         mounts: api.owner.mounts().await,
         pins: api.pins.status().await,
         store: api.store().await,
+        slowest_reads: slowest_reads(&api.view, &api.owner).await,
         ..(*api.base).clone()
     })
 }

@@ -339,6 +339,18 @@ impl Owner {
         }
     }
 
+    /// How many images are mounted.
+    pub async fn count(&self) -> usize {
+        self.mounts.lock().await.len()
+    }
+
+    /// The name of a mounted image that has `layer`.
+    pub async fn image_with(&self, layer: &Digest) -> Option<String> {
+        let mounts = self.mounts.lock().await;
+        let has = |mounted: &&Mounted| mounted.ready.layers.iter().any(|it| it.digest() == *layer);
+        mounts.values().find(has).map(|mounted| mounted.record.reference.clone())
+    }
+
     /// How the kernel gets the bytes of files.
     pub fn data_mode(&self) -> DataMode {
         self.parts.data_mode

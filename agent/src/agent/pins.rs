@@ -131,6 +131,11 @@ impl Pins {
             .map_err(|source| PinError::Record { path: self.directory.join(FILE), source })
     }
 
+    /// How many images are pinned.
+    pub async fn count(&self) -> usize {
+        self.pins.lock().await.len()
+    }
+
     /// What is pinned, and how much of it is here.
     pub async fn status(&self) -> Vec<PinStatus> {
         let pins = self.pins.lock().await;

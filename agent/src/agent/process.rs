@@ -10,6 +10,7 @@ mod opened;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,7 @@ pub use self::opened::upkeep;
 use self::node::{Mounts, Node};
 use super::api::Api;
 use super::cache::CacheError;
+use super::figures;
 use super::health;
 use super::layers::ShelfError;
 use super::owner::Owner;
@@ -76,6 +78,8 @@ pub struct OwnerConfig {
     pub client: ClientConfig,
     /// The mirror that an agent serves, if any.
     pub mirror: Option<MirrorConfig>,
+    /// Where an agent tells its metrics, if anywhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// An owner cannot be started or kept.
@@ -344,6 +348,10 @@ fn serve(
         let root = config.cache.join("mirror");
         let client = Client::new(config.client.clone());
         threads.spawn(mirror::run(mirror, root, client, CancellationToken::new()));
+    }
+    if let Some(address) = config.metrics.filter(|_| store.is_some()) {
+        let figures = node.figures(inheritance.pulse.clone(), worker.history().restarts);
+        threads.spawn(figures::run(address, figures, CancellationToken::new()));
     }
     threads.spawn(health::beat(worker.clone(), inheritance.pulse));
     let status = Status {

@@ -1,5 +1,7 @@
 //! `undermount status`: what is mounted, what podman uses, and how much of it is here.
 
+mod slow;
+
 use std::io::Write as _;
 
 use clap::Args;
@@ -36,8 +38,9 @@ fn in_words(status: &Status) -> String {
     let mounts = status.mounts.iter().map(mount_in_words);
     let store = status.store.iter().flat_map(store_in_words);
     let pins = status.pins.iter().map(pin_in_words);
-    let parts: Vec<String> =
-        mounts.chain(store).chain(pins).chain(restarts_in_words(status)).collect();
+    let slow = slow::in_words(&status.slowest_reads);
+    let parts = mounts.chain(store).chain(pins).chain(slow).chain(restarts_in_words(status));
+    let parts: Vec<String> = parts.collect();
     if parts.is_empty() { "nothing is mounted".to_owned() } else { parts.join("\n") }
 }
 

@@ -237,6 +237,33 @@ impl Serialize for Loopback {
     }
 }
 
+/// Where something is served, also for other hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listen(SocketAddr);
+
+impl Listen {
+    /// The address.
+    pub fn get(self) -> SocketAddr {
+        self.0
+    }
+}
+
+impl Value for Listen {
+    fn allowed() -> String {
+        "an IP address with a port, such as `127.0.0.1:9798` or `[::]:9798`".to_owned()
+    }
+
+    fn of_text(text: &str) -> Option<Self> {
+        text.parse().ok().map(Self)
+    }
+}
+
+impl Serialize for Listen {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
 /// A registry, `host` or `host:port`, in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
@@ -271,7 +298,7 @@ macro_rules! deserialized_as_value {
     };
 }
 
-deserialized_as_value!(ByteCount, Directory, StorePath, Loopback, RegistryName);
+deserialized_as_value!(ByteCount, Directory, StorePath, Listen, Loopback, RegistryName);
 
 #[cfg(test)]
 mod tests {

@@ -41,6 +41,42 @@ impl<T> PerPriority<T> {
     }
 }
 
+/// A look at the queues, for those who measure.
+#[derive(Clone)]
+pub struct Queue(Arc<Gate>);
+
+/// The transfers of one priority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Length {
+    /// `background`, `pack` or `demand`.
+    pub priority: &'static str,
+    /// How many are under way.
+    pub running: usize,
+    /// How many wait.
+    pub waiting: usize,
+}
+
+impl Queue {
+    pub(super) fn of(gate: &Arc<Gate>) -> Self {
+        Self(gate.clone())
+    }
+
+    /// How many transfers there are of each priority.
+    pub fn lengths(&self) -> [Length; 3] {
+        let State { running, waiting } = &*self.0.lock();
+        let length = |priority, running: &usize, waiting: &VecDeque<_>| Length {
+            priority,
+            running: *running,
+            waiting: waiting.len(),
+        };
+        [
+            length("background", &running.background, &waiting.background),
+            length("pack", &running.pack, &waiting.pack),
+            length("demand", &running.demand, &waiting.demand),
+        ]
+    }
+}
+
 /// The right to fetch, until it is dropped.
 pub struct Slot {
     gate: Arc<Gate>,
@@ -186,6 +222,17 @@ mod tests {
             came.push(priority);
         }
         assert_eq!(came, [Priority::Demand, Priority::Pack, Priority::Background]);
+    }
+
+    #[tokio::test]
+    async fn the_queues_tell_their_lengths() {
+        let gate = Gate::new(4);
+        let _slots = fill(&gate, Priority::Demand);
+        let mut waiting = std::pin::pin!(gate.enter(Priority::Pack));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        let lengths = Queue::of(&gate).lengths();
+        let numbers = lengths.map(|length| (length.priority, length.running, length.waiting));
+        assert_eq!(numbers, [("background", 0, 0), ("pack", 0, 1), ("demand", 4, 0)]);
     }
 
     #[tokio::test]

@@ -45,6 +45,15 @@ impl Ledger {
         accounts.iter().map(line).collect()
     }
 
+    /// The bytes fetched from registries and from peers.
+    pub fn by_source(&self) -> [(&'static str, u64); 2] {
+        let registries =
+            |entry: &Entry| entry.scope.as_str().starts_with(&format!("{}/", entry.origin));
+        let (registry, peer): (Vec<Entry>, _) = self.entries().into_iter().partition(registries);
+        let sum = |entries: Vec<Entry>| entries.iter().map(|entry| entry.bytes).sum();
+        [("registry", sum(registry)), ("peer", sum(peer))]
+    }
+
     /// The bytes fetched for `scope` from everywhere.
     pub fn bytes_for(&self, scope: &Scope) -> u64 {
         let entries = self.entries();
@@ -67,5 +76,6 @@ mod tests {
         let lines: Vec<_> = ledger.entries().into_iter().map(|e| (e.origin, e.bytes)).collect();
         assert_eq!(lines, [("h".into(), 12), ("peer".into(), 6), ("h".into(), 8)]);
         assert_eq!(ledger.bytes_for(&one), 18);
+        assert_eq!(ledger.by_source(), [("registry", 20), ("peer", 6)]);
     }
 }

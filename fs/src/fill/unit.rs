@@ -23,7 +23,7 @@ pub struct Content {
     pub size: u64,
     /// Digests of the chunks of a large file, empty for a small one.
     pub chunks: Vec<Digest>,
-    runs: Vec<Run>,
+    pub(super) runs: Vec<Run>,
 }
 
 /// A run of bytes that the tar holds.

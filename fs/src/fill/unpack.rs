@@ -125,6 +125,16 @@ impl Filler {
         pack: &PackBlob,
         layers: &[Arc<Layer>],
     ) -> Result<Unpacked, UnpackError> {
+        let outcome = self.unpack_frames(pack, layers).await;
+        self.meter.unpacked(outcome.as_ref().ok());
+        outcome
+    }
+
+    async fn unpack_frames(
+        &self,
+        pack: &PackBlob,
+        layers: &[Arc<Layer>],
+    ) -> Result<Unpacked, UnpackError> {
         let table = Arc::new(self.pack_table(pack).await?);
         let mut outcome = Unpacked { fetched: pack.head_size, ..Unpacked::default() };
         let wanted = self.wanted_frames(pack, &table, layers).await?;
@@ -145,6 +155,7 @@ impl Filler {
                 let (position, units) = (wanted.position, units(&wanted));
                 outcome.fetched += bytes.bytes().len() as u64;
                 self.unpack_frame(pack, wanted, bytes, &mut outcome).await?;
+                self.meter.fresh.add(&units);
                 arrivals.settle(position, &units);
             }
         }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::{Content, FillError, Filler, IngestError, Layer, Pace, Progress};
 use crate::source::Priority;
+use crate::trail::{self, Wait};
 
 /// Layers below this size are small, in compressed bytes. More of them than not hold a single
 /// file or two; at 1 Gb/s this much takes 8 ms.
@@ -47,12 +48,13 @@ impl Filler {
         content: &Arc<Content>,
         units: Vec<usize>,
     ) -> Result<HashMap<usize, Bytes>, FillError> {
-        let _turn = layer.turn(usize::MAX).await;
+        let _turn = trail::waiting(Wait::Turn, layer.turn(usize::MAX)).await;
         let stored = self.stored(content, units.clone()).await?;
         if stored.len() == units.len() {
             return Ok(stored);
         }
-        self.complete(layer, Pace::unlimited(Priority::Demand), &Progress::default()).await?;
+        let (pace, progress) = (Pace::unlimited(Priority::Demand), Progress::default());
+        trail::waiting(Wait::Fetch, self.complete(layer, pace, &progress)).await?;
         self.stored(content, units).await
     }
 }

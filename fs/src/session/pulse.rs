@@ -49,12 +49,21 @@ impl Pulse {
         self.is_stuck_at(Instant::now(), limit)
     }
 
+    /// How many threads have been at their requests for `limit`, as [`Self::is_stuck`].
+    pub fn stuck(&self, limit: Duration) -> u32 {
+        self.stuck_at(Instant::now(), limit)
+    }
+
     fn is_stuck_at(&self, now: Instant, limit: Duration) -> bool {
+        self.stuck_at(now, limit) > 0
+    }
+
+    fn stuck_at(&self, now: Instant, limit: Duration) -> u32 {
         let step = self.step(now);
         let steps = limit.as_secs() / STEP.as_secs();
         // Of what is older than all steps, a count stays behind in one of them.
         let old = (steps.min(STEPS - 1)..STEPS).filter_map(|age| step.checked_sub(age));
-        old.into_iter().any(|step| self.count(step).load(Ordering::Relaxed) > 0)
+        old.map(|step| self.count(step).load(Ordering::Relaxed)).sum()
     }
 
     fn step(&self, now: Instant) -> u64 {

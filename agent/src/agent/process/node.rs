@@ -5,20 +5,23 @@ use std::sync::{Arc, Mutex};
 
 use tokio::runtime::Handle;
 use undermount_fs::fuse::{Adapter, Xattrs};
-use undermount_fs::session::DataMode;
 use undermount_fs::session::worker::{Inheritance, InheritedMount};
+use undermount_fs::session::{DataMode, Pulse};
 use undermount_fs::view::{SlotTable, View};
 
 use super::opened::Opened;
 use super::{FUSE_THREADS, OwnerConfig, PLAIN, ProcessError, STORE, XATTR};
 use crate::agent::api::Services;
 use crate::agent::completion::Completer;
+use crate::agent::figures::Figures;
+use crate::agent::images::Images;
 use crate::agent::layers::{LayerShelf, Shown};
 use crate::agent::owner::{Owner, Parts};
 use crate::agent::packing::{Packer, Recordings};
 use crate::agent::pins::Pins;
 use crate::control::Runtime;
 use crate::podman::{self, NodeTable};
+use crate::supply::{Ledger, Queue};
 
 /// The mounts that a worker inherits.
 pub struct Mounts {
@@ -74,6 +77,9 @@ impl Mounts {
 /// What a worker does its work with.
 pub struct Node {
     view: Arc<View>,
+    images: Arc<Images>,
+    ledger: Arc<Ledger>,
+    queue: Queue,
     /// What it can be asked for.
     pub services: Services,
 }
@@ -89,7 +95,7 @@ impl Node {
         mounts: &Mounts,
         handle: &Handle,
     ) -> Result<Self, ProcessError> {
-        let Opened { images, view, client, ledger } = Opened::by(config)?;
+        let Opened { images, view, client, ledger, queue } = Opened::by(config)?;
         let completer = Completer::new(images.clone(), config.complete_within);
         let path = runtime.slots();
         let slots =
@@ -107,16 +113,34 @@ impl Node {
         let recordings = Recordings::new(view.clone());
         let packer = Packer::new(images.clone(), client.clone());
         let owner = Arc::new(Owner::new(Parts {
-            images,
+            images: images.clone(),
             completer,
             view: view.clone(),
             slots,
             client,
-            ledger,
+            ledger: ledger.clone(),
             runtime: runtime.clone(),
             data_mode: mounts.data_mode(),
         }));
-        Ok(Self { view, services: Services { owner, layers, pins, recordings, packer } })
+        let services = Services { view: view.clone(), owner, layers, pins, recordings, packer };
+        Ok(Self { view, images, ledger, queue, services })
+    }
+
+    /// What there is to tell Prometheus; `pulse` and `restarts` come from the keeper.
+    pub fn figures(&self, pulse: Arc<Pulse>, restarts: u64) -> Figures {
+        let Services { owner, layers, pins, .. } = self.services.clone();
+        Figures {
+            view: self.view.clone(),
+            images: self.images.clone(),
+            ledger: self.ledger.clone(),
+            queue: self.queue.clone(),
+            owner,
+            layers,
+            pins,
+            pulse,
+            restarts,
+            survey: Mutex::default(),
+        }
     }
 
     /// Shows again what the worker before showed.

@@ -12,7 +12,7 @@ use crate::agent::cache::{Cache, CacheError};
 use crate::agent::images::Images;
 use crate::agent::upkeep::{Pinned, Upkeep};
 use crate::registry::client::Client;
-use crate::supply::{Ledger, RegistrySource};
+use crate::supply::{Ledger, Queue, RegistrySource};
 
 /// Looks after a cache that no owner uses, which `lock` sees to.
 ///
@@ -33,6 +33,8 @@ pub struct Opened {
     pub client: Client,
     /// What comes from them.
     pub ledger: Arc<Ledger>,
+    /// What is still to come.
+    pub queue: Queue,
 }
 
 impl Opened {
@@ -50,11 +52,12 @@ impl Opened {
         let client = Client::new(config.client.clone());
         let ledger = Arc::new(Ledger::default());
         let source = Arc::new(RegistrySource::new(client.clone(), ledger.clone()));
+        let queue = source.queue();
         let images = Images::new(cache, client.clone(), source, config.read_timeout);
         let images = Arc::new(images);
         let view = Arc::new(View::new(images.filler().clone()));
         images.filler().store().set_pins(Arc::new(Pinned::new(&images, &view)));
-        Ok(Self { images, view, client, ledger })
+        Ok(Self { images, view, client, ledger, queue })
     }
 }
 

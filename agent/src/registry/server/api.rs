@@ -31,6 +31,7 @@ use super::observe::Observed;
 use super::storage::{Storage, StorageError};
 use super::target::{Target, percent_decode};
 use super::upload::Sessions;
+use crate::metrics::CONTENT_TYPE;
 
 pub use garbage::collect_garbage;
 
@@ -75,9 +76,6 @@ pub struct Writer {
     pub stop: CancellationToken,
 }
 
-/// Prometheus' text format.
-const METRICS_TYPE: &str = "text/plain; version=0.0.4";
-
 type Answer = Result<Response, ApiError>;
 
 /// Answers one request.
@@ -114,7 +112,7 @@ pub async fn metrics(
     let count = |of: fn(&Writer) -> usize| registry.writer.as_ref().map_or(0, of);
     let (uploads, indexing) = (count(|on| on.sessions.len()), count(|on| on.indexing.len()));
     let text = registry.metrics.render(uploads, indexing);
-    Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response())
+    Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
 }
 
 async fn answer(registry: Arc<Registry>, peer: SocketAddr, request: Request<Body>) -> Answer {

@@ -250,13 +250,13 @@ impl Promise {
         let Image { repository, digest } = &self.image;
         match self.attach().await {
             Ok(true) => {
-                self.indexing.metrics.indexed.add(1);
+                self.indexing.metrics.indexed.inc();
                 tracing::info!(%repository, %digest, "image indexed");
             }
             Ok(false) => {}
             Err(error) if matches!(*error, IndexingError::Stopped) => {}
             Err(error) => {
-                self.indexing.metrics.not_indexed.add(1);
+                self.indexing.metrics.not_indexed.inc();
                 let error = &*error as &dyn std::error::Error;
                 tracing::warn!(%repository, %digest, error, "image has no index");
             }

@@ -1,75 +1,71 @@
-//! What the registry has done, in numbers (Prometheus text format 0.0.4).
-
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+//! What the registry has done, in numbers.
 
 use http::{Method, StatusCode};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Metric as Measured, Registry};
 
-/// Answers by method and status.
-const REQUESTS: &str = "undermount_registry_requests_total";
-/// Requests whose answer has not been sent to its end.
-const IN_PROGRESS: &str = "undermount_registry_requests_in_progress";
-/// Bytes of bodies that were sent.
-const SENT: &str = "undermount_registry_sent_bytes_total";
-/// Bytes of uploads that were received.
-const RECEIVED: &str = "undermount_registry_received_bytes_total";
-/// Uploads that have begun and not ended.
-const UPLOADS: &str = "undermount_registry_uploads";
-/// Reads of blobs that were refused because the client reads enough already.
-const REFUSED_READS: &str = "undermount_registry_refused_reads_total";
-/// Blobs that were removed as garbage.
-const COLLECTED: &str = "undermount_registry_collected_blobs_total";
-/// Bytes of such blobs.
-const COLLECTED_BYTES: &str = "undermount_registry_collected_bytes_total";
-/// Images whose index was made here.
-const INDEXED: &str = "undermount_registry_images_indexed_total";
-/// Images of which no index could be made.
-const NOT_INDEXED: &str = "undermount_registry_images_not_indexed_total";
-/// Images whose index is being made.
-const INDEXING: &str = "undermount_registry_images_indexing";
-
-/// A number that only grows, or grows and shrinks.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
+use crate::metrics::names::{self, Metric};
+use crate::metrics::render;
 
 /// The registry's numbers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Metrics {
-    requests: Mutex<BTreeMap<(String, u16), u64>>,
-    /// See [`IN_PROGRESS`].
-    pub in_progress: Counter,
-    /// See [`SENT`].
+    page: Registry,
+    requests: Family<Answered, Counter>,
+    uploads: Gauge,
+    indexing: Gauge,
+    /// See [`names::REGISTRY_IN_PROGRESS`].
+    pub in_progress: Gauge,
+    /// See [`names::REGISTRY_SENT`].
     pub sent: Counter,
-    /// See [`RECEIVED`].
+    /// See [`names::REGISTRY_RECEIVED`].
     pub received: Counter,
-    /// See [`REFUSED_READS`].
+    /// See [`names::REGISTRY_REFUSED_READS`].
     pub refused_reads: Counter,
-    /// See [`COLLECTED`].
+    /// See [`names::REGISTRY_COLLECTED`].
     pub collected: Counter,
-    /// See [`COLLECTED_BYTES`].
+    /// See [`names::REGISTRY_COLLECTED_BYTES`].
     pub collected_bytes: Counter,
-    /// See [`INDEXED`].
+    /// See [`names::REGISTRY_INDEXED`].
     pub indexed: Counter,
-    /// See [`NOT_INDEXED`].
+    /// See [`names::REGISTRY_NOT_INDEXED`].
     pub not_indexed: Counter,
 }
 
-impl Counter {
-    /// Adds `amount`.
-    pub fn add(&self, amount: u64) {
-        self.0.fetch_add(amount, Ordering::Relaxed);
-    }
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answered {
+    method: String,
+    status: u16,
+}
 
-    /// Takes away one that was added.
-    pub fn remove_one(&self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut page = Registry::default();
+        Self {
+            requests: told(&mut page, names::REGISTRY_REQUESTS),
+            uploads: told(&mut page, names::REGISTRY_UPLOADS),
+            indexing: told(&mut page, names::REGISTRY_INDEXING),
+            in_progress: told(&mut page, names::REGISTRY_IN_PROGRESS),
+            sent: told(&mut page, names::REGISTRY_SENT),
+            received: told(&mut page, names::REGISTRY_RECEIVED),
+            refused_reads: told(&mut page, names::REGISTRY_REFUSED_READS),
+            collected: told(&mut page, names::REGISTRY_COLLECTED),
+            collected_bytes: told(&mut page, names::REGISTRY_COLLECTED_BYTES),
+            indexed: told(&mut page, names::REGISTRY_INDEXED),
+            not_indexed: told(&mut page, names::REGISTRY_NOT_INDEXED),
+            page,
+        }
     }
+}
 
-    fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
+/// A number that stands on `page`.
+fn told<T: Measured + Clone + Default>(page: &mut Registry, metric: Metric) -> T {
+    let number = T::default();
+    page.register(metric.stem(), metric.help, number.clone());
+    number
 }
 
 impl Metrics {
@@ -78,35 +74,15 @@ impl Metrics {
         // Methods are free text; those that nobody serves share a name.
         let known = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH];
         let known = known.contains(method) || *method == Method::DELETE;
-        let name = if known { method.as_str() } else { "other" };
-        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        *requests.entry((name.to_owned(), status.as_u16())).or_default() += 1;
+        let method = if known { method.as_str() } else { "other" }.to_owned();
+        self.requests.get_or_create(&Answered { method, status: status.as_u16() }).inc();
     }
 
     /// All numbers as text; `uploads` and `indexing` are counted by the caller.
     pub fn render(&self, uploads: usize, indexing: usize) -> String {
-        let mut text = format!("# TYPE {REQUESTS} counter\n");
-        for ((method, status), count) in
-            &*self.requests.lock().unwrap_or_else(PoisonError::into_inner)
-        {
-            // Writing to a string cannot fail.
-            let _ = writeln!(text, "{REQUESTS}{{method=\"{method}\",status=\"{status}\"}} {count}");
-        }
-        for (name, kind, value) in [
-            (IN_PROGRESS, "gauge", self.in_progress.get()),
-            (SENT, "counter", self.sent.get()),
-            (RECEIVED, "counter", self.received.get()),
-            (REFUSED_READS, "counter", self.refused_reads.get()),
-            (COLLECTED, "counter", self.collected.get()),
-            (COLLECTED_BYTES, "counter", self.collected_bytes.get()),
-            (UPLOADS, "gauge", uploads as u64),
-            (INDEXED, "counter", self.indexed.get()),
-            (NOT_INDEXED, "counter", self.not_indexed.get()),
-            (INDEXING, "gauge", indexing as u64),
-        ] {
-            let _ = writeln!(text, "# TYPE {name} {kind}\n{name} {value}");
-        }
-        text
+        self.uploads.set(uploads as i64);
+        self.indexing.set(indexing as i64);
+        render(&self.page)
     }
 }
 
@@ -120,9 +96,9 @@ mod tests {
         metrics.answered(&Method::GET, StatusCode::OK);
         metrics.answered(&Method::GET, StatusCode::OK);
         metrics.answered(&Method::from_bytes(b"BREW").unwrap(), StatusCode::METHOD_NOT_ALLOWED);
-        metrics.sent.add(5);
-        metrics.in_progress.add(2);
-        metrics.in_progress.remove_one();
+        metrics.sent.inc_by(5);
+        metrics.in_progress.inc_by(2);
+        metrics.in_progress.dec();
         let text = metrics.render(3, 4);
         for line in [
             "undermount_registry_requests_total{method=\"GET\",status=\"200\"} 2",

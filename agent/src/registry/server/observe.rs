@@ -42,7 +42,7 @@ impl Observed {
         peer: SocketAddr,
         (method, uri, headers): (&Method, &Uri, &HeaderMap),
     ) -> Self {
-        metrics.in_progress.add(1);
+        metrics.in_progress.inc();
         let agent = || headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok());
         let entry = || Entry {
             begin: Instant::now(),
@@ -67,8 +67,8 @@ impl Observed {
 
 impl Drop for Observed {
     fn drop(&mut self) {
-        self.metrics.in_progress.remove_one();
-        self.metrics.sent.add(self.sent);
+        self.metrics.in_progress.dec();
+        self.metrics.sent.inc_by(self.sent);
         if let Some(entry) = &self.log {
             tracing::info!(
                 target: LOG,

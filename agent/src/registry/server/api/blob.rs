@@ -68,7 +68,7 @@ impl Registry {
     /// Begins a read of a blob, which lasts until its answer has been sent.
     fn begin_read(&self, peer: SocketAddr) -> Result<Read, ApiError> {
         self.reads.begin(peer.ip()).map_err(|most| {
-            self.metrics.refused_reads.add(1);
+            self.metrics.refused_reads.inc();
             ApiError::TooManyReads(most)
         })
     }

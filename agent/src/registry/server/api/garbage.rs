@@ -54,8 +54,8 @@ impl Registry {
         });
         let collected = self.to_its_end(async { Ok(collecting.await?) }).await?;
         if !rules.dry_run {
-            self.metrics.collected.add(collected.blobs);
-            self.metrics.collected_bytes.add(collected.bytes);
+            self.metrics.collected.inc_by(collected.blobs);
+            self.metrics.collected_bytes.inc_by(collected.bytes);
         }
         let Collected { manifests, links, blobs, bytes } = collected;
         tracing::info!(

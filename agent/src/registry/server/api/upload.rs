@@ -196,7 +196,7 @@ async fn append(
     let most = expected.map_or(u64::MAX, |expected| before.saturating_add(expected));
     let (mut upload, received) = receive(upload, body.into_data_stream(), most).await;
     let actual = upload.len() - before;
-    metrics.received.add(actual);
+    metrics.received.inc_by(actual);
     let other_size = match (&received, expected) {
         (Err(ReceiveError::Storage(_)), _) => return received.map(|()| 0).map_err(Into::into),
         (Err(ReceiveError::TooLong(_)), Some(expected)) => Some(expected),
