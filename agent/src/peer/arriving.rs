@@ -20,6 +20,8 @@ use super::uploads::Have;
 #[derive(Debug)]
 pub struct Arriving {
     size: u64,
+    /// What was asked last.
+    from: Mutex<Upstream>,
     bytes: Mutex<Vec<Bytes>>,
     state: watch::Sender<State>,
 }
@@ -46,7 +48,7 @@ impl Arriving {
     pub fn new(size: u64, from: Upstream) -> Self {
         let coming = Coming { from, bytes: 0, attempt: 0 };
         let (state, _) = watch::channel(State::Coming(coming));
-        Self { size, bytes: Mutex::default(), state }
+        Self { size, from: Mutex::new(from), bytes: Mutex::default(), state }
     }
 
     /// Its size in bytes.
@@ -92,7 +94,13 @@ impl Arriving {
 
     /// Notes what is waited for now.
     pub fn asked(&self, from: Upstream) {
+        *self.from.lock().unwrap_or_else(PoisonError::into_inner) = from;
         self.change(|coming| coming.from = from);
+    }
+
+    /// What was asked last: where a whole piece came from.
+    pub fn upstream(&self) -> Upstream {
+        *self.from.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds what has come.

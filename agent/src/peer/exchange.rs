@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use undermount_fs::digest::Verified;
 use undermount_fs::source::SourceError;
+use undermount_fs::trail;
 
 use super::arriving::Arriving;
 use super::client::PeerClient;
@@ -135,7 +136,9 @@ impl Exchange {
                     }
                 }
             };
-            return arriving.whole(deadline).await.unwrap_or_else(|| Err(late()));
+            let piece = arriving.whole(deadline).await.unwrap_or_else(|| Err(late()))?;
+            note_origin(arriving.upstream(), wanted);
+            return Ok(piece);
         }
     }
 
@@ -256,6 +259,19 @@ impl Exchange {
 
     fn arriving(&self) -> MutexGuard<'_, HashMap<PieceKey, Arc<Arriving>>> {
         self.0.arriving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells the read that waits for it where a piece came from.
+fn note_origin(upstream: Upstream, wanted: &Wanted) {
+    match upstream {
+        Upstream::Registry => {
+            let host = wanted.scope.as_str().split('/').next().unwrap_or_default();
+            trail::delivered(trail::Origin::Registry, host, wanted.size());
+        }
+        Upstream::Probe(member) | Upstream::Member(member) => {
+            trail::delivered(trail::Origin::Peer, &member.to_string(), wanted.size());
+        }
     }
 }
 
