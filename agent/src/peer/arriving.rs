@@ -257,7 +257,7 @@ mod tests {
         assert_eq!(read(&mut reader, &piece), Some(Ok(Some(Bytes::from_static(b"9")))));
         assert_eq!(read(&mut reader, &piece), Some(Ok(None)));
         let whole = piece.whole(Instant::now()).await.unwrap().unwrap();
-        assert_eq!(whole.bytes(), &PIECE[..]);
+        assert_eq!(whole.bytes(), PIECE);
     }
 
     #[tokio::test]
