@@ -59,7 +59,7 @@ impl Agent {
     fn page(&self) -> Page {
         let (status, text) = get(&format!("http://{}/metrics", self.metrics));
         assert_eq!(status, 200);
-        right(&String::from_utf8(text.to_vec()).unwrap())
+        right(std::str::from_utf8(&text).unwrap())
     }
 }
 
@@ -164,7 +164,7 @@ fn a_registry_tells_what_it_did() {
     let registry = Registry::undermount(&scratch.path().join("registry"));
     registry.push_image(&Image::of(&[&[Member::file("a", "b")]]), "image:1");
     let (_, text) = get(&format!("http://{}/metrics", registry.address()));
-    let page = right(&String::from_utf8(text.to_vec()).unwrap());
+    let page = right(std::str::from_utf8(&text).unwrap());
     assert!(page.value("undermount_registry_requests_total{method=\"PUT\",status=\"201\"}") > 0.0);
     assert!(page.value("undermount_registry_received_bytes_total") > 0.0);
     assert_eq!(page.names(), listed(names::REGISTRY));
