@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use undermount_fs::fill::{OnOutage, Patience};
 use undermount_fs::object::Verify;
 use undermount_fs::session::DataMode;
 
@@ -69,6 +70,8 @@ pub struct CacheSettings {
 pub struct ReadSettings {
     /// How long a read may wait for bytes that must be fetched.
     pub timeout: Seconds<1, 3600>,
+    /// What becomes of it when they cannot be fetched.
+    pub on_outage: OnOutage,
     /// How the kernel gets the bytes of files.
     pub data_mode: DataMode,
 }
@@ -76,7 +79,7 @@ pub struct ReadSettings {
 impl Default for ReadSettings {
     fn default() -> Self {
         let timeout = Seconds::new(60).expect("a minute is in range");
-        Self { timeout, data_mode: DataMode::default() }
+        Self { timeout, on_outage: OnOutage::default(), data_mode: DataMode::default() }
     }
 }
 
@@ -183,7 +186,10 @@ impl Settings {
             reserve: self.cache.reserve.map(ByteCount::get),
             evict_complete: self.cache.evict_complete,
             verify: self.cache.verify,
-            read_timeout: self.reads.timeout.into(),
+            patience: Patience {
+                timeout: self.reads.timeout.into(),
+                on_outage: self.reads.on_outage,
+            },
             complete_within: self.completion.within.into(),
             client: self.client(client)?,
             mirror: self.mirror(),
@@ -242,17 +248,19 @@ mod tests {
         assert_eq!(settings, Settings::default());
         let owner = settings.owner(ClientConfig::default()).unwrap();
         assert_eq!(owner.cache, Path::new("/var/lib/undermount"));
-        assert_eq!((owner.read_timeout, owner.quota), (Duration::from_secs(60), None));
+        assert_eq!((owner.patience, owner.quota), (Duration::from_secs(60).into(), None));
     }
 
     #[test]
     fn every_key_reaches_its_subsystem() {
         let text = "[cache]\ndirectory = '/srv/c'\nquota = '2 GiB'\n[reads]\ntimeout = 5\n\
+                    on_outage = 'eio'\n\
                     [completion]\nwithin = 0\n[registries]\nplain_http = ['A.example:5000']\n\
                     unverified_tls = ['b.example']\nauth_file = '/x.json'\n";
         let owner = parse(text).unwrap().owner(ClientConfig::default()).unwrap();
         assert_eq!((owner.cache, owner.quota), ("/srv/c".into(), Some(2 << 30)));
-        assert_eq!(owner.read_timeout, Duration::from_secs(5));
+        let patience = Patience { timeout: Duration::from_secs(5), on_outage: OnOutage::Eio };
+        assert_eq!(owner.patience, patience);
         assert_eq!(owner.complete_within, Duration::ZERO);
         assert_eq!(owner.client.plain_http, PlainHttp::Hosts(vec!["a.example:5000".into()]));
         assert_eq!(owner.client.unverified_tls, ["b.example"]);
@@ -305,6 +313,7 @@ mod tests {
             ("[reads]\n\ntimeout = 0\n", 3, "a whole number of seconds from 1 to 3600"),
             ("[reads]\ntimeout = '60'\n", 2, "a whole number of seconds from 1 to 3600"),
             ("[reads]\ndata_mode = 'fast'\n", 2, "expected `cached` or `passthrough`"),
+            ("[reads]\non_outage = 'panic'\n", 2, "expected `wait` or `eio`"),
             ("[completion]\nwithin = -1\n", 2, "a whole number of seconds from 0 to 604800"),
             ("[registries]\nplain_http = ['a', 'b/c']\n", 2, "HOST or HOST:PORT"),
             ("[registries]\nca_files = 'x'\n", 2, "expected a sequence"),

@@ -304,7 +304,8 @@ pub struct MountStatus {
     pub local_bytes: u64,
     /// What was fetched for its repository since the owner's process started.
     pub fetched: Vec<Fetched>,
-    /// Why the image could not be made fully local, if that failed last.
+    /// Why reads of it fail or wait at present; else why the image could not be made fully local,
+    /// if that failed last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
 }

@@ -17,6 +17,7 @@ mod extract;
 mod fresh;
 mod ingest;
 mod meter;
+mod outage;
 mod pack;
 mod plan;
 mod recent;
@@ -29,6 +30,7 @@ pub use ingest::{Blob, IngestError, Pace, Progress};
 pub use meter::{
     Meter, PackReadings, Readings, Reads, SlowRead, WAIT_BOUNDS_MICROS, Waiting, Wanted,
 };
+pub use outage::{OnOutage, Outage, Outages, Patience};
 pub use pack::PackingError;
 pub use unit::Content;
 pub use unpack::{PackBlob, UnpackError, Unpacked};
@@ -37,7 +39,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::OnceCell;
@@ -125,19 +127,21 @@ pub struct Filler {
     recent: Recent,
     awaited: Awaited,
     meter: Meter,
-    timeout: Duration,
+    patience: Patience,
+    outages: Outages,
 }
 
 impl Filler {
-    /// A filler for `store`; span tables go to `blobs`; a fetch may take `timeout`.
+    /// A filler for `store`; span tables go to `blobs`; one fetch may take as long as a read waits.
     pub fn new(
         store: Arc<Store>,
         blobs: Arc<Blobs>,
         source: Arc<dyn Source>,
-        timeout: Duration,
+        patience: impl Into<Patience>,
     ) -> Self {
-        let (awaited, meter) = Default::default();
-        Self { store, blobs, source, recent: Recent::new(), awaited, meter, timeout }
+        let (patience, recent) = (patience.into(), Recent::new());
+        let (awaited, meter, outages) = Default::default();
+        Self { store, blobs, source, recent, awaited, meter, patience, outages }
     }
 
     /// What reads cost.
@@ -286,7 +290,7 @@ impl Filler {
             .collect();
         let mut fetched = Vec::new();
         if !missing.is_empty() {
-            let deadline = Instant::now() + self.timeout;
+            let deadline = Instant::now() + self.patience.timeout;
             let scope = layer.scope.clone();
             let request = PieceRequest { scope, pieces: missing, priority, deadline };
             fetched = trail::waiting(Wait::Fetch, self.source.fetch(request)).await?;

@@ -139,10 +139,13 @@ fn ttl(node: NodeId) -> &'static Duration {
     if node.is_listing() { &AT_ONCE } else { &FOR_GOOD }
 }
 
-/// The error number for `error`, which is logged where it is not the caller's own fault.
+/// The error number for `error`, which is logged where it is not the caller's own fault. That a
+/// source is out is told once, where it is noticed.
 fn refuse(error: &ViewError) -> Errno {
     let errno = errno::of(error);
-    if errno::is_fault(errno) {
+    if matches!(error, ViewError::Fill(error) if error.outage().is_some()) {
+        tracing::debug!(error = error as &dyn std::error::Error, "refused with EIO");
+    } else if errno::is_fault(errno) {
         tracing::warn!(error = error as &dyn std::error::Error, "refused with EIO");
     }
     errno

@@ -31,6 +31,11 @@ impl Scope {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// `host[:port]`.
+    pub fn host(&self) -> &str {
+        self.0.split_once('/').map_or(&self.0, |(host, _)| host)
+    }
 }
 
 impl fmt::Display for Scope {
@@ -136,6 +141,23 @@ pub enum SourceError {
         /// The blob.
         blob: Digest,
     },
+}
+
+impl SourceError {
+    /// The registry or peer that is to blame.
+    pub fn culprit(&self) -> &str {
+        match self {
+            Self::NotFound { origin, .. }
+            | Self::Wrong { origin, .. }
+            | Self::Unavailable { origin, .. }
+            | Self::Deadline { origin, .. } => origin,
+        }
+    }
+
+    /// Whether it may go another time. A blob that nobody has does not come by waiting.
+    pub fn may_pass(&self) -> bool {
+        !matches!(self, Self::NotFound { .. })
+    }
 }
 
 /// The bytes of a whole blob in order, not yet verified: the reader hashes them as they come.

@@ -141,6 +141,20 @@ pub fn delivered(origin: Origin, supplier: &str, bytes: u64) {
     });
 }
 
+/// Adds a part of the work that was followed in a task of its own.
+pub fn join(part: &Trail) {
+    note(|trail| {
+        for (wait, more) in trail.waits.iter_mut().zip(part.waits) {
+            *wait += more;
+        }
+        trail.registry_bytes += part.registry_bytes;
+        trail.peer_bytes += part.peer_bytes;
+        if part.supplier.is_some() {
+            trail.supplier.clone_from(&part.supplier);
+        }
+    });
+}
+
 fn note(change: impl FnOnce(&mut Trail)) {
     // Nobody follows what happens outside of a read.
     let _ = CURRENT.try_with(|trail| change(&mut trail.borrow_mut()));
@@ -164,6 +178,22 @@ mod tests {
         assert_eq!(trail.waited(Wait::Pack), Duration::ZERO);
         assert_eq!(trail.supplier.as_deref(), Some("registry:5000"));
         assert_eq!(trail.origin(), Origin::Registry);
+    }
+
+    #[tokio::test]
+    async fn a_part_in_a_task_of_its_own_is_joined() {
+        let part = || async {
+            waiting(Wait::Fetch, tokio::time::sleep(Duration::from_millis(5))).await;
+            delivered(Origin::Peer, "peer", 3);
+        };
+        let work = async {
+            delivered(Origin::Registry, "registry", 7);
+            let ((), trail) = tokio::spawn(follow(part())).await.unwrap();
+            join(&trail);
+        };
+        let ((), trail) = follow(work).await;
+        assert_eq!((trail.fetched(), trail.supplier.as_deref()), (10, Some("peer")));
+        assert!(trail.waited(Wait::Fetch) >= Duration::from_millis(5));
     }
 
     #[tokio::test]

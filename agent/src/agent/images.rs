@@ -27,7 +27,7 @@ use futures_util::stream::{StreamExt as _, TryStreamExt as _, iter};
 use tokio::sync::OnceCell;
 use undermount_fs::blob::Blobs;
 use undermount_fs::digest::Digest;
-use undermount_fs::fill::{Content, Filler, IngestError, Layer, Pace, Progress};
+use undermount_fs::fill::{Content, Filler, IngestError, Layer, Pace, Patience, Progress};
 use undermount_fs::index::{IndexError, LayerTree, Trust};
 use undermount_fs::source::{Priority, Source};
 use undermount_fs::tree::{ImageTree, TreeError};
@@ -186,9 +186,9 @@ pub struct Images {
 
 impl Images {
     /// The images in `cache`: names are resolved with `client`, bytes come from `source`, and a
-    /// read waits for them for at most `timeout`.
-    pub fn new(cache: Cache, client: Client, source: Arc<dyn Source>, timeout: Duration) -> Self {
-        let filler = Filler::new(cache.store.clone(), cache.blobs.clone(), source, timeout);
+    /// read waits for them with `patience`.
+    pub fn new(cache: Cache, client: Client, source: Arc<dyn Source>, patience: Patience) -> Self {
+        let filler = Filler::new(cache.store.clone(), cache.blobs.clone(), source, patience);
         Self {
             cache,
             client,

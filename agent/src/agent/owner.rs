@@ -319,6 +319,8 @@ impl Owner {
     fn mount_status(&self, record: Record, ready: &Ready, trouble: Option<String>) -> MountStatus {
         let extent = self.parts.images.extent(ready);
         let scope = ready.image.reference.repository().scope();
+        let outage = self.parts.images.filler().outages().of(&scope);
+        let trouble = outage.map(|outage| outage.to_string()).or(trouble);
         let fetched = self
             .parts
             .ledger

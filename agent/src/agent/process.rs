@@ -20,6 +20,7 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use undermount_fs::fill::Patience;
 use undermount_fs::memory::give_back_when_freed;
 use undermount_fs::object::Verify;
 use undermount_fs::session::keeper::{
@@ -70,8 +71,8 @@ pub struct OwnerConfig {
     pub evict_complete: bool,
     /// When file contents are hashed.
     pub verify: Verify,
-    /// How long a read may wait for bytes.
-    pub read_timeout: Duration,
+    /// How long a read may wait for bytes, and what becomes of it when they cannot be fetched.
+    pub patience: Patience,
     /// How long a mounted image may take to become fully local; zero to leave it as it is read.
     pub complete_within: Duration,
     /// How registries are spoken to.

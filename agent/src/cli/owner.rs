@@ -14,6 +14,7 @@ use undermount::agent::upkeep::Upkeep;
 use undermount::config::Settings;
 use undermount::config::value::{ByteCount, Seconds, from_word};
 use undermount::control::{Control, ControlError, Failure, Runtime};
+use undermount_fs::fill::OnOutage;
 use undermount_fs::session::{DataMode, SessionError};
 
 use super::client::default_config;
@@ -53,6 +54,10 @@ pub struct CacheArgs {
     /// How long a read may wait for bytes that must be fetched, in seconds [default: 60]
     #[arg(long, value_name = "SECONDS", value_parser = from_word::<Seconds<1, 3600>>)]
     read_timeout: Option<Seconds<1, 3600>>,
+    /// What becomes of a read whose bytes cannot be fetched: `wait`, it waits for the registry for
+    /// as long as --read-timeout says; `eio`, it fails with the registry [default: wait]
+    #[arg(long, value_name = "POLICY", value_parser = on_outage)]
+    on_outage: Option<OnOutage>,
     /// Time within which a mounted image becomes fully local, in seconds; 0 fetches only what is
     /// read [default: 600]
     #[arg(long, value_name = "SECONDS", value_parser = from_word::<Seconds<0, 604_800>>)]
@@ -71,6 +76,14 @@ fn data_mode(word: &str) -> Result<DataMode, &'static str> {
         .into_iter()
         .find(|mode| mode.to_string() == word)
         .ok_or("expected `cached` or `passthrough`")
+}
+
+fn on_outage(word: &str) -> Result<OnOutage, &'static str> {
+    match word {
+        "wait" => Ok(OnOutage::Wait),
+        "eio" => Ok(OnOutage::Eio),
+        _ => Err("expected `wait` or `eio`"),
+    }
 }
 
 fn hexadecimal(word: &str) -> Result<u64, std::num::ParseIntError> {
@@ -108,6 +121,9 @@ impl CacheArgs {
         settings.cache.evict_complete |= self.evict_complete;
         if let Some(timeout) = self.read_timeout {
             settings.reads.timeout = timeout;
+        }
+        if let Some(policy) = self.on_outage {
+            settings.reads.on_outage = policy;
         }
         if let Some(within) = self.complete_within {
             settings.completion.within = within;

@@ -145,7 +145,7 @@ impl Filler {
     ) -> Result<LayerIndex, IngestError> {
         let layer = blob.digest;
         let interrupted = || IngestError::Interrupted { layer };
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + self.patience.timeout;
         let (scope, size) = (blob.scope.clone(), blob.size);
         let priority = pace.priority;
         let request = BlobRequest { scope, blob: layer, size, pieces, priority, deadline };

@@ -185,7 +185,7 @@ impl Filler {
         pack: &PackBlob,
         pieces: Vec<Piece>,
     ) -> Result<Vec<Verified>, UnpackError> {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + self.patience.timeout;
         let (scope, priority) = (pack.scope.clone(), Priority::Pack);
         let request = PieceRequest { scope, pieces, priority, deadline };
         self.source.fetch(request).await.map_err(failed(pack))

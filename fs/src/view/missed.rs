@@ -34,7 +34,7 @@ impl View {
         let span = tracing::debug_span!("read", layer = %wanted.layer, inode, offset, length);
         let content = Arc::new(content);
         let waiting = self.filler.meter().wait(wanted);
-        let reading = trail::follow(self.filler.read(&layer, &content, range));
+        let reading = trail::follow(self.filler.read_patiently(&layer, &content, range));
         let (outcome, trail) = reading.instrument(span.clone()).await;
         let read = waiting.answered(&content, outcome.as_ref().err(), trail);
         span.in_scope(|| tell(&read));

@@ -53,7 +53,7 @@ impl Opened {
         let ledger = Arc::new(Ledger::default());
         let source = Arc::new(RegistrySource::new(client.clone(), ledger.clone()));
         let queue = source.queue();
-        let images = Images::new(cache, client.clone(), source, config.read_timeout);
+        let images = Images::new(cache, client.clone(), source, config.patience);
         let images = Arc::new(images);
         let view = Arc::new(View::new(images.filler().clone()));
         images.filler().store().set_pins(Arc::new(Pinned::new(&images, &view)));
