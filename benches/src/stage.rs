@@ -181,3 +181,10 @@ pub fn walk(dir: &Path) {
 pub fn forget_names() {
     fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
 }
+
+/// Makes the kernel forget also what it has read of them, as after a start of the machine.
+pub fn forget_all() {
+    // What is not written yet cannot be forgotten.
+    nix::unistd::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+}

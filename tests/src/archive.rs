@@ -224,7 +224,7 @@ impl Archive {
         self.bytes
     }
 
-    fn special(&mut self, kind: u8, name: &[u8], content: &[u8]) {
+    pub fn special(&mut self, kind: u8, name: &[u8], content: &[u8]) {
         let mut header = Header::default();
         header.name(name);
         header.number(Header::MODE, 0o644);

@@ -3,11 +3,13 @@
 //! | part | what is odd |
 //! |---|---|
 //! | [`headers`] | how one tar member is spelt |
+//! | [`dialects`] | what single writers made of the headers |
 //! | [`sparse`] | how a file's holes are spelt |
 //! | [`stacks`] | what layers do to each other |
 //! | [`streams`] | how the archive is compressed and ends |
 //! | [`wrong`] | everything that must be refused |
 
+mod dialects;
 mod headers;
 mod sparse;
 mod stacks;
@@ -42,6 +44,7 @@ pub enum Verdict {
 /// All cases.
 pub fn cases() -> Vec<Case> {
     let mut cases = headers::cases();
+    cases.extend(dialects::cases());
     cases.extend(sparse::cases());
     cases.extend(stacks::cases());
     cases.extend(streams::cases());

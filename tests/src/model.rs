@@ -145,6 +145,7 @@ impl Model {
                 overlay.deleted.push([parent, vec![victim.to_vec()]].concat());
             }
         } else if member.kind == Kind::Char(0, 0) {
+            remove(&mut overlay.own, &path);
             overlay.deleted.push(path);
         } else if let Kind::Hardlink(target) = &member.kind {
             let id = self.link_target(overlay, target)?;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use tar::Header;
 
 use super::LayerError;
-use super::numeric::{field, pax_number, pax_time};
+use super::numeric::{field, pax_number, pax_signed, pax_time};
 use super::sparse::{self, DataRun};
 use super::stream::TarStream;
 
@@ -75,12 +75,6 @@ struct Extensions {
     pax: PaxRecords,
 }
 
-impl Extensions {
-    fn is_empty(&self) -> bool {
-        self.path.is_none() && self.link.is_none() && self.pax.is_empty()
-    }
-}
-
 /// The next member of the archive in `stream`, `None` at its end. The content of a file must be
 /// read (or skipped) before the next member is asked for.
 ///
@@ -98,13 +92,12 @@ pub fn next_member(stream: &mut TarStream) -> Result<Option<Member>, LayerError>
     };
     let mut extensions = Extensions::default();
     loop {
-        let Some(header) = read_header(stream).map_err(refused)? else {
-            return if extensions.is_empty() { Ok(None) } else { Err(truncated(stream)) };
-        };
+        // What extensions say about a member that does not come is said about nothing.
+        let Some(header) = read_header(stream).map_err(refused)? else { return Ok(None) };
         let size = size_of_body(&header, stream.position())?;
         match header.as_bytes()[156] {
-            b'L' => extensions.path = Some(read_long_name(stream, size)?),
-            b'K' => extensions.link = Some(read_long_name(stream, size)?),
+            b'L' => extensions.path = read_long_name(stream, size)?,
+            b'K' => extensions.link = read_long_name(stream, size)?,
             b'x' | b'X' => extensions.pax = read_pax(stream, size)?,
             b'g' => drop(read_pax(stream, size)?),
             b'V' | b'N' => stream.skip_padded(size)?,
@@ -115,10 +108,6 @@ pub fn next_member(stream: &mut TarStream) -> Result<Option<Member>, LayerError>
             _ => return member(stream, &header, size, extensions).map(Some),
         }
     }
-}
-
-fn truncated(stream: &TarStream) -> LayerError {
-    LayerError::Truncated { position: stream.position() }
 }
 
 /// The compression that a stream begins with, of those that image layers do not have.
@@ -169,12 +158,10 @@ fn size_of_body(header: &Header, position: u64) -> Result<u64, LayerError> {
         .ok_or(LayerError::Header { position, what: "its size is not a number" })
 }
 
-fn read_long_name(stream: &mut TarStream, size: u64) -> Result<Vec<u8>, LayerError> {
-    let mut name = read_meta(stream, size)?;
-    if let Some(end) = name.iter().position(|&byte| byte == 0) {
-        name.truncate(end);
-    }
-    Ok(name)
+/// A name of the GNU kind; an empty one says nothing.
+fn read_long_name(stream: &mut TarStream, size: u64) -> Result<Option<Vec<u8>>, LayerError> {
+    let name = until_nul(&read_meta(stream, size)?);
+    Ok((!name.is_empty()).then_some(name))
 }
 
 fn read_meta(stream: &mut TarStream, size: u64) -> Result<Vec<u8>, LayerError> {
@@ -226,7 +213,8 @@ fn member(
     let Extensions { path, link, pax } = extensions;
     let text = |key: &str| pax.get(key.as_bytes()).filter(|value| !value.is_empty());
     let fields = header.as_old();
-    let path = text("GNU.sparse.name")
+    let sparse_name = || text("GNU.sparse.name").filter(|_| sparse::PaxVersion::of(&pax).is_some());
+    let path = sparse_name()
         .cloned()
         .or(path)
         .or_else(|| text("path").cloned())
@@ -241,11 +229,11 @@ fn member(
         None => (field(&fields.mtime).ok_or(damaged("its mtime is not a number"))?, 0),
     };
     let id = |key: &str, bytes: &[u8], what| match text(key) {
-        Some(text) => pax_number(text).and_then(owner).ok_or(damaged(what)),
-        None => field(bytes).and_then(|id| owner(id.try_into().ok()?)).ok_or(damaged(what)),
+        Some(text) => pax_signed(text).and_then(owner).ok_or(damaged(what)),
+        None => field(bytes).and_then(owner).ok_or(damaged(what)),
     };
-    let uid = id("uid", &fields.uid, "its owner is not a number below 2^32 - 1")?;
-    let gid = id("gid", &fields.gid, "its group is not a number below 2^32 - 1")?;
+    let uid = id("uid", &fields.uid, "its owner is not a number of 32 bits")?;
+    let gid = id("gid", &fields.gid, "its group is not a number of 32 bits")?;
     let mode = field(&fields.mode).ok_or(damaged("its mode is not a number"))? as u32 & 0o7777;
     let kind = match header.as_bytes()[156] {
         b'1' => MemberKind::HardLink(link()),
@@ -265,22 +253,42 @@ fn member(
     Ok(Member { path, kind, mode, uid, gid, mtime, xattrs })
 }
 
-/// The path in the header itself: POSIX headers may split it, GNU ones use the space otherwise.
+/// The path in the header itself. POSIX headers, whatever version they name, may split it; those
+/// of star do so too, in less space. GNU headers have times in that place; but before version 1.8
+/// Go's writer, and with it docker, put the beginning of long paths there.
 fn header_path(header: &Header) -> Vec<u8> {
+    const PREFIX: std::ops::Range<usize> = 345..500;
+    const STAR_PREFIX: std::ops::Range<usize> = 345..476;
+    let block = header.as_bytes();
     let name = until_nul(&header.as_old().name);
-    match header.as_ustar().map(|ustar| until_nul(&ustar.prefix)) {
-        Some(prefix) if !prefix.is_empty() => [prefix.as_slice(), b"/", &name].concat(),
-        _ => name,
-    }
+    let prefix = match &block[257..265] {
+        [b'u', b's', b't', b'a', b'r', 0, ..] if &block[508..512] == b"tar\0" => {
+            until_nul(&block[STAR_PREFIX])
+        }
+        [b'u', b's', b't', b'a', b'r', 0, ..] => until_nul(&block[PREFIX]),
+        b"ustar  \0" if !has_gnu_times(block) => {
+            Some(until_nul(&block[PREFIX])).filter(|prefix| prefix.is_ascii()).unwrap_or_default()
+        }
+        _ => Vec::new(),
+    };
+    if prefix.is_empty() { name } else { [prefix.as_slice(), b"/", &name].concat() }
+}
+
+/// Whether a GNU header has numbers where its times of access and change belong, or nothing.
+fn has_gnu_times(block: &[u8; BLOCK]) -> bool {
+    let is_time = |bytes: &[u8]| bytes[0] == 0 || field(bytes).is_some();
+    is_time(&block[345..357]) && is_time(&block[357..369])
 }
 
 fn until_nul(bytes: &[u8]) -> Vec<u8> {
     bytes.split(|&byte| byte == 0).next().unwrap_or_default().to_vec()
 }
 
-/// An owner or group; -1 stands for "unchanged" in chown(2) and cannot own a file.
-fn owner(id: u64) -> Option<u32> {
-    u32::try_from(id).ok().filter(|&id| id != u32::MAX)
+/// An owner or group. Negative ones, which some writers know, are those of chown(2), for which -1
+/// stands for "unchanged": the file stays root's.
+fn owner(id: i64) -> Option<u32> {
+    let id = u32::try_from(id).or_else(|_| i32::try_from(id).map(i32::cast_unsigned)).ok()?;
+    Some(if id == u32::MAX { 0 } else { id })
 }
 
 fn device(header: &Header, kind: u8) -> Option<MemberKind> {

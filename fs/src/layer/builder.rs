@@ -3,8 +3,8 @@
 //! Rules that the OCI image-spec leaves open follow what GNU tar, containers/storage and umoci
 //! agree on: paths are cleaned lexically and never leave the root, the last of several members
 //! with one path wins, a symbolic link of the same layer is followed inside the root when
-//! something is put below it, whiteouts never hide what the same layer adds, a character device
-//! 0:0 is a whiteout.
+//! something is put below it, markers never hide what the same layer adds, a character device 0:0
+//! is a whiteout under its own name.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -193,7 +193,10 @@ impl Builder {
                 return self.add_link(parent, name, target).map_err(refuse);
             }
             MemberKind::Device(libc::S_IFCHR, 0, 0) => {
-                self.directory(parent).whiteouts.insert(name);
+                // Unlike a marker it has the name itself, of which it is the last member.
+                let directory = self.directory(parent);
+                directory.children.remove(&name);
+                directory.whiteouts.insert(name);
                 return Ok(());
             }
             MemberKind::Symlink(target) => NodeKind::Symlink(target.clone()),

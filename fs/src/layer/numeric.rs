@@ -42,7 +42,7 @@ pub fn pax_time(text: &[u8]) -> Option<(i64, u32)> {
     let text = std::str::from_utf8(text).ok()?;
     let (negative, digits) = match text.strip_prefix('-') {
         Some(digits) => (true, digits),
-        None => (false, text),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
     };
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
     let all_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
@@ -58,10 +58,21 @@ pub fn pax_time(text: &[u8]) -> Option<(i64, u32)> {
     }
 }
 
-/// A PAX number: decimal digits.
+/// A PAX number: decimal digits, behind a plus sign or not.
 pub fn pax_number(text: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(text).ok()?;
+    let text = std::str::from_utf8(text.strip_prefix(b"+").unwrap_or(text)).ok()?;
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
+/// A PAX number that may be negative.
+pub fn pax_signed(text: &[u8]) -> Option<i64> {
+    match text.strip_prefix(b"-") {
+        Some(digits) if !digits.starts_with(b"+") => {
+            i64::try_from(pax_number(digits)?).ok().map(|n| -n)
+        }
+        Some(_) => None,
+        None => pax_number(text)?.try_into().ok(),
+    }
 }
 
 #[cfg(test)]
@@ -90,8 +101,11 @@ mod tests {
 
     #[test]
     fn pax_times_count_nanoseconds_forward() {
-        let table: [(&str, Option<(i64, u32)>); 9] = [
+        let table: [(&str, Option<(i64, u32)>); 12] = [
             ("0", Some((0, 0))),
+            ("+5", Some((5, 0))),
+            ("-+5", None),
+            ("5.", Some((5, 0))),
             ("1700000000.800414416", Some((1_700_000_000, 800_414_416))),
             ("12345.5", Some((12_345, 500_000_000))),
             ("-1", Some((-1, 0))),
@@ -103,6 +117,25 @@ mod tests {
         ];
         for (text, value) in table {
             assert_eq!(pax_time(text.as_bytes()), value, "{text}");
+        }
+    }
+
+    #[test]
+    fn pax_numbers_may_have_a_sign() {
+        let table: [(&str, Option<i64>); 8] = [
+            ("7", Some(7)),
+            ("+7", Some(7)),
+            ("-7", Some(-7)),
+            ("", None),
+            ("-", None),
+            ("--7", None),
+            ("-+7", None),
+            (" 7", None),
+        ];
+        for (text, value) in table {
+            assert_eq!(pax_signed(text.as_bytes()), value, "{text}");
+            let unsigned = value.and_then(|value| u64::try_from(value).ok());
+            assert_eq!(pax_number(text.as_bytes()), unsigned, "{text}");
         }
     }
 }

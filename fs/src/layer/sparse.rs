@@ -77,6 +77,29 @@ pub fn old_gnu(
     content(size, stored, runs).ok_or_else(damaged)
 }
 
+/// The PAX formats, as Go tells them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PaxVersion {
+    /// 0.0 and 0.1: the map is in the records.
+    Zero,
+    /// 1.0: the map is in front of the data.
+    One,
+}
+
+impl PaxVersion {
+    /// The format of a member with these records; `None` where it is not sparse, or in a format
+    /// that nobody knows.
+    pub fn of(records: &PaxRecords) -> Option<Self> {
+        let record = |key: &[u8]| records.get(key).map(Vec::as_slice).unwrap_or_default();
+        match (record(b"GNU.sparse.major"), record(b"GNU.sparse.minor")) {
+            (b"0", b"0" | b"1") => Some(Self::Zero),
+            (b"1", b"0") => Some(Self::One),
+            (b"", b"") if !record(MAP).is_empty() => Some(Self::Zero),
+            _ => None,
+        }
+    }
+}
+
 /// The content of a regular member of `size` stored bytes with these PAX records.
 ///
 /// # Errors
@@ -88,21 +111,26 @@ pub fn pax(
 ) -> Result<Content, LayerError> {
     let position = stream.position();
     let damaged = || LayerError::Header { position, what: "its sparse map is damaged" };
-    let number = |key: &[u8]| records.get(key).map(|text| pax_number(text).ok_or_else(damaged));
-    let size = match number(b"GNU.sparse.realsize").or_else(|| number(b"GNU.sparse.size")) {
-        Some(size) => size?,
-        None => return Ok(Content { size: stored, stored, data: None }),
+    let Some(version) = PaxVersion::of(records) else {
+        return Ok(Content { size: stored, stored, data: None });
     };
-    if records.get(b"GNU.sparse.major".as_slice()).is_some_and(|major| major == b"1") {
+    let size = |key: &[u8]| records.get(key).map(|text| pax_number(text).ok_or_else(damaged));
+    let [size, real] = [size(b"GNU.sparse.size"), size(b"GNU.sparse.realsize")];
+    let (size, real) = (size.transpose()?, real.transpose()?);
+    if size.zip(real).is_some_and(|(size, real)| size != real) {
+        return Err(damaged());
+    }
+    let size = size.or(real).unwrap_or(stored);
+    if version == PaxVersion::One {
         let (runs, map_size) = leading_map(stream, stored)?;
         return content(size, stored - map_size, runs).ok_or_else(damaged);
     }
-    let map = records.get(MAP).map(Vec::as_slice).unwrap_or_default();
-    let numbers: Option<Vec<u64>> =
-        map.split(|&byte| byte == b',').filter(|text| !text.is_empty()).map(pax_number).collect();
+    let numbers: Option<Vec<u64>> = match records.get(MAP).map(Vec::as_slice) {
+        None | Some(b"") => Some(Vec::new()),
+        Some(map) => map.split(|&byte| byte == b',').map(pax_number).collect(),
+    };
     let numbers = numbers.filter(|numbers| numbers.len().is_multiple_of(2)).ok_or_else(damaged)?;
-    let runs = pairs(&numbers);
-    content(size, stored, runs).ok_or_else(damaged)
+    content(size, stored, pairs(&numbers)).ok_or_else(damaged)
 }
 
 /// Format 1.0: decimal numbers, one a line, in blocks of their own in front of the data: how many

@@ -126,6 +126,12 @@ fn whiteouts() -> Vec<Case> {
     let again = [Member::whiteout("", "d"), Member::dir("d"), Member::file("d/new", "n")];
     let again_last = [Member::dir("d"), Member::file("d/new", "n"), Member::whiteout("", "d")];
     let device = [Member::char_device("a", 0, 0).mode(0), Member::char_device("nothing", 0, 0)];
+    let device_and_file = [
+        Member::file("a", "new"),
+        Member::char_device("a", 0, 0),
+        Member::char_device("keep", 0, 0),
+        Member::file("keep", "new"),
+    ];
     vec![
         Case::layers("whiteouts", &[&lower, &deletes]),
         Case::layers("whiteout of a directory", &[&lower, &tree]),
@@ -134,6 +140,7 @@ fn whiteouts() -> Vec<Case> {
         Case::layers("deleted and made again in one layer", &[&lower, &again]),
         Case::layers("made and then deleted below in one layer", &[&lower, &again_last]),
         Case::layers("device 0:0 is a whiteout", &[&lower, &device]),
+        Case::layers("device 0:0 and file of one name", &[&lower, &device_and_file]),
         Case::layers("deleted twice", &[&lower, &deletes, &deletes]),
         Case::layers("opaque root", &[&lower, &[Member::opaque(""), Member::file("only", "x")]]),
         Case::layers("empty layers", &[&[], &lower, &[], &deletes, &[]]),

@@ -97,7 +97,6 @@ fn archives() -> Vec<Case> {
         ("pax header of 1 GiB", huge_pax()),
         ("member behind a single block of zeros", behind_zeros()),
         ("member begun in another volume", patched(|header| header.set(156, b"M"))),
-        ("pax header without a member", lonely_pax()),
         ("name of 256 bytes", Archive::of(&[f.clone(), Member::file("n".repeat(256), "x")])),
         (
             "path of 4096 bytes",
@@ -118,6 +117,8 @@ fn archives() -> Vec<Case> {
         ("sparse map beyond its file", hole("1000", "900,200")),
         ("sparse map of overlapping runs", hole("1000", "0,5,3,2")),
         ("sparse map of half a run", hole("1000", "0,1,7")),
+        ("sparse map that ends in a comma", hole("1000", "0,7,")),
+        ("sparse file of two sizes", two_sizes()),
     ];
     cases
         .into_iter()
@@ -134,19 +135,21 @@ fn behind_zeros() -> Vec<u8> {
     [&f[..f.len() - 512], &Archive::of(&[Member::file("g", "x")])].concat()
 }
 
-fn lonely_pax() -> Vec<u8> {
-    let mut archive = Archive::default();
-    archive.add(&Member::file("f", "hello"));
-    archive.pax_raw(b'x', b"9 path=x\n");
-    archive.finish_without_end()
-}
-
 /// A sparse file that stores seven bytes.
 fn hole(size: &str, map: &str) -> Vec<u8> {
     let mut archive = Archive::default();
     let record = |key: &str, value: &str| (key.as_bytes().to_vec(), value.as_bytes().to_vec());
     archive.pax(b'x', &[record("GNU.sparse.size", size), record("GNU.sparse.map", map)]);
     archive.add(&Member::file("h", if map == "0,0" { "" } else { "content" }));
+    archive.finish()
+}
+
+fn two_sizes() -> Vec<u8> {
+    let mut archive = Archive::default();
+    let records =
+        [("GNU.sparse.size", "1000"), ("GNU.sparse.realsize", "900"), ("GNU.sparse.map", "0,7")];
+    archive.pax(b'x', &super::headers::records(&records));
+    archive.add(&Member::file("h", "content"));
     archive.finish()
 }
 

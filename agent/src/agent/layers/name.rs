@@ -241,6 +241,8 @@ impl Name {
     /// How much of each image that the name has meant is used and is here.
     pub async fn status(&self, shelf: &Inner) -> Vec<StoreImage> {
         let state = self.state.lock().await;
+        let outage = shelf.images.filler().outages().of(&self.reference.repository().scope());
+        let outage = outage.map(|outage| outage.to_string());
         let status = |known: &Known| {
             let (image, ready) = (&known.image.image, known.image.ready());
             let extent = shelf.images.extent(&ready);
@@ -254,7 +256,9 @@ impl Name {
                 image_bytes: extent.compressed,
                 content_bytes: extent.content,
                 local_bytes: extent.local,
-                trouble: known.completion.as_ref().and_then(Completion::trouble),
+                trouble: outage
+                    .clone()
+                    .or_else(|| known.completion.as_ref().and_then(Completion::trouble)),
             }
         };
         state.images.iter().map(status).collect()
