@@ -26,6 +26,7 @@ mod mountpoint;
 mod opens;
 mod pulse;
 mod shared;
+mod urgency;
 mod wire;
 pub mod worker;
 

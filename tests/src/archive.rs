@@ -224,6 +224,7 @@ impl Archive {
         self.bytes
     }
 
+    /// Adds a member of a type that says something about others.
     pub fn special(&mut self, kind: u8, name: &[u8], content: &[u8]) {
         let mut header = Header::default();
         header.name(name);

@@ -222,6 +222,40 @@ fn the_mounts_are_read_only_and_read_a_megabyte_ahead() {
     }
 }
 
+/// Where neither realtime nor a smaller nice value is to be had there is nothing to see.
+#[test]
+fn the_threads_that_take_requests_come_before_others() {
+    if lacking() {
+        return;
+    }
+    let node = show(&[Image::of(&[&layers()[0]])], NodeConfig::default());
+    fs::read_dir(node.dir().join("plain/images")).unwrap().for_each(drop);
+    let ordinary = (libc::SCHED_OTHER, 0);
+    let (takers, others): (Vec<_>, Vec<_>) = scheduling(node.worker().unwrap().as_raw())
+        .into_iter()
+        .partition(|(name, _)| name.starts_with("fuser-"));
+    assert!(takers.len() >= 2 && !others.is_empty(), "{takers:?} {others:?}");
+    for (name, (policy, nice)) in takers {
+        assert!(policy == libc::SCHED_RR || nice < 0, "{name}: policy {policy}, nice {nice}");
+    }
+    let main = others.iter().find(|(name, _)| name.starts_with("session-node"));
+    assert_eq!(main.map(|(_, how)| *how), Some(ordinary));
+}
+
+/// Name, policy and nice value of each thread of a process.
+fn scheduling(process: i32) -> Vec<(String, (i32, i32))> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let stat = |thread: std::io::Result<fs::DirEntry>| {
+        let text = fs::read_to_string(thread.unwrap().path().join("stat")).ok()?;
+        let (head, rest) = text.rsplit_once(") ")?;
+        // proc_pid_stat(5): the third field comes first.
+        let field = |number: usize| rest.split(' ').nth(number - 3)?.trim().parse().ok();
+        let name = head.split_once('(')?.1.to_owned();
+        Some((name, (field(41)?, field(19)?)))
+    };
+    threads.filter_map(stat).collect()
+}
+
 #[test]
 fn the_list_of_images_is_never_remembered() {
     if lacking() {
