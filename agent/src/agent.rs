@@ -16,6 +16,7 @@ pub mod images;
 pub mod layers;
 pub mod owner;
 pub mod packing;
+pub mod peers;
 pub mod pins;
 pub mod process;
 mod slow;

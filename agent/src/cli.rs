@@ -26,6 +26,7 @@ mod mount;
 mod overcloud;
 mod owner;
 mod pack;
+mod peers;
 mod pin;
 mod prefetch;
 mod prepare;
@@ -70,6 +71,7 @@ enum Command {
     Prefetch(prefetch::PrefetchArgs),
     Pin(pin::PinArgs),
     Drain(drain::DrainArgs),
+    Peers(peers::PeersArgs),
     #[command(hide = true)]
     Keeper(owner::KeeperArgs),
     #[command(hide = true)]
@@ -129,6 +131,7 @@ impl Command {
             Self::Prefetch(args) => block_on(args.run()),
             Self::Pin(args) => block_on(args.run()),
             Self::Drain(args) => block_on(args.run()),
+            Self::Peers(args) => block_on(args.run()),
             Self::Keeper(args) => args.run(),
             Self::Worker(args) => args.run(),
             Self::Prepare(args) => block_on(args.run(prepare::Habits::OWN)),

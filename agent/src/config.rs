@@ -6,6 +6,7 @@
 //! subsystem each, which knows nothing of files. `packaging/etc/agent.toml` documents every key.
 
 mod file;
+mod peers;
 pub mod value;
 
 use std::path::{Path, PathBuf};
@@ -16,12 +17,14 @@ use undermount_fs::fill::{OnOutage, Patience};
 use undermount_fs::object::Verify;
 use undermount_fs::session::DataMode;
 
+use crate::agent::peers::PeersConfig;
 use crate::agent::process::OwnerConfig;
 use crate::mirror::MirrorConfig;
 use crate::registry::client::{ClientConfig, Credentials, PlainHttp};
 use value::{ByteCount, Directory, Listen, Loopback, RegistryName, Seconds, StorePath};
 
 pub use file::ConfigError;
+pub use peers::PeerSettings;
 
 /// Where the file is, unless somebody says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/undermount/agent.toml";
@@ -44,6 +47,8 @@ pub struct Settings {
     pub mirror: MirrorSettings,
     /// What is told to Prometheus.
     pub metrics: MetricsSettings,
+    /// What this node shares with the others.
+    pub peers: PeerSettings,
 }
 
 /// `[cache]`
@@ -194,6 +199,7 @@ impl Settings {
             client: self.client(client)?,
             mirror: self.mirror(),
             metrics: self.metrics.listen.map(Listen::get),
+            peers: self.peers(),
         })
     }
 
@@ -204,6 +210,11 @@ impl Settings {
             registries: registries.iter().map(ToString::to_string).collect(),
             quota: quota.get(),
         })
+    }
+
+    fn peers(&self) -> Option<PeersConfig> {
+        let plain = self.registries.plain_http.iter().map(ToString::to_string);
+        self.peers.peers(&plain.collect::<Vec<_>>())
     }
 
     /// How registries are spoken to: `base`, with what the file says about them.
@@ -237,6 +248,7 @@ impl<const MIN: u64, const MAX: u64> From<Seconds<MIN, MAX>> for Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peer::membership::Listen;
 
     fn parse(text: &str) -> Result<Settings, String> {
         file::parse(Path::new("agent.toml"), text).map_err(|error| error.to_string())
@@ -267,6 +279,23 @@ mod tests {
     }
 
     #[test]
+    fn the_peers_section_reaches_the_agent() {
+        let text = "[registries]\nplain_http = ['uc:8787']\n[peers]\nenabled = true\n\
+                    network = ['fd00:2::/64', '172.16.2.0/24']\nport = 9000\n\
+                    seeds = ['uc:8787']\nmembers = ['172.16.2.11:8788']\n\
+                    bandwidth = '1 Gbit/s'\n";
+        let settings = parse(text).unwrap();
+        assert_eq!(parse(&settings.to_toml()).unwrap(), settings);
+        let peers = settings.owner(ClientConfig::default()).unwrap().peers.unwrap();
+        assert_eq!(peers.key_file, Path::new("/etc/undermount/cluster.key"));
+        assert_eq!(peers.seeds, ["http://uc:8787/undermount"]);
+        assert_eq!(peers.members, ["172.16.2.11:8788".parse().unwrap()]);
+        assert_eq!(peers.bandwidth, Some(125_000_000));
+        let networks = ["fd00:2::/64", "172.16.2.0/24"].map(|network| network.parse().unwrap());
+        assert_eq!(peers.listen, Listen::In(networks.to_vec(), 9000));
+    }
+
+    #[test]
     fn what_is_shown_says_the_same_as_what_was_read() {
         let text = "[cache]\nquota = 1048576\n[mirror]\nlisten = '[::1]:5055'\n";
         let settings = parse(text).unwrap();
@@ -289,7 +318,11 @@ mod tests {
         assert!(settings.cache.reserve.take().is_some(), "the example has a reserve");
         assert!(settings.mirror.listen.take().is_some(), "the example has a mirror");
         assert!(settings.metrics.listen.take().is_some(), "the example tells metrics");
+        assert!(settings.peers.bandwidth.take().is_some(), "the example has a bandwidth");
+        assert!(settings.peers.tls_ca.take().is_some(), "the example has certificates");
+        assert!(settings.peers().is_none(), "nothing is shared unless that is asked for");
         settings.registries = RegistrySettings::default();
+        settings.peers = PeerSettings::default();
         assert_eq!(settings, Settings::default());
     }
 
@@ -320,6 +353,16 @@ mod tests {
             ("[store]\nmount = '/a:b'\n", 2, "an absolute path without `:` and `,`"),
             ("[mirror]\nlisten = '0.0.0.0:5055'\n", 2, "a loopback address with a port"),
             ("[metrics]\nlisten = '9090'\n", 2, "an IP address with a port"),
+            ("[peers]\nnetwork = ['172.16.2.0']\n", 2, "a network, such as"),
+            ("[peers]\nlisten = ['172.16.2.1']\n", 2, "an address with a port"),
+            ("[peers]\nport = 0\n", 2, "a port from 1 to 65535"),
+            ("[peers]\nbandwidth = 5\n", 2, "a number with Mbit/s or Gbit/s"),
+            ("[peers]\nseeds = ['a/b']\n", 2, "a registry, HOST:PORT"),
+            ("[peers]\nkey_file = 'key'\n", 2, "an absolute path"),
+            ("\n[peers]\nenabled = true\n", 2, "peers need `network`"),
+            ("[peers]\nlisten = ['0.0.0.0:1']\n", 1, "has to say in `advertise`"),
+            ("[peers]\ntls_key = '/k'\n", 1, "takes all of `tls_certificate`"),
+            ("[peers]\nnetwork = ['10.0.0.0/8']\nlisten = ['10.0.0.1:1']\n", 1, "name one of them"),
             ("[cache]\nquota = '1 GiB\n", 2, ""),
         ] {
             let said = parse(text).unwrap_err();

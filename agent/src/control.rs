@@ -20,17 +20,20 @@
 //! POST   /v1/pins     PinRequest        -> 200 Pinned
 //! DELETE /v1/pins     PinRequest        -> 204
 //! POST   /v1/drain    DrainRequest      -> 200 Dependants
+//! GET    /v1/peers                      -> 200 PeersStatus, or 404 where there are none
 //! ```
 //!
 //! A stream ends with `done`, `verified`, `collected` or `failed`. Who goes away before that
 //! cancels what was asked for.
 
 mod client;
+mod peers;
 mod runtime;
 mod slow;
 mod upkeep;
 
 pub use client::{Control, ControlError};
+pub use peers::PeersStatus;
 pub use runtime::Runtime;
 pub use slow::{SlowReadStatus, WaitStatus};
 pub use upkeep::{CacheStatus, CollectReport, CollectRequest, Tally, VerifyReport};

@@ -15,11 +15,13 @@
 pub mod arriving;
 pub mod client;
 pub mod counters;
+pub mod datagram;
 pub mod exchange;
 pub mod fetch;
 pub mod keys;
 pub mod link;
 pub mod member;
+pub mod membership;
 pub mod origin;
 pub mod pieces;
 pub mod placement;

@@ -1,4 +1,5 @@
 //! `undermount setup podman`: podman looks into the agent's layer store, or no longer does.
+//! (`undermount setup cluster` is in [`cluster`].)
 //!
 //! ```text
 //! mount point made -> storage.conf edited -> drop-in of registries.conf.d written
@@ -10,6 +11,7 @@
 //! is asked whether it likes the outcome, and the mount point is never removed: an empty
 //! directory does no harm, a missing one does.
 
+mod cluster;
 mod registries_conf;
 mod storage_conf;
 
@@ -18,6 +20,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+pub use cluster::{ClusterError, KeyChange, change_key, next_step};
 pub use storage_conf::StorageConfError;
 
 use crate::host::mounts;

@@ -25,6 +25,7 @@ use undermount_fs::view::View;
 use super::layers::LayerShelf;
 use super::owner::{Owner, OwnerError};
 use super::packing::{Packer, Recordings};
+use super::peers::Peers;
 use super::pins::Pins;
 use super::slow::slowest_reads;
 use crate::control::{
@@ -51,6 +52,8 @@ pub struct Services {
     pub recordings: Recordings,
     /// Makes packs of them.
     pub packer: Packer,
+    /// The other nodes, where anything is shared with them.
+    pub peers: Option<Arc<Peers>>,
 }
 
 /// What the handlers share.
@@ -62,6 +65,7 @@ pub struct Api {
     pins: Arc<Pins>,
     recordings: Recordings,
     packer: Packer,
+    peers: Option<Arc<Peers>>,
     /// What of a status does not change.
     base: Arc<Status>,
     busy: Arc<AtomicUsize>,
@@ -72,10 +76,12 @@ impl Api {
     /// The API of a worker; `base` holds the process's part of a status. Programs that are to take
     /// over come out of the channel.
     pub fn new(services: Services, base: Status) -> (Self, mpsc::Receiver<PathBuf>) {
-        let Services { view, owner, layers, pins, recordings, packer } = services;
+        let Services { view, owner, layers, pins, recordings, packer, peers } = services;
         let (upgrades, asked_for) = mpsc::channel(1);
         let (base, busy) = (Arc::new(base), Arc::default());
-        (Self { view, owner, layers, pins, recordings, packer, base, busy, upgrades }, asked_for)
+        let api =
+            Self { view, owner, layers, pins, recordings, packer, peers, base, busy, upgrades };
+        (api, asked_for)
     }
 
     /// Requests that are being worked on.
@@ -98,6 +104,7 @@ impl Api {
             .route("/v1/explain", post(explain))
             .route("/v1/pins", post(keep::pin).delete(keep::unpin))
             .route("/v1/drain", post(keep::drain))
+            .route("/v1/peers", get(keep::peers))
             .with_state(self)
     }
 

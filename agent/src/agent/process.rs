@@ -39,6 +39,7 @@ use super::figures;
 use super::health;
 use super::layers::ShelfError;
 use super::owner::Owner;
+use super::peers::PeersConfig;
 use crate::control::{Failure, Runtime, Status, StoreStatus};
 use crate::mirror::{self, MirrorConfig};
 use crate::registry::client::{Client, ClientConfig};
@@ -81,6 +82,8 @@ pub struct OwnerConfig {
     pub mirror: Option<MirrorConfig>,
     /// Where an agent tells its metrics, if anywhere.
     pub metrics: Option<SocketAddr>,
+    /// How an agent shares what it fetches, if at all.
+    pub peers: Option<PeersConfig>,
 }
 
 /// An owner cannot be started or kept.
@@ -371,6 +374,10 @@ fn serve(
     let (api, upgrades) = Api::new(node.services.clone(), status);
     let until = Until { end: farewell.clone(), upgrades, stay };
     threads.block_on(answer(&node.services.owner, api, listener, worker, until));
+    if let Some(peers) = &node.services.peers {
+        // A worker that makes room for another one has nobody to say good-bye to.
+        threads.block_on(peers.end(farewell.reason().is_some()));
+    }
     if let Some(Farewell::Orphaned) = farewell.reason() {
         // The keeper would have done this. Its lock is still ours.
         let detached: Result<Vec<()>, _> = dirs.iter().map(|dir| detach(dir)).collect();

@@ -5,8 +5,11 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use axum::Router;
 use clap::{Args, ValueEnum};
 use undermount::host::manager::Manager;
+use undermount::peer::keys::{self, ClusterKeys, KeyFile};
+use undermount::peer::membership;
 use undermount::registry::GarbageRules;
 use undermount::registry::server::{
     IndexPolicy, PullPolicy, PushPolicy, Server, ServerConfig, Source, TlsFiles,
@@ -61,6 +64,9 @@ pub struct RegistryArgs {
     /// How long requests in progress may take to end when the registry is told to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     grace: u64,
+    /// File with the cluster key: tell the nodes that have it which other nodes there are
+    #[arg(long, value_name = "FILE", help_heading = "Peers")]
+    peers_key: Option<PathBuf>,
     #[command(flatten)]
     garbage: GarbageArgs,
 }
@@ -171,7 +177,10 @@ impl RegistryArgs {
             listen: self.listen,
             grace: Duration::from_secs(self.grace),
         };
-        let server = Server::bind(config).await?;
+        let mut server = Server::bind(config).await?;
+        if let Some(path) = self.peers_key {
+            server = server.with_routes(seed(path)?);
+        }
         let words = format!("listening on {}", server.url());
         writeln!(std::io::stdout(), "{words}")?;
         let manager = service::ready(&words);
@@ -179,4 +188,12 @@ impl RegistryArgs {
         manager.inspect(Manager::stopping);
         Ok(Exit::Success)
     }
+}
+
+/// The routes by which nodes with the key at `path` find each other.
+fn seed(path: PathBuf) -> CliResult<Router> {
+    let keys = ClusterKeys::new(&KeyFile::read(&path)?);
+    // It follows the file for as long as this process lives.
+    tokio::spawn(keys::follow(keys.clone(), path));
+    Ok(Router::new().nest("/undermount", membership::seed::router(keys)))
 }

@@ -1,4 +1,6 @@
-//! `undermount setup`: connect the programs of this host with the agent.
+//! `undermount setup`: connect this host with the agent, and the agent with others.
+
+mod cluster;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,10 +13,11 @@ use undermount::setup::{self, Plan};
 use super::config::ConfigArgs;
 use super::exit::{CliResult, Exit};
 
-/// Connect the programs of this host with the agent
+/// Connect the programs of this host with the agent, and nodes with each other
 #[derive(Debug, Subcommand)]
 pub enum Setup {
     Podman(PodmanArgs),
+    Cluster(cluster::ClusterArgs),
 }
 
 impl Setup {
@@ -22,6 +25,7 @@ impl Setup {
     pub fn run(self) -> CliResult {
         match self {
             Self::Podman(args) => args.run(),
+            Self::Cluster(args) => args.run(),
         }
     }
 }

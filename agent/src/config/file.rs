@@ -46,16 +46,22 @@ fn quoted(text: &str) -> String {
 
 /// What `text`, the content of the file at `path`, says.
 pub(super) fn parse(path: &Path, text: &str) -> Result<Settings, ConfigError> {
-    toml_edit::de::from_str(text).map_err(|error| {
+    let wrong = |line: usize, reason: String| ConfigError::Wrong {
+        path: path.to_owned(),
+        line: line + 1,
+        reason,
+        text: text.lines().nth(line).unwrap_or_default().trim().to_owned(),
+    };
+    let settings: Settings = toml_edit::de::from_str(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start).min(text.len());
         let line = text.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count();
-        ConfigError::Wrong {
-            path: path.to_owned(),
-            line: line + 1,
-            reason: error.message().trim().replace("unknown field", "unknown key"),
-            text: text.lines().nth(line).unwrap_or_default().trim().to_owned(),
-        }
-    })
+        wrong(line, error.message().trim().replace("unknown field", "unknown key"))
+    })?;
+    if let Some(mistake) = settings.peers.mistake() {
+        let section = text.lines().position(|line| line.trim_start().starts_with("[peers]"));
+        return Err(wrong(section.unwrap_or_default(), mistake));
+    }
+    Ok(settings)
 }
 
 /// The CA certificates in a file, at least one.

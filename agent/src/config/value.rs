@@ -64,7 +64,10 @@ impl<T: Value> Visitor<'_> for ValueVisitor<T> {
     }
 }
 
-fn deserialize<'de, T: Value, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+/// Reads a value from a file.
+pub(super) fn deserialize<'de, T: Value, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     deserializer.deserialize_any(ValueVisitor(PhantomData))
 }
 
@@ -169,6 +172,36 @@ impl Deref for Directory {
 }
 
 impl Value for Directory {
+    fn allowed() -> String {
+        "an absolute path".to_owned()
+    }
+
+    fn of_text(text: &str) -> Option<Self> {
+        text.starts_with('/').then(|| Self(text.into()))
+    }
+}
+
+/// A file, by an absolute path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct AbsolutePath(PathBuf);
+
+impl AbsolutePath {
+    /// This path, which is absolute.
+    pub(super) fn new(path: &str) -> Self {
+        Self(path.into())
+    }
+}
+
+impl Deref for AbsolutePath {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Value for AbsolutePath {
     fn allowed() -> String {
         "an absolute path".to_owned()
     }
@@ -298,7 +331,15 @@ macro_rules! deserialized_as_value {
     };
 }
 
-deserialized_as_value!(ByteCount, Directory, StorePath, Listen, Loopback, RegistryName);
+deserialized_as_value!(
+    ByteCount,
+    Directory,
+    AbsolutePath,
+    StorePath,
+    Listen,
+    Loopback,
+    RegistryName
+);
 
 #[cfg(test)]
 mod tests {

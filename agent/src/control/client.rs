@@ -13,7 +13,7 @@ use undermount_fs::digest::Digest;
 
 use super::{
     CacheStatus, CollectReport, CollectRequest, Dependants, DrainRequest, Event, ExplainRequest,
-    Explanation, Failure, MountRequest, PackRequest, PinRequest, Pinned, PullRequest,
+    Explanation, Failure, MountRequest, PackRequest, PeersStatus, PinRequest, Pinned, PullRequest,
     RecordingRequest, RecordingStatus, Runtime, Status, Transfer, UnmountRequest, UpgradeRequest,
     VerifyReport,
 };
@@ -107,6 +107,15 @@ impl Control {
         progress: impl FnMut(Transfer),
     ) -> Result<Digest, ControlError> {
         self.follow_image("pulls", request, progress).await
+    }
+
+    /// Who its peers are.
+    ///
+    /// # Errors
+    /// [`ControlError`] where there are none or it does not answer.
+    pub async fn peers(&self) -> Result<PeersStatus, ControlError> {
+        let bytes = self.answer(Method::GET, "peers", &()).await?;
+        serde_json::from_slice(&bytes).map_err(|error| self.lost(error))
     }
 
     /// What is in the cache.

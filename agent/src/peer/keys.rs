@@ -22,6 +22,7 @@
 
 mod call;
 mod file;
+mod follow;
 mod ring;
 mod scope;
 
@@ -30,6 +31,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 pub use call::{Call, CallError, Caller, MAX_CLOCK_SKEW, SignedCall};
 pub use file::{KeyFile, KeyFileError, SecretKey, Stage};
+pub use follow::follow;
 pub use ring::KeyId;
 pub(in crate::peer) use ring::{Derived, KeyRing};
 pub use scope::{ScopeKey, Ticket, TicketError};

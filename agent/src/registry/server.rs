@@ -169,6 +169,7 @@ pub struct Server {
     tls: Option<TlsAcceptor>,
     gate: Gate,
     config: ServerConfig,
+    extra: Router,
 }
 
 /// A [`Source`] that can be served.
@@ -231,7 +232,15 @@ impl Server {
         let failed = |source| ServerError::Listen { address: config.listen.clone(), source };
         let listener = TcpListener::bind(&config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { opened, listener, address, tls, gate, config })
+        let extra = Router::new();
+        Ok(Self { opened, listener, address, tls, gate, config, extra })
+    }
+
+    /// Answers these routes as well, to whoever they answer: the registry's own list of users does
+    /// not guard them.
+    #[must_use]
+    pub fn with_routes(self, extra: Router) -> Self {
+        Self { extra, ..self }
     }
 
     /// Where clients find the registry.
@@ -247,7 +256,7 @@ impl Server {
 
     /// Serves until `shutdown` is cancelled and the requests in progress have ended.
     pub async fn run(self, shutdown: CancellationToken) {
-        let Self { opened, listener, tls, gate, config, .. } = self;
+        let Self { opened, listener, tls, gate, config, extra, .. } = self;
         let tasks = TaskTracker::new();
         let metrics = Arc::new(Metrics::default());
         let library = opened.library();
@@ -269,7 +278,8 @@ impl Server {
             .route("/metrics", get(api::metrics))
             .route("/gc", post(api::collect_garbage))
             .fallback(api::handle)
-            .with_state(Arc::clone(&registry));
+            .with_state(Arc::clone(&registry))
+            .merge(extra);
         tokio::select! {
             () = listen::serve(listener, tls, app, &shutdown, config.grace) => {}
             () = registry.expire_uploads() => {}

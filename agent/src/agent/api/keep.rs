@@ -7,7 +7,7 @@ use axum::response::{IntoResponse as _, Response};
 
 use super::{Api, refused};
 use crate::agent::pins::PinError;
-use crate::control::{Dependants, DrainRequest, PinRequest, Pinned};
+use crate::control::{Dependants, DrainRequest, PeersStatus, PinRequest, Pinned};
 use crate::image::Reference;
 
 pub(super) async fn pin(State(api): State<Api>, Json(request): Json<PinRequest>) -> Response {
@@ -48,6 +48,9 @@ pub(super) async fn drain(State(api): State<Api>, Json(request): Json<DrainReque
     if let Err(error) = api.layers.drain(request.drained) {
         return refused(StatusCode::INTERNAL_SERVER_ERROR, &error);
     }
+    if let Some(peers) = &api.peers {
+        peers.membership.drain(request.drained);
+    }
     let images = api.layers.in_use().into_iter();
     let mounts = api.owner.mounts().await.into_iter();
     Json(Dependants {
@@ -56,3 +59,16 @@ pub(super) async fn drain(State(api): State<Api>, Json(request): Json<DrainReque
     })
     .into_response()
 }
+
+pub(super) async fn peers(State(api): State<Api>) -> Response {
+    let _busy = api.enter();
+    match &api.peers {
+        Some(peers) => Json(PeersStatus { membership: peers.membership.status() }).into_response(),
+        None => refused(StatusCode::NOT_FOUND, &NoPeers),
+    }
+}
+
+/// The agent works alone.
+#[derive(Debug, thiserror::Error)]
+#[error("this agent shares nothing with peers: see `[peers]` in its configuration, and its log")]
+struct NoPeers;

@@ -18,6 +18,7 @@ use crate::agent::images::Images;
 use crate::agent::layers::{LayerShelf, Shown};
 use crate::agent::owner::{Owner, Parts};
 use crate::agent::packing::{Packer, Recordings};
+use crate::agent::peers::Peers;
 use crate::agent::pins::Pins;
 use crate::control::Runtime;
 use crate::podman::{self, NodeTable};
@@ -122,7 +123,10 @@ impl Node {
             runtime: runtime.clone(),
             data_mode: mounts.data_mode(),
         }));
-        let services = Services { view: view.clone(), owner, layers, pins, recordings, packer };
+        let drained = layers.is_drained();
+        let peers = mounts.store.as_ref().and_then(|_| start_peers(config, drained, handle));
+        let services =
+            Services { view: view.clone(), owner, layers, pins, recordings, packer, peers };
         Ok(Self { view, images, ledger, queue, services })
     }
 
@@ -150,4 +154,16 @@ impl Node {
         tokio::spawn(async move { pins.restore().await });
         self.services.owner.restore().await;
     }
+}
+
+/// Has an agent take part in its cluster. One that cannot serves its node all the same.
+fn start_peers(config: &OwnerConfig, drained: bool, handle: &Handle) -> Option<Arc<Peers>> {
+    let started = Peers::start(config.peers.as_ref()?, &config.cache, drained, handle);
+    started
+        .inspect_err(|error| {
+            let error = error as &dyn std::error::Error;
+            tracing::error!(error, "nothing is shared with peers");
+        })
+        .ok()
+        .map(Arc::new)
 }

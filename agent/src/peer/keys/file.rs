@@ -197,7 +197,9 @@ impl KeyFile {
             return Err(failed(io::Error::other("it is no file")));
         }
         let mode = metadata.mode() & 0o7777;
-        if mode & 0o077 != 0 {
+        // The group root has no other members; systemd hands credentials over like this.
+        let tolerated = if metadata.gid() == 0 { 0o740 } else { 0o700 };
+        if mode & !tolerated != 0 {
             return Err(KeyFileError::Mode { path: path.to_owned(), mode });
         }
         let mut text = String::new();
@@ -329,7 +331,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
         KeyFile::single(key(1)).write(&path).unwrap();
-        for (mode, fits) in [(0o400, true), (0o600, true), (0o440, false), (0o644, false)] {
+        let by_group = path.metadata().unwrap().gid() == 0;
+        for (mode, fits) in
+            [(0o400, true), (0o600, true), (0o440, by_group), (0o460, false), (0o644, false)]
+        {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
             match KeyFile::read(&path) {
                 Ok(_) => assert!(fits, "{mode:o}"),

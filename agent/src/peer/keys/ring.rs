@@ -43,6 +43,7 @@ impl fmt::Debug for KeyId {
 /// What is made of one cluster key.
 pub(in crate::peer) struct Derived {
     pub id: KeyId,
+    datagram: Prk,
     answer: Prk,
     pub call: hmac::Key,
     pub join: hmac::Key,
@@ -58,11 +59,17 @@ impl Derived {
         expand(&root, &[b"id"], Bytes(8)).fill(&mut id).expect("the length asked for");
         Self {
             id: KeyId(id),
+            datagram: prk(b"datagram"),
             answer: prk(b"answer"),
             call: mac(b"call"),
             join: mac(b"join"),
             scope: mac(b"scope"),
         }
+    }
+
+    /// The key that seals the datagrams of one life of one member, named by `context`.
+    pub fn datagram(&self, context: &[u8]) -> LessSafeKey {
+        aead(&self.datagram, context)
     }
 
     /// The key that seals the answer to the call whose signature is `context`.

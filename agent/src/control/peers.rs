@@ -1,0 +1,12 @@
+//! What an agent tells of its peers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::peer::membership::MembershipStatus;
+
+/// This node among the others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeersStatus {
+    /// Who they are.
+    pub membership: MembershipStatus,
+}

@@ -1,0 +1,222 @@
+//! What members tell each other over HTTP: whole states, where gossip is too slow or too lossy.
+//!
+//! ```text
+//! GET  /v1/members   If-None-Match: "digest"  -> 304, or 200 the state, sealed
+//! POST /v1/join      JoinRequest              -> 200 the state, sealed; 204 where none is wanted
+//!                                                401 unsigned, 503 not ready yet
+//! ```
+//!
+//! Requests are signed, answers sealed ([`crate::peer::keys`]). Bodies are postcard: a state is
+//! the list of its [`Record`]s, about 50 bytes each.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use http::header::{AUTHORIZATION, IF_NONE_MATCH};
+use http::{Method, StatusCode};
+use reqwest::Response;
+use serde::{Deserialize, Serialize};
+
+use super::identity::Identity;
+use super::swim::{Record, StateDigest};
+use crate::peer::keys::{Call, CallError, ClusterKeys, SignedCall};
+use crate::peer::member::MemberId;
+
+/// The path of the list of members.
+pub const MEMBERS: &str = "/v1/members";
+/// The path of joining.
+pub const JOIN: &str = "/v1/join";
+
+/// The longest state that is taken: more than ten thousand members with all their addresses.
+pub const MAX_STATE: usize = 4 << 20;
+/// The longest request to join.
+pub const MAX_JOIN: usize = 4096;
+
+/// How long another node may take for an answer.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// What a node says when it comes, goes, or shows that it is still there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// Itself.
+    pub member: Identity,
+    /// Whether it says good-bye.
+    pub leaves: bool,
+    /// Whether it wants to know the members.
+    pub wants_state: bool,
+}
+
+/// Another node cannot be asked, or says no.
+#[derive(Debug, thiserror::Error)]
+pub enum ExchangeError {
+    /// It does not answer.
+    #[error("{url} does not answer")]
+    Unreachable {
+        /// What was asked.
+        url: String,
+        /// Why.
+        source: reqwest::Error,
+    },
+    /// It refuses.
+    #[error("{url} refuses: {status} {reason}")]
+    Refused {
+        /// What was asked.
+        url: String,
+        /// How.
+        status: StatusCode,
+        /// In its own words.
+        reason: String,
+    },
+    /// It answers too much, something else, or is no member of the cluster.
+    #[error("{url} does not answer as a member of the cluster does: {reason}")]
+    Answer {
+        /// What was asked.
+        url: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// Bytes of a state.
+pub fn encode(state: &[Record]) -> Vec<u8> {
+    postcard::to_allocvec(state).expect("members are plain data")
+}
+
+/// How HTTP reaches the nodes of the cluster.
+#[derive(Debug, Clone)]
+pub struct HttpConfig {
+    /// Speaks to members, with their certificates where they have some.
+    pub members: reqwest::Client,
+    /// `http`, or `https` where members have certificates.
+    pub scheme: &'static str,
+    /// Speaks to the seeds.
+    pub seeds: reqwest::Client,
+}
+
+/// The asking side.
+pub(super) struct Exchange {
+    pub own: MemberId,
+    pub keys: ClusterKeys,
+    pub http: HttpConfig,
+}
+
+/// What a member answers when it is asked for its state.
+#[derive(Debug)]
+pub(super) enum Answered {
+    /// It knows the same.
+    Same,
+    /// It knows this.
+    State(Vec<Record>),
+}
+
+impl Exchange {
+    /// Asks `member` what it knows, unless that is `known`.
+    pub async fn pull(
+        &self,
+        member: &Identity,
+        known: &StateDigest,
+    ) -> Result<Answered, ExchangeError> {
+        let call = Call { to: Some(member.id), method: "GET", target: MEMBERS, body: b"" };
+        let signed = self.keys.sign(self.own, &call, SystemTime::now());
+        let mut failed = None;
+        for address in &member.addresses {
+            let url = format!("{}://{address}{MEMBERS}", self.http.scheme);
+            let request = self
+                .http
+                .members
+                .request(Method::GET, &url)
+                .header(AUTHORIZATION, &signed.header)
+                .header(IF_NONE_MATCH, etag(known))
+                .timeout(ANSWER);
+            match request.send().await {
+                Ok(response) if response.status() == StatusCode::NOT_MODIFIED => {
+                    return Ok(Answered::Same);
+                }
+                Ok(response) => {
+                    return self.state(url, &signed, response).await.map(Answered::State);
+                }
+                Err(source) => failed = Some(ExchangeError::Unreachable { url, source }),
+            }
+        }
+        Err(failed.expect("a member has an address"))
+    }
+
+    /// Tells the node at `place` what `request` says; what it knows, if that was wanted.
+    pub async fn join(
+        &self,
+        place: &Place,
+        request: &JoinRequest,
+    ) -> Result<Vec<Record>, ExchangeError> {
+        let body = postcard::to_allocvec(request).expect("a request is plain data");
+        let (http, url) = match place {
+            Place::Seed(base) => (&self.http.seeds, format!("{base}{JOIN}")),
+            Place::Node(address) => {
+                (&self.http.members, format!("{}://{address}{JOIN}", self.http.scheme))
+            }
+        };
+        let call = Call { to: None, method: "POST", target: JOIN, body: &body };
+        let signed = self.keys.sign(self.own, &call, SystemTime::now());
+        let sent = http
+            .request(Method::POST, &url)
+            .header(AUTHORIZATION, &signed.header)
+            .body(body)
+            .timeout(ANSWER)
+            .send()
+            .await;
+        match sent {
+            Ok(response) if response.status() == StatusCode::NO_CONTENT => Ok(Vec::new()),
+            Ok(response) => self.state(url, &signed, response).await,
+            Err(source) => Err(ExchangeError::Unreachable { url, source }),
+        }
+    }
+
+    /// The state that a response carries.
+    async fn state(
+        &self,
+        url: String,
+        call: &SignedCall,
+        response: Response,
+    ) -> Result<Vec<Record>, ExchangeError> {
+        let status = response.status();
+        let body = match read(response, if status.is_success() { MAX_STATE } else { 1024 }).await {
+            Ok(body) => body,
+            Err(reason) => return Err(ExchangeError::Answer { url, reason }),
+        };
+        if status != StatusCode::OK {
+            let reason = String::from_utf8_lossy(&body).into_owned();
+            return Err(ExchangeError::Refused { url, status, reason });
+        }
+        let opened = self.keys.open_answer(call, &body);
+        let state = opened.map_err(|error: CallError| error.to_string()).and_then(|state| {
+            postcard::from_bytes(&state).map_err(|error| format!("a damaged state: {error}"))
+        });
+        state.map_err(|reason| ExchangeError::Answer { url, reason })
+    }
+}
+
+/// A node whose name is not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// The seed at this URL, to which [`JOIN`] is added.
+    Seed(String),
+    /// The agent at this address.
+    Node(SocketAddr),
+}
+
+/// A body of at most `limit` bytes.
+async fn read(mut response: Response, limit: usize) -> Result<Vec<u8>, String> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| error.to_string())? {
+        if body.len() + chunk.len() > limit {
+            return Err(format!("more than {limit} bytes"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// The entity tag of a state.
+pub(super) fn etag(digest: &StateDigest) -> String {
+    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("\"{hex}\"")
+}
