@@ -263,11 +263,13 @@ impl Life {
         };
         tracing::info!(?addresses, member = %self.name.0, "peers are listened to");
         let remembered = self.store.remembered(SystemTime::now());
-        let upkeep = self.begin(wire, addresses, remembered);
+        let upkeep = self.begin(&wire, addresses, remembered);
         let node = upkeep.node.clone();
         let follow = follow(&upkeep, self.wanted.clone());
+        let receive = node.receive(&*wire);
+        let work = async { tokio::join!(receive, node.keep_time(), upkeep.run(), follow) };
         tokio::select! {
-            _ = async { tokio::join!(node.receive(), node.keep_time(), upkeep.run(), follow) } => {}
+            _ = work => {}
             () = self.leave.cancelled() => {
                 node.act(|swim, now| swim.leave(now));
                 upkeep.tell_seeds(true, false).await;
@@ -277,7 +279,7 @@ impl Life {
 
     fn begin(
         &self,
-        wire: Arc<dyn Wire>,
+        wire: &Arc<dyn Wire>,
         addresses: Vec<SocketAddr>,
         remembered: Remembered,
     ) -> Upkeep {
@@ -293,7 +295,8 @@ impl Life {
             protocol: config.protocol,
             weight: self.wanted.borrow().weight,
         };
-        let node = Node::new(own, seed, config.keys.clone(), wire, self.shown.clone());
+        let node =
+            Node::new(own, seed, config.keys.clone(), Arc::downgrade(wire), self.shown.clone());
         let node = Arc::new(node);
         let earlier = remembered.members.iter().flat_map(|member| member.addresses.iter().copied());
         let earlier = earlier.map(Place::Node).collect();

@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_network_that_this_host_is_not_in_is_named() {
-        let error = Listen::In(networks(&["192.0.2.0/24"]), 1).resolve().unwrap_err();
-        assert!(error.to_string().contains("192.0.2.0/24"), "{error}");
+        let error = Listen::In(networks(&["203.0.113.77/32"]), 1).resolve().unwrap_err();
+        assert!(error.to_string().contains("203.0.113.77/32"), "{error}");
     }
 }

@@ -1,7 +1,7 @@
 //! One member at work: its state, its keys and its wire, behind one lock.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
@@ -28,7 +28,8 @@ const RECEIVE_PAUSE: Duration = Duration::from_millis(200);
 /// A member, shared by the tasks that work for it.
 pub(super) struct Node {
     core: Mutex<Core>,
-    wire: Arc<dyn Wire>,
+    /// It ends with the life of the member, whoever still looks at this.
+    wire: Weak<dyn Wire>,
     pub keys: ClusterKeys,
     /// Woken where there is something to do earlier, or something to show.
     wake: Notify,
@@ -49,7 +50,7 @@ impl Node {
         own: Identity,
         seed: u64,
         keys: ClusterKeys,
-        wire: Arc<dyn Wire>,
+        wire: Weak<dyn Wire>,
         roster: watch::Sender<Arc<Members>>,
     ) -> Self {
         let core = Core {
@@ -74,8 +75,8 @@ impl Node {
         let earlier = core.swim.next_due().is_some_and(|new| due.is_none_or(|due| new < due));
         let wake = earlier || !core.shown;
         drop(core);
-        for (to, datagram) in sends {
-            self.wire.send(&to.addresses, &datagram);
+        if let Some(wire) = self.wire.upgrade() {
+            sends.iter().for_each(|(to, datagram)| wire.send(&to.addresses, datagram));
         }
         if wake {
             self.wake.notify_one();
@@ -108,12 +109,12 @@ impl Node {
         self.core.lock().unwrap_or_else(PoisonError::into_inner).opener.received()
     }
 
-    /// Takes datagrams for as long as this is polled.
-    pub async fn receive(&self) {
+    /// Takes datagrams from `wire` for as long as this is polled.
+    pub async fn receive(&self, wire: &dyn Wire) {
         // One byte more than there may be shows what is too long.
         let mut buffer = [0; MAX_DATAGRAM + 1];
         loop {
-            match self.wire.receive(&mut buffer).await {
+            match wire.receive(&mut buffer).await {
                 Ok(length) => self.take(&buffer[..length]),
                 Err(error) => {
                     report_receive_failure(&error);
