@@ -30,7 +30,7 @@ pub mod realm;
 pub mod server;
 pub mod standing;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod tls;
 pub mod uploads;
 pub mod wanted;

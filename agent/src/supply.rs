@@ -40,7 +40,7 @@ pub use gate::Queue;
 pub use ledger::{Entry, Ledger};
 pub use peers::{PeerSource, RegistryOrigin};
 
-use gate::Gate;
+use gate::{Gate, Slot};
 use plan::{Transfer, plan};
 
 /// Range requests that are under way at the same time, whoever they are for.
@@ -102,10 +102,13 @@ impl RegistrySource {
         let BlobRequest { scope, blob, size, priority, deadline, .. } = request;
         let errand = self.errand(&scope, blob, deadline)?;
         let reader = errand.client.read_blob(&errand.repository, &blob, size, 0);
-        self.open(errand, reader, blob, priority).await
+        let (stream, _) = self.open(errand, reader, blob, priority).await?;
+        Ok(stream.into_stream())
     }
 
-    /// The bytes `range` of a blob, unverified; the first of them arrives until `deadline`.
+    /// The bytes `range` of a blob, unverified; the first of them arrives until `deadline`. Other
+    /// than a whole blob it keeps its slot to the end: pieces that come one after the other are
+    /// sooner of use than all of them at once.
     async fn open_range(
         &self,
         wanted: &Wanted,
@@ -115,7 +118,8 @@ impl RegistrySource {
         let blob = wanted.piece.blob;
         let errand = self.errand(&wanted.scope, blob, deadline)?;
         let reader = errand.client.read_range(&errand.repository, &blob, range);
-        self.open(errand, reader, blob, wanted.priority).await
+        let (stream, slot) = self.open(errand, reader, blob, wanted.priority).await?;
+        Ok(Streaming { _slot: Some(slot), ..stream }.into_stream())
     }
 
     async fn open(
@@ -124,19 +128,14 @@ impl RegistrySource {
         mut reader: BlobReader,
         blob: Digest,
         priority: Priority,
-    ) -> Result<BlobStream, SourceError> {
+    ) -> Result<(Streaming, Slot), SourceError> {
         let slot = errand.slot(&self.gate, blob, priority).await?;
         let first = errand.next(&mut reader, blob).await?;
-        drop(slot);
         // From here on stalls are told by the pace of the transfer.
         reader.set_deadline(None);
         let courtesy = (priority == Priority::Background)
             .then(|| Courtesy { gate: Arc::clone(&self.gate), rate: self.background.clone() });
-        let stream = Streaming { errand, reader, blob, first, courtesy };
-        Ok(try_unfold(stream, |mut stream| async {
-            Ok(stream.next().await?.map(|chunk| (chunk, stream)))
-        })
-        .boxed())
+        Ok((Streaming { errand, reader, blob, first, courtesy, _slot: None }, slot))
     }
 
     /// What all fetches of one request have in common.
@@ -202,7 +201,7 @@ impl Errand {
         gate: &Arc<Gate>,
         blob: Digest,
         priority: Priority,
-    ) -> Result<gate::Slot, SourceError> {
+    ) -> Result<Slot, SourceError> {
         let late = |_| SourceError::Deadline { origin: self.origin(), blob };
         tokio::time::timeout_at(self.by.into(), gate.enter(priority)).await.map_err(late)
     }
@@ -247,6 +246,8 @@ struct Streaming {
     blob: Digest,
     first: Option<Bytes>,
     courtesy: Option<Courtesy>,
+    /// Held until the end.
+    _slot: Option<Slot>,
 }
 
 /// What a background stream heeds between its chunks.
@@ -256,6 +257,12 @@ struct Courtesy {
 }
 
 impl Streaming {
+    fn into_stream(self) -> BlobStream {
+        let next =
+            |mut stream: Self| async { Ok(stream.next().await?.map(|chunk| (chunk, stream))) };
+        try_unfold(self, next).boxed()
+    }
+
     async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
         let chunk = match self.first.take() {
             Some(first) => Some(first),

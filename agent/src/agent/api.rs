@@ -27,6 +27,7 @@ use super::owner::{Owner, OwnerError};
 use super::packing::{Packer, Recordings};
 use super::peers::Peers;
 use super::pins::Pins;
+use super::sharing::Sharing;
 use super::slow::slowest_reads;
 use crate::control::{
     CollectRequest, Event, ExplainRequest, Failure, MountRequest, PullRequest, Status, StoreStatus,
@@ -54,6 +55,8 @@ pub struct Services {
     pub packer: Packer,
     /// The other nodes, where anything is shared with them.
     pub peers: Option<Arc<Peers>>,
+    /// What is shared with them.
+    pub sharing: Option<Sharing>,
 }
 
 /// What the handlers share.
@@ -66,6 +69,7 @@ pub struct Api {
     recordings: Recordings,
     packer: Packer,
     peers: Option<Arc<Peers>>,
+    sharing: Option<Sharing>,
     /// What of a status does not change.
     base: Arc<Status>,
     busy: Arc<AtomicUsize>,
@@ -76,11 +80,22 @@ impl Api {
     /// The API of a worker; `base` holds the process's part of a status. Programs that are to take
     /// over come out of the channel.
     pub fn new(services: Services, base: Status) -> (Self, mpsc::Receiver<PathBuf>) {
-        let Services { view, owner, layers, pins, recordings, packer, peers } = services;
+        let Services { view, owner, layers, pins, recordings, packer, peers, sharing } = services;
         let (upgrades, asked_for) = mpsc::channel(1);
         let (base, busy) = (Arc::new(base), Arc::default());
-        let api =
-            Self { view, owner, layers, pins, recordings, packer, peers, base, busy, upgrades };
+        let api = Self {
+            view,
+            owner,
+            layers,
+            pins,
+            recordings,
+            packer,
+            peers,
+            sharing,
+            base,
+            busy,
+            upgrades,
+        };
         (api, asked_for)
     }
 

@@ -26,10 +26,10 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{StreamExt as _, TryStreamExt as _, iter};
 use tokio::sync::OnceCell;
 use undermount_fs::blob::Blobs;
-use undermount_fs::digest::Digest;
+use undermount_fs::digest::{Digest, Verified};
 use undermount_fs::fill::{Content, Filler, IngestError, Layer, Pace, Patience, Progress};
 use undermount_fs::index::{IndexError, LayerTree, Trust};
-use undermount_fs::source::{Priority, Source};
+use undermount_fs::source::{Piece, PieceRequest, Priority, Source};
 use undermount_fs::tree::{ImageTree, TreeError};
 
 use super::cache::{Cache, CacheError, LayerRecord};
@@ -226,11 +226,28 @@ impl Images {
         let known = self.cache.reference(reference);
         let timeout = if known.is_some() { KNOWN_TIMEOUT } else { RESOLVE_TIMEOUT };
         let client = self.client.until(Instant::now() + timeout);
-        match client.image(reference, &self.platform).await {
+        let elsewhere = |config| self.shared(reference, config);
+        match client.image_beside(reference, &self.platform, elsewhere).await {
             Ok(image) => self.remember(reference, image),
             Err(error) => self.resolve_offline(reference, error),
         }
         .map_err(|fault| fault.of(reference))
+    }
+
+    /// A small blob of the image, where other nodes may have it.
+    async fn shared(&self, reference: &Reference, blob: Descriptor) -> Option<Verified> {
+        let source = self.filler.source();
+        if !source.shares() {
+            return None;
+        }
+        let request = PieceRequest {
+            scope: reference.repository().scope(),
+            pieces: vec![Piece { blob: blob.digest, range: 0..blob.size, digest: blob.digest }],
+            priority: Priority::Demand,
+            deadline: Instant::now() + KNOWN_TIMEOUT,
+        };
+        // Where nobody has it, the registry is asked in the ordinary way, and says why not.
+        source.fetch(request).await.ok()?.into_iter().next()
     }
 
     /// Keeps manifest and config, and what the name means.

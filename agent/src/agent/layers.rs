@@ -152,6 +152,11 @@ impl LayerShelf {
         self.0.records.set_drained(drained)
     }
 
+    /// Whether nothing new was offered when the agent of this `cache` ended.
+    pub fn was_drained(cache: &Path) -> bool {
+        Records::open(&cache.join("podman")).is_ok_and(|records| records.is_drained())
+    }
+
     /// Whether nothing new is offered.
     pub fn is_drained(&self) -> bool {
         self.0.drained.load(Ordering::SeqCst)

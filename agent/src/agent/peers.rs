@@ -4,21 +4,14 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use futures_util::future::join_all;
 use reqwest::{Certificate, Identity};
-use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::peer::keys::{self, ClusterKeys, KeyFile, KeyFileError};
 use crate::peer::membership::{self, HttpConfig, Listen, Membership, MembershipConfig, StoreError};
-
-/// The pause between attempts to listen: the worker before may still have the port.
-const LISTEN_PAUSE: Duration = Duration::from_millis(200);
 
 /// A peer that takes no connection within this time is tried again later.
 const CONNECT: Duration = Duration::from_millis(500);
@@ -78,10 +71,10 @@ pub enum PeersError {
 /// This node among the others.
 pub struct Peers {
     /// Who they are.
-    pub membership: Arc<Membership>,
+    pub membership: Membership,
     /// The keys of the cluster; they follow the file.
     pub keys: ClusterKeys,
-    _tasks: [AbortOnDropHandle<()>; 2],
+    _key_watch: AbortOnDropHandle<()>,
 }
 
 impl Peers {
@@ -113,11 +106,10 @@ impl Peers {
             directory: cache.join("peers"),
             bind: membership::udp(),
         };
-        let membership = Arc::new(Membership::start(membership, handle)?);
+        let membership = Membership::start(membership, handle)?;
         let watch = keys::follow(keys.clone(), config.key_file.clone());
-        let serve = serve(membership.clone(), membership.router());
-        let _tasks = [handle.spawn(watch), handle.spawn(serve)].map(AbortOnDropHandle::new);
-        Ok(Self { membership, keys, _tasks })
+        let _key_watch = AbortOnDropHandle::new(handle.spawn(watch));
+        Ok(Self { membership, keys, _key_watch })
     }
 
     /// Ends it: with a good-bye, or in silence where another process takes over at once.
@@ -170,27 +162,4 @@ fn seed_client() -> Result<reqwest::Client, PeersError> {
         .tls_danger_accept_invalid_certs(true)
         .build()
         .map_err(PeersError::Client)
-}
-
-/// Answers peers where the membership listens, for as long as this is polled.
-async fn serve(membership: Arc<Membership>, app: Router) {
-    let addresses = membership.bound().await;
-    join_all(addresses.into_iter().map(|address| serve_at(address, app.clone()))).await;
-}
-
-async fn serve_at(address: SocketAddr, app: Router) {
-    let mut reported = false;
-    loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => {
-                let served = axum::serve(listener, app.clone()).await;
-                tracing::error!(?served, %address, "peers are not answered any more");
-            }
-            Err(error) if !std::mem::replace(&mut reported, true) => {
-                tracing::warn!(%error, %address, "cannot answer peers yet");
-            }
-            Err(_) => {}
-        }
-        tokio::time::sleep(LISTEN_PAUSE).await;
-    }
 }

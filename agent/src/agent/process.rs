@@ -40,6 +40,7 @@ use super::health;
 use super::layers::ShelfError;
 use super::owner::Owner;
 use super::peers::PeersConfig;
+use super::sharing;
 use crate::control::{Failure, Runtime, Status, StoreStatus};
 use crate::mirror::{self, MirrorConfig};
 use crate::registry::client::{Client, ClientConfig};
@@ -357,6 +358,10 @@ fn serve(
         let figures = node.figures(inheritance.pulse.clone(), worker.history().restarts);
         threads.spawn(figures::run(address, figures, CancellationToken::new()));
     }
+    let over = CancellationToken::new();
+    if let Some(peers) = node.services.peers.clone() {
+        threads.spawn(sharing::answer(peers, node.services.sharing.clone(), over.clone()));
+    }
     threads.spawn(health::beat(worker.clone(), inheritance.pulse));
     let status = Status {
         cache: config.cache,
@@ -374,6 +379,7 @@ fn serve(
     let (api, upgrades) = Api::new(node.services.clone(), status);
     let until = Until { end: farewell.clone(), upgrades, stay };
     threads.block_on(answer(&node.services.owner, api, listener, worker, until));
+    over.cancel();
     if let Some(peers) = &node.services.peers {
         // A worker that makes room for another one has nobody to say good-bye to.
         threads.block_on(peers.end(farewell.reason().is_some()));

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use clap::Args;
 use undermount::control::PeersStatus;
+use undermount::peer::counters::{Exile, Traffic};
 use undermount::peer::member::{Member, Weight};
 
 use super::exit::{CliResult, Exit};
@@ -12,7 +13,9 @@ use super::owner::{self, CacheArgs};
 /// Show the nodes that this one shares with
 ///
 /// Lists the members that the agent believes to be alive: name, address, share of the pieces that
-/// it owns in hundredths, versions of the protocol, when its agent started. On stderr it says what
+/// it owns in hundredths, versions of the protocol, when its agent started. Then where the pieces
+/// came from that were wanted here, what was given to others, and whom this node leaves alone for
+/// a while, and why. On stderr it says what
 /// is odd, such as datagrams that nobody of the cluster has sent.
 #[derive(Debug, Args)]
 pub struct PeersArgs {
@@ -35,6 +38,7 @@ impl PeersArgs {
             writeln!(stdout, "{}", serde_json::to_string_pretty(&status)?)?;
         } else {
             members(&status, &mut stdout)?;
+            status.traffic.iter().try_for_each(|traffic| shared(traffic, &mut stdout))?;
             remarks(&status, &mut io::stderr())?;
         }
         Ok(Exit::Success)
@@ -57,6 +61,42 @@ fn members(status: &PeersStatus, out: &mut impl Write) -> io::Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// Where what was wanted here came from, and what was given to others.
+fn shared(traffic: &Traffic, out: &mut impl Write) -> io::Result<()> {
+    let Traffic { local, peer, registry, uploaded, .. } = traffic;
+    let wanted = (local.pieces + peer.pieces + registry.pieces).max(1);
+    for (name, amount) in [("own pieces", local), ("peers", peer), ("registry", registry)] {
+        let share = amount.pieces as f64 * 100.0 / wanted as f64;
+        writeln!(
+            out,
+            "from {name:<10}  {:>10} pieces  {:>12}  {share:>5.1} %",
+            amount.pieces,
+            bytes(amount.bytes),
+        )?;
+    }
+    writeln!(
+        out,
+        "to peers         {:>10} pieces  {:>12}",
+        uploaded.pieces,
+        bytes(uploaded.bytes)
+    )?;
+    writeln!(
+        out,
+        "kept for others  {} of its own, {} of others'",
+        bytes(traffic.own_bytes),
+        bytes(traffic.held_bytes)
+    )?;
+    for Exile { member, reason, seconds } in &traffic.shunned {
+        writeln!(out, "left alone: {member}  {reason}  for another {seconds} s")?;
+    }
+    Ok(())
+}
+
+/// A number of bytes in MiB, to two places.
+fn bytes(count: u64) -> String {
+    format!("{:.2} MiB", count as f64 / 1_048_576.0)
 }
 
 /// What an operator should know beside that.
@@ -112,7 +152,7 @@ mod tests {
             members: vec![member],
             datagrams,
         };
-        let status = PeersStatus { membership };
+        let status = PeersStatus { membership, traffic: None };
         let (mut out, mut err) = (Vec::new(), Vec::new());
         members(&status, &mut out).unwrap();
         remarks(&status, &mut err).unwrap();

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::peer::counters::Traffic;
 use crate::peer::membership::MembershipStatus;
 
 /// This node among the others.
@@ -9,4 +10,7 @@ use crate::peer::membership::MembershipStatus;
 pub struct PeersStatus {
     /// Who they are.
     pub membership: MembershipStatus,
+    /// What this node has taken from them and given to them; nothing where it cannot share.
+    #[serde(default)]
+    pub traffic: Option<Traffic>,
 }

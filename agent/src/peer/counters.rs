@@ -43,11 +43,11 @@ impl Tally {
 /// The counters of a node.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Wanted here and found in its own pieces.
+    /// Wanted here and found among its pieces.
     pub local: Tally,
-    /// Wanted here and brought by a peer, the last byte at least.
+    /// Brought by a peer, the last byte at least, for this node or for another one.
     pub peer: Tally,
-    /// Wanted here or by a peer, and read from the registry.
+    /// Read from the registry, for this node or for another one.
     pub registry: Tally,
     /// Sent to peers; the pieces are the uploads that began.
     pub uploaded: Tally,

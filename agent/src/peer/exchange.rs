@@ -10,7 +10,7 @@
 
 mod transfer;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,6 +35,8 @@ use transfer::Transfer;
 
 /// Bytes of pieces that may be on their way at a time, counted in [`GRAIN`].
 const MEMORY: u64 = 256 << 20;
+/// Bytes of pieces that stay in memory where the disk has no room for them.
+const UNKEPT: u64 = 32 << 20;
 /// What memory is counted in: no piece counts for less.
 const GRAIN: u64 = 256 << 10;
 
@@ -67,6 +69,8 @@ struct Inner {
     standing: Mutex<Standing>,
     uploads: Mutex<Uploads>,
     arriving: Mutex<HashMap<PieceKey, Arc<Arriving>>>,
+    /// Those among them that are whole and stay, the oldest first, with their sizes.
+    unkept: Mutex<VecDeque<(PieceKey, u64)>>,
     memory: Arc<Semaphore>,
     counters: Counters,
     start: Instant,
@@ -103,6 +107,7 @@ impl Exchange {
             standing: Mutex::default(),
             uploads: Mutex::new(Uploads::new(limits, seed)),
             arriving: Mutex::default(),
+            unkept: Mutex::default(),
             memory: Arc::new(Semaphore::new((MEMORY / GRAIN) as usize)),
             counters: Counters::default(),
             start: Instant::now(),
@@ -183,6 +188,17 @@ impl Exchange {
     /// Memory for a piece of `size` bytes, if there is some now.
     pub(super) fn room_now(&self, size: u64) -> Option<Room> {
         self.0.memory.clone().try_acquire_many_owned(grains(size)).ok().map(Room)
+    }
+
+    /// Leaves a piece that is whole among those on their way, since the disk has no room for it,
+    /// in place of those that have been there for longest.
+    pub(super) fn leave_in_memory(&self, key: PieceKey, size: u64) {
+        let mut unkept = self.0.unkept.lock().unwrap_or_else(PoisonError::into_inner);
+        unkept.push_back((key, size));
+        while unkept.iter().map(|(_, size)| size).sum::<u64>() > UNKEPT {
+            let Some((oldest, _)) = unkept.pop_front() else { break };
+            self.arriving().remove(&oldest);
+        }
     }
 
     async fn read(&self, key: PieceKey) -> Option<Verified> {

@@ -50,9 +50,10 @@ use self::upkeep::{Dice, Upkeep};
 use super::datagram::Received;
 use super::keys::ClusterKeys;
 use super::member::{Member, MemberId, Members, Roster, Weight};
+use super::placement;
 
 /// The versions of the peer protocol that this program speaks, first and last.
-pub const PROTOCOL: (u16, u16) = (1, 1);
+pub const PROTOCOL: (u16, u16) = (*placement::PROTOCOL.start(), *placement::PROTOCOL.end());
 
 /// The pause between attempts to listen.
 const LISTEN_PAUSE: Duration = Duration::from_secs(2);

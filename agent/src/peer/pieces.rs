@@ -12,7 +12,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,6 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use lru::LruCache;
 use tempfile::NamedTempFile;
 use undermount_fs::digest::{Digest, Verified};
+use undermount_fs::disk::{Disk as _, LocalDisk};
 
 use super::realm::Realm;
 use super::wanted::MAX_PIECE;
@@ -40,12 +40,14 @@ pub struct PieceLimits {
     pub own: u64,
     /// Of the others.
     pub held: u64,
+    /// Bytes of the file system that stay free.
+    pub reserve: u64,
 }
 
 impl Default for PieceLimits {
-    /// 8 GiB of its own, 1 GiB of others.
+    /// 8 GiB of its own, 1 GiB of others, 1 GiB free.
     fn default() -> Self {
-        Self { own: 8 << 30, held: 1 << 30 }
+        Self { own: 8 << 30, held: 1 << 30, reserve: 1 << 30 }
     }
 }
 
@@ -64,6 +66,7 @@ pub struct Pieces {
 struct Shelf {
     root: PathBuf,
     limit: u64,
+    reserve: u64,
     kept: Mutex<Kept>,
 }
 
@@ -111,9 +114,8 @@ impl Pieces {
     /// # Errors
     /// Where a directory cannot be made or read.
     pub fn open(root: &Path, limits: PieceLimits) -> io::Result<Self> {
-        let own = Shelf::open(root.join("own"), limits.own)?;
-        let held = Shelf::open(root.join("held"), limits.held)?;
-        Ok(Self { own, held })
+        let shelf = |name, limit| Shelf::open(root.join(name), limit, limits.reserve);
+        Ok(Self { own: shelf("own", limits.own)?, held: shelf("held", limits.held)? })
     }
 
     /// Whether the piece is here.
@@ -134,18 +136,20 @@ impl Pieces {
         Verified::check(bytes.into(), &key.1).ok()
     }
 
-    /// Keeps a piece. What cannot be kept is left out, with a word in the log. Blocks on the disk.
-    pub fn put(&self, key: &PieceKey, piece: &Verified, keeping: Keeping) {
+    /// Keeps a piece; whether it is here now. What cannot be kept for want of room is left out,
+    /// for other reasons with a word in the log. Blocks on the disk.
+    pub fn put(&self, key: &PieceKey, piece: &Verified, keeping: Keeping) -> bool {
         let shelf = match keeping {
             Keeping::Own => &self.own,
             Keeping::Held => &self.held,
         };
         if self.has(key) {
-            return;
+            return true;
         }
-        if let Err(error) = shelf.put(key, piece) {
+        shelf.put(key, piece).unwrap_or_else(|error| {
             tracing::warn!(piece = %key.1, %error, "cannot keep a piece for others");
-        }
+            false
+        })
     }
 
     /// Bytes of the pieces that the node owns, and of the others.
@@ -155,7 +159,7 @@ impl Pieces {
 }
 
 impl Shelf {
-    fn open(root: PathBuf, limit: u64) -> io::Result<Self> {
+    fn open(root: PathBuf, limit: u64, reserve: u64) -> io::Result<Self> {
         fs::create_dir_all(&root)?;
         let mut found = Vec::new();
         for entry in fs::read_dir(&root)?.filter_map(Result::ok) {
@@ -169,7 +173,7 @@ impl Shelf {
         }
         found.sort_by_key(|(written, _, _)| *written);
         let kept = Mutex::new(Kept { bytes: 0, pieces: LruCache::unbounded() });
-        let shelf = Self { root, limit, kept };
+        let shelf = Self { root, limit, reserve, kept };
         for (_, key, size) in found {
             shelf.note(key, Entry { size, checked: None });
         }
@@ -218,16 +222,16 @@ impl Shelf {
         Ok(OpenPiece { file, size: stamp.size })
     }
 
-    fn put(&self, key: &PieceKey, piece: &Verified) -> io::Result<()> {
+    fn put(&self, key: &PieceKey, piece: &Verified) -> io::Result<bool> {
         let size = piece.bytes().len() as u64;
-        if size > self.limit {
-            return Ok(());
+        if size > self.limit || LocalDisk.space(&self.root)?.free < self.reserve + size {
+            return Ok(false);
         }
         let mut file = NamedTempFile::new_in(&self.root)?;
         file.write_all(piece.bytes())?;
         let file = file.persist(self.path(key)).map_err(|error| error.error)?;
         self.note(*key, Entry { size, checked: Some(Stamp::of(&file)?) });
-        Ok(())
+        Ok(true)
     }
 
     /// Notes a piece that is there now, and drops the least used ones beyond the limit.
@@ -265,12 +269,6 @@ fn key_of(name: &str) -> Option<PieceKey> {
     Some((realm.parse().ok()?, Digest::from_hex(hex).ok()?))
 }
 
-/// What each of `nodes` nodes needs for what it owns of images of `set` bytes: half as much again,
-/// since shares differ and members come and go.
-pub fn own_budget(set: u64, nodes: NonZeroU64) -> u64 {
-    (set / nodes).saturating_mul(3) / 2
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -281,7 +279,7 @@ mod tests {
     }
 
     fn open(root: &Path) -> Pieces {
-        Pieces::open(root, PieceLimits { own: 3000, held: 1500 }).unwrap()
+        Pieces::open(root, PieceLimits { own: 3000, held: 1500, reserve: 0 }).unwrap()
     }
 
     fn path(root: &Path, key: &PieceKey) -> PathBuf {
@@ -341,6 +339,20 @@ mod tests {
     }
 
     #[test]
+    fn what_there_is_no_room_for_is_not_kept() {
+        let root = tempfile::tempdir().unwrap();
+        let limits = PieceLimits { reserve: u64::MAX / 2, ..PieceLimits::default() };
+        let pieces = Pieces::open(root.path(), limits).unwrap();
+        let (key, bytes) = piece(1);
+        assert!(!pieces.put(&key, &bytes, Keeping::Own));
+        assert!(!pieces.has(&key));
+        let limits = PieceLimits { held: 999, reserve: 0, ..PieceLimits::default() };
+        let pieces = Pieces::open(root.path(), limits).unwrap();
+        assert!(!pieces.put(&key, &bytes, Keeping::Held));
+        assert!(pieces.put(&key, &bytes, Keeping::Own));
+    }
+
+    #[test]
     fn realms_do_not_mix() {
         let root = tempfile::tempdir().unwrap();
         let pieces = open(root.path());
@@ -351,12 +363,5 @@ mod tests {
         drop(pieces);
         let pieces = open(root.path());
         assert!(pieces.get(&key).is_none() && pieces.get(&private).is_some());
-    }
-
-    #[test]
-    fn a_node_keeps_one_and_a_half_shares() {
-        let nodes = |count| NonZeroU64::new(count).unwrap();
-        assert_eq!(own_budget(8000, nodes(8)), 1500);
-        assert_eq!(own_budget(u64::MAX, nodes(1)), u64::MAX / 2);
     }
 }

@@ -149,37 +149,56 @@ pub struct NodeSpec {
     pub key: u8,
     pub password: Option<&'static str>,
     pub limits: UploadLimits,
+    pub pieces: PieceLimits,
 }
 
 impl NodeSpec {
     pub fn new(number: u8) -> Self {
-        Self { id: id(number), key: 1, password: None, limits: UploadLimits::default() }
+        Self {
+            id: id(number),
+            key: 1,
+            password: None,
+            limits: UploadLimits::default(),
+            pieces: PieceLimits::default(),
+        }
     }
 
     pub async fn start(self, registry: &Arc<Registry>) -> Node {
-        // Fails only where there is one already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let Self { id, key, password, limits } = self;
-        let (members, roster) = Roster::new(id, Members::default());
-        let login = password.map(|password| Login {
+        let login = self.password.map(|password| Login {
             registry: "r.example:8787".to_owned(),
             user: "nova".to_owned(),
             password: Password::new(password.to_owned()),
         });
-        let origin: Arc<dyn Origin> = Arc::new(Way { registry: registry.clone(), login });
+        self.start_with(Arc::new(Way { registry: registry.clone(), login })).await
+    }
+
+    /// The same, with another way to the registries.
+    pub async fn start_with(self, origin: Arc<dyn Origin>) -> Node {
+        // Fails only where there is one already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let Self { id, key, limits, pieces, .. } = self;
+        let (members, roster) = Roster::new(id, Members::default());
         let dir = tempfile::tempdir().unwrap();
         let exchange = Exchange::new(Parts {
             roster,
             client: PeerClient::new(id, keys(key), http(), "http"),
             realms: Realms::new(keys(key), id, origin.clone()),
             origin,
-            pieces: Pieces::open(dir.path(), PieceLimits::default()).unwrap(),
+            pieces: Pieces::open(dir.path(), pieces).unwrap(),
             limits,
         });
         let server = PieceServer::new(exchange.clone(), keys(key), None);
         let (address, task) = serve(server.router()).await;
         let member = member(id, address);
-        Node { exchange, address, member, http: http(), _dir: dir, _task: task, members }
+        Node {
+            exchange,
+            address,
+            member,
+            http: reqwest::Client::new(),
+            _dir: dir,
+            _task: task,
+            members,
+        }
     }
 }
 

@@ -221,7 +221,12 @@ fn host(scope: &Scope) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::future::join_all;
+    use undermount_fs::source::Priority;
+
     use super::*;
+    use crate::peer::testing::{NodeSpec, introduce};
+    use crate::registry::client::testing::{Reply, Server, client};
 
     fn piece(range: std::ops::Range<u64>) -> Piece {
         Piece { blob: Digest::of(b"blob"), range, digest: Digest::of(b"piece") }
@@ -251,8 +256,7 @@ mod tests {
 
     #[test]
     fn nothing_is_read_for_others_from_registries_that_the_node_does_not_know() {
-        let client = crate::registry::client::testing::client(|_| ());
-        let registry = Arc::new(RegistrySource::new(client, Arc::default()));
+        let registry = Arc::new(RegistrySource::new(client(|_| ()), Arc::default()));
         let hosts = ["r.example:5000".to_owned()];
         let origin = RegistryOrigin::new(registry, Credentials::none(), hosts);
         let reaches = |scope: &str| origin.reaches(&Scope::new(scope));
@@ -264,5 +268,58 @@ mod tests {
         }
         origin.learn(&Scope::new("quay.io/own/image"));
         assert!(reaches("quay.io/another/image"));
+    }
+
+    /// A blob of 40 pieces, neighbours sharing a byte.
+    fn blob() -> (bytes::Bytes, Vec<Piece>) {
+        let bytes: bytes::Bytes =
+            (0..400_000u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>().into();
+        let blob = Digest::of(&bytes);
+        let piece = |start: usize| {
+            let range = start.saturating_sub(1)..start + 40_000;
+            let digest = Digest::of(&bytes[range.clone()]);
+            Piece { blob, range: range.start as u64..range.end as u64, digest }
+        };
+        let pieces = (0..bytes.len()).step_by(40_000).map(piece).collect();
+        (bytes, pieces)
+    }
+
+    #[tokio::test]
+    async fn nodes_that_stream_the_same_blob_at_once_cost_the_registry_its_bytes_once() {
+        let (bytes, pieces) = blob();
+        let served = bytes.clone();
+        let server = Server::start(move |seen| Reply::blob(seen, &served)).await;
+        let scope = server.repository().scope();
+        let (mut nodes, mut sources) = (Vec::new(), Vec::new());
+        for number in 0..4 {
+            let registry = Arc::new(RegistrySource::new(client(|_| ()), Arc::default()));
+            let hosts = [server.host.clone()];
+            let origin = RegistryOrigin::new(registry.clone(), Credentials::none(), hosts);
+            let origin = Arc::new(origin);
+            let node = NodeSpec::new(number).start_with(origin.clone()).await;
+            sources.push(PeerSource::new(node.exchange.clone(), registry, origin));
+            nodes.push(node);
+        }
+        introduce(&nodes, &[]);
+        let request = BlobRequest {
+            scope: scope.clone(),
+            blob: Digest::of(&bytes),
+            size: bytes.len() as u64,
+            pieces: pieces.clone().into(),
+            priority: Priority::Demand,
+            deadline: Instant::now() + Duration::from_secs(20),
+        };
+        let reads = sources.iter().map(|source| async {
+            let stream = source.stream(request.clone()).await.unwrap();
+            let chunks: Vec<_> = stream.try_collect().await.unwrap();
+            assert!(chunks.concat() == bytes, "all bytes, in order, none of them twice");
+        });
+        join_all(reads).await;
+        let fetched = |origin: &str| -> u64 {
+            let entries = sources.iter().flat_map(|source| source.registry.ledger().entries());
+            entries.filter(|entry| entry.origin == origin).map(|entry| entry.bytes).sum()
+        };
+        let all: u64 = pieces.iter().map(|piece| piece.range.end - piece.range.start).sum();
+        assert_eq!((fetched(&server.host), fetched(PEERS)), (all, 3 * all));
     }
 }

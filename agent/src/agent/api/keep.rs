@@ -63,7 +63,10 @@ pub(super) async fn drain(State(api): State<Api>, Json(request): Json<DrainReque
 pub(super) async fn peers(State(api): State<Api>) -> Response {
     let _busy = api.enter();
     match &api.peers {
-        Some(peers) => Json(PeersStatus { membership: peers.membership.status() }).into_response(),
+        Some(peers) => {
+            let traffic = api.sharing.as_ref().map(|sharing| sharing.exchange.traffic());
+            Json(PeersStatus { membership: peers.membership.status(), traffic }).into_response()
+        }
         None => refused(StatusCode::NOT_FOUND, &NoPeers),
     }
 }

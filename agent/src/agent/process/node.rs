@@ -96,7 +96,10 @@ impl Node {
         mounts: &Mounts,
         handle: &Handle,
     ) -> Result<Self, ProcessError> {
-        let Opened { images, view, client, ledger, queue } = Opened::by(config)?;
+        let drained = LayerShelf::was_drained(&config.cache);
+        let peers = mounts.store.as_ref().and_then(|_| start_peers(config, drained, handle));
+        let Opened { images, view, client, ledger, queue, sharing } =
+            Opened::by(config, peers.as_deref())?;
         let completer = Completer::new(images.clone(), config.complete_within);
         let path = runtime.slots();
         let slots =
@@ -123,10 +126,16 @@ impl Node {
             runtime: runtime.clone(),
             data_mode: mounts.data_mode(),
         }));
-        let drained = layers.is_drained();
-        let peers = mounts.store.as_ref().and_then(|_| start_peers(config, drained, handle));
-        let services =
-            Services { view: view.clone(), owner, layers, pins, recordings, packer, peers };
+        let services = Services {
+            view: view.clone(),
+            owner,
+            layers,
+            pins,
+            recordings,
+            packer,
+            peers,
+            sharing,
+        };
         Ok(Self { view, images, ledger, queue, services })
     }
 

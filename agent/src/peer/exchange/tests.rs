@@ -14,6 +14,7 @@ use undermount_fs::source::Piece;
 
 use super::*;
 use crate::peer::member::{Member, MemberId};
+use crate::peer::pieces::PieceLimits;
 use crate::peer::testing::{
     Node, NodeSpec, Registry, blob, cluster, id, introduce, member, owner, serve, wanted,
 };
@@ -49,6 +50,22 @@ async fn eight_nodes_that_read_the_same_cost_the_registry_each_byte_once() {
     let before = nodes[8].exchange.traffic().peer;
     read_all(&nodes[8..], &pieces).await;
     assert_eq!(nodes[8].exchange.traffic().peer, before, "a second time costs nobody anything");
+}
+
+#[tokio::test]
+async fn an_owner_without_room_on_disk_reads_each_piece_once_all_the_same() {
+    let (bytes, pieces) = blob(10, 50_000);
+    let registry = Registry::with(&bytes);
+    let mut nodes = Vec::new();
+    for number in 0..3 {
+        let pieces = PieceLimits { reserve: u64::MAX / 2, ..PieceLimits::default() };
+        nodes.push(NodeSpec { pieces, ..NodeSpec::new(number) }.start(&registry).await);
+    }
+    introduce(&nodes, &[]);
+    for node in 0..3 {
+        read_all(&nodes[node..=node], &pieces).await;
+    }
+    assert_eq!(registry.given(), bytes.len() as u64);
 }
 
 #[tokio::test]

@@ -72,10 +72,13 @@ impl Transfer {
         let Self { exchange, key, keeping, .. } = self;
         let keeper = exchange.clone();
         // Until it is on disk, it is here.
+        let size = piece.bytes().len() as u64;
         let kept =
             tokio::task::spawn_blocking(move || keeper.pieces().put(&key, &piece, keeping)).await;
-        if kept.is_ok() {
+        if let Ok(true) = kept {
             exchange.arriving().remove(&key);
+        } else {
+            exchange.leave_in_memory(key, size);
         }
     }
 

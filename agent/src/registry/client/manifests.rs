@@ -140,6 +140,23 @@ impl Client {
         reference: &Reference,
         platform: &Platform,
     ) -> Result<Image, RegistryError> {
+        self.image_beside(reference, platform, |_| std::future::ready(None)).await
+    }
+
+    /// The same, where `elsewhere` may have the configuration: it gives bytes that have the digest
+    /// of the descriptor, or none.
+    ///
+    /// # Errors
+    /// As [`Self::image`].
+    pub async fn image_beside<F>(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        elsewhere: impl FnOnce(Descriptor) -> F,
+    ) -> Result<Image, RegistryError>
+    where
+        F: Future<Output = Option<Verified>>,
+    {
         let subject = Subject::Manifest(reference.clone());
         let unusable = |error: ManifestError| Fault::Manifest(error).of(&subject);
         let named = self.manifest(reference).await?;
@@ -152,7 +169,10 @@ impl Client {
         };
         let manifest = raw.document().and_then(Document::into_manifest).map_err(unusable)?;
         manifest.check_is_image().map_err(unusable)?;
-        let config = self.config(reference.repository(), &manifest.config).await?;
+        let config = match elsewhere(manifest.config.clone()).await {
+            Some(raw) => ImageConfig::parse(raw.into_bytes()).map_err(unusable)?,
+            None => self.config(reference.repository(), &manifest.config).await?,
+        };
         config.layers(&manifest).map_err(unusable)?;
         let reference = reference.pinned(raw.digest);
         Ok(Image { reference, index, raw, manifest, config })
