@@ -5,10 +5,6 @@
 //! those of 64 pullers beside 16 pushers. Needs Debian's `nginx`.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
-use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -16,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use undermount_benches::figure::Figures;
 use undermount_benches::machine;
+use undermount_benches::traffic::{Client, Nginx, processor_time};
 use undermount_tests::archive::noise;
 use undermount_tests::distribution::Api;
-use undermount_tests::process::{Running, SOON, program};
 use undermount_tests::registry::Registry;
 use undermount_tests::requirement::{Need, lacking};
 use undermount_tests::soak::Soak;
@@ -133,7 +129,7 @@ impl Server {
                 scope.spawn(move || {
                     let mut client = Client::connect(&self.address);
                     for (blob, from) in share {
-                        client.read(&self.paths[*blob], *from, load.piece);
+                        client.read(&self.paths[*blob], &range_of(*from, load.piece), load.piece);
                     }
                 });
             }
@@ -145,96 +141,13 @@ impl Server {
     }
 }
 
-/// Reads and forgets, over one connection, with as little work as can be.
-struct Client {
-    stream: TcpStream,
-    buffer: Vec<u8>,
-}
-
-impl Client {
-    fn connect(address: &str) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        Self { stream, buffer: vec![0; 1 << 20] }
+/// The header that asks for a part; nothing for a whole blob.
+fn range_of(from: usize, length: usize) -> String {
+    if length == BLOB {
+        String::new()
+    } else {
+        format!("Range: bytes={from}-{}\r\n", from + length - 1)
     }
-
-    fn read(&mut self, path: &str, from: usize, length: usize) {
-        let last = from + length - 1;
-        let range = format!("Range: bytes={from}-{last}\r\n");
-        let range = if length == BLOB { "" } else { &range };
-        write!(self.stream, "GET {path} HTTP/1.1\r\nHost: bench\r\n{range}\r\n").unwrap();
-        let mut have = 0;
-        let head = loop {
-            let count = self.stream.read(&mut self.buffer[have..]).unwrap();
-            assert!(count > 0, "the server closed the connection");
-            have += count;
-            let end = self.buffer[..have].windows(4).position(|bytes| bytes == b"\r\n\r\n");
-            if let Some(end) = end {
-                break end + 4;
-            }
-        };
-        assert!(self.buffer.starts_with(b"HTTP/1.1 20"), "an error");
-        let mut left = length - (have - head);
-        while left > 0 {
-            let most = left.min(self.buffer.len());
-            let count = self.stream.read(&mut self.buffer[..most]).unwrap();
-            assert!(count > 0, "the answer ended early");
-            left -= count;
-        }
-    }
-}
-
-/// Debian's nginx with a configuration of its own.
-struct Nginx {
-    running: Running,
-    address: String,
-    _files: tempfile::TempDir,
-}
-
-impl Nginx {
-    /// Serves the files below `root`.
-    fn serve(root: &Path) -> Self {
-        let files = tempfile::tempdir().unwrap();
-        // The port is free once its listener is dropped.
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let (root, here) = (root.display(), files.path().display());
-        let config = format!(
-            "daemon off;\nuser root;\nworker_processes auto;\npid {here}/pid;\n\
-             error_log stderr;\nevents {{}}\nhttp {{\n  access_log off;\n  sendfile on;\n  \
-             tcp_nopush on;\n  keepalive_requests 100000;\n  \
-             client_body_temp_path {here}/body;\n  proxy_temp_path {here}/proxy;\n  \
-             fastcgi_temp_path {here}/fastcgi;\n  uwsgi_temp_path {here}/uwsgi;\n  \
-             scgi_temp_path {here}/scgi;\n  \
-             server {{ listen {address}; root {root}; }}\n}}\n"
-        );
-        let path = files.path().join("nginx.conf");
-        fs::write(&path, config).unwrap();
-        let running =
-            Running::start(program("nginx").arg("-c").arg(&path).arg("-p").arg(files.path()));
-        let end = Instant::now() + SOON;
-        while TcpStream::connect(&address).is_err() {
-            assert!(Instant::now() < end, "nginx does not listen: {}", running.stderr());
-            thread::sleep(Duration::from_millis(10));
-        }
-        Self { running, address, _files: files }
-    }
-}
-
-/// Processor time of a process and its children.
-fn processor_time(process: u32) -> Duration {
-    let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children"));
-    let children = children.unwrap_or_default();
-    let all = children.split_whitespace().filter_map(|id| id.parse().ok()).chain([process]);
-    all.map(own_processor_time).sum()
-}
-
-fn own_processor_time(process: u32) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    let (_, fields) = stat.rsplit_once(')').unwrap();
-    let ticks: u64 =
-        fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum();
-    // Linux tells them in hundredths of a second.
-    Duration::from_millis(10 * ticks)
 }
 
 fn soak(api: &Api, figures: &mut Figures) {

@@ -9,4 +9,5 @@ pub mod machine;
 pub mod race;
 pub mod rebuild;
 pub mod stage;
+pub mod traffic;
 pub mod workload;
