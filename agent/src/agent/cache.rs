@@ -37,6 +37,9 @@ pub const SET_ASIDE: &str = "old-";
 /// What is no part of a version's layout.
 const UNVERSIONED: [&str; 2] = ["lock", VERSION_FILE];
 
+/// How names of files begin that are being written.
+const UNFINISHED: &str = ".tmp";
+
 /// The cache directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
@@ -116,7 +119,7 @@ impl Cache {
         let [blobs, layers, references] =
             ["blobs", "layers", "refs"].map(|directory| root.join(directory));
         for directory in [&layers, &references] {
-            fs::create_dir_all(directory).map_err(unusable(directory))?;
+            open_records(directory).map_err(unusable(directory))?;
         }
         let blobs = Arc::new(Blobs::open(&blobs).map_err(unusable(&blobs))?);
         let (root, store) = (root.to_owned(), Arc::new(store.with_verify(verify)));
@@ -159,6 +162,7 @@ impl Cache {
     /// What every known name meant last.
     pub fn references(&self) -> Vec<ReferenceRecord> {
         let names = file_names(&self.references).into_iter();
+        let names = names.filter(|name| !name.starts_with(UNFINISHED));
         names.filter_map(|name| read_record(&self.references.join(name))).collect()
     }
 
@@ -244,6 +248,16 @@ fn set_aside(root: &Path, older: u32) -> io::Result<()> {
     write_atomically(root, VERSION_FILE, format!("{VERSION}\n").as_bytes())
 }
 
+/// Makes a directory of records where it is missing, and rids it of what a process that was
+/// killed has not finished: read as a record, it would be one that nobody ever changes again.
+pub(super) fn open_records(directory: &Path) -> io::Result<()> {
+    fs::create_dir_all(directory)?;
+    for name in file_names(directory).iter().filter(|name| name.starts_with(UNFINISHED)) {
+        fs::remove_file(directory.join(name))?;
+    }
+    Ok(())
+}
+
 /// The names in a directory; none where it cannot be read.
 fn file_names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
@@ -270,7 +284,7 @@ pub(super) fn write_for_this_boot(directory: &Path, name: &str, bytes: &[u8]) ->
 
 /// Writes a file of which nobody ever sees a half, also after a power cut.
 pub(super) fn write_atomically(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let mut file = NamedTempFile::new_in(directory)?;
+    let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(directory)?;
     file.write_all(bytes)?;
     file.as_file().sync_data()?;
     file.persist(directory.join(name)).map_err(|error| error.error)?;
@@ -306,6 +320,20 @@ mod tests {
         assert_eq!(cache.reference(&reference).unwrap().manifest, manifest);
         cache.forget_layer(&layer);
         assert_eq!(cache.layer(&layer), None);
+    }
+
+    #[test]
+    fn regression_what_a_killed_process_has_not_finished_is_no_record() {
+        let root = tempfile::tempdir().unwrap();
+        let reference: Reference = "localhost:5000/image:tag".parse().unwrap();
+        let cache = open(root.path()).unwrap();
+        cache.put_reference(&reference, &Digest::of(b"manifest")).unwrap();
+        let record = cache.references.join(Digest::of(reference.to_string().as_bytes()).hex());
+        fs::copy(record, root.path().join("refs/.tmpAbCdEf")).unwrap();
+        drop(cache);
+        let cache = open(root.path()).unwrap();
+        assert_eq!(cache.references().len(), 1);
+        assert_eq!(fs::read_dir(root.path().join("refs")).unwrap().count(), 1);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use undermount_fs::digest::Digest;
 
 use super::ShelfError;
-use crate::agent::cache::write_atomically;
+use crate::agent::cache::{open_records, write_atomically};
 use crate::image::Reference;
 
 /// What a name has meant, and who uses it.
@@ -75,7 +75,7 @@ impl Records {
     /// # Errors
     /// [`ShelfError::Io`] where it cannot be made.
     pub fn open(directory: &Path) -> Result<Self, ShelfError> {
-        fs::create_dir_all(directory).map_err(ShelfError::of(directory))?;
+        open_records(directory).map_err(ShelfError::of(directory))?;
         Ok(Self(directory.to_owned()))
     }
 
@@ -121,7 +121,11 @@ impl Records {
     /// The records of names that podman uses.
     pub fn in_use(&self) -> Vec<NameRecord> {
         let Ok(entries) = fs::read_dir(&self.0) else { return Vec::new() };
-        let records = entries.filter_map(|entry| read(&entry.ok()?.path()));
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let records = names.filter_map(|name| {
+            // Another one is just being written beside it.
+            read(&self.0.join(&name)).filter(|record| Self::file(&record.reference) == name)
+        });
         records.filter(|record| !record.uses.is_empty()).collect()
     }
 }
@@ -152,6 +156,22 @@ mod tests {
         records.put(&record).unwrap();
         let records = Records::open(directory.path()).unwrap();
         assert_eq!(records.get(&reference), Some(record.clone()));
+        assert_eq!(records.in_use(), [record]);
+    }
+
+    #[test]
+    fn regression_a_record_that_a_killed_process_has_not_finished_does_not_count() {
+        let directory = tempfile::tempdir().unwrap();
+        let reference = "localhost:5000/a:1".to_owned();
+        let mut record = NameRecord { reference, ..NameRecord::default() };
+        record.hold(digest(1));
+        let records = Records::open(directory.path()).unwrap();
+        records.put(&record).unwrap();
+        let unfinished = directory.path().join(".tmpAbCdEf");
+        fs::copy(directory.path().join(Records::file(&record.reference)), &unfinished).unwrap();
+        assert_eq!(records.in_use().len(), 1);
+        let records = Records::open(directory.path()).unwrap();
+        assert!(!unfinished.exists());
         assert_eq!(records.in_use(), [record]);
     }
 
