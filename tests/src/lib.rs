@@ -33,5 +33,6 @@ pub mod root;
 pub mod session;
 pub mod shelf;
 pub mod soak;
+pub mod systemd;
 pub mod tree;
 pub mod userland;

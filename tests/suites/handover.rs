@@ -1,20 +1,23 @@
 //! An agent whose service manager keeps its descriptors: neither a restart of the service nor the
 //! death of all of its processes ends a mount, or what runs on one.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use nix::mount::{MntFlags, umount2};
 use undermount_tests::archive::{Member, noise};
 use undermount_tests::image::{Image, Layer};
+use undermount_tests::manager::UNIT;
 use undermount_tests::node::is_mounted;
 use undermount_tests::podman::{NEEDS, PATIENCE, Podman};
-use undermount_tests::process::{SOON, eventually, run};
-use undermount_tests::requirement::lacking;
+use undermount_tests::process::{SOON, binary, eventually, run};
+use undermount_tests::registry::Registry;
+use undermount_tests::requirement::{Need, lacking};
 use undermount_tests::session::is_alive;
+use undermount_tests::systemd::Systemd;
 use undermount_tests::userland::userland;
 
 const SIZE: usize = 3_000_000;
@@ -88,7 +91,7 @@ fn kill_and_start_again(flags: &[&str]) {
     busy.assert_served(2);
     busy.assert_starts();
     let status = busy.node.status();
-    assert_eq!(status["last_exit"], "its keeper was ended", "{status}");
+    assert_eq!(status["last_exit"], "its keeper was killed", "{status}");
     busy.node.manager().plan("stop");
     busy.node.stop_agent();
     busy.assert_gone();
@@ -138,6 +141,7 @@ fn a_restart_of_the_unit_ends_no_container_and_a_stop_takes_everything_away() {
         busy.node.start_agent();
         busy.assert_served(file);
         busy.assert_starts();
+        assert_eq!(busy.node.status()["last_exit"], "its keeper was restarted");
     }
     busy.node.manager().plan("stop");
     busy.node.stop_agent();
@@ -181,4 +185,66 @@ fn a_mount_that_somebody_took_away_is_made_anew() {
     busy.node.stop_agent();
     busy.node.start_agent();
     busy.assert_starts();
+}
+
+/// The packaged unit, with `binary` in the place of the installed one and everything in `dir`.
+fn packaged_unit(dir: &Path) -> String {
+    let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging");
+    let unit = fs::read_to_string(packaging.join("systemd").join(UNIT)).unwrap();
+    let (binary, dir) = (binary().display(), dir.display());
+    let lines = unit.lines().filter(|line| !line.starts_with("RequiresMountsFor="));
+    let unit = lines.collect::<Vec<_>>().join("\n") + "\n";
+    unit.replace(
+        "/usr/bin/undermount agent",
+        &format!("{binary} agent --cache {dir}/cache --store {dir}/store --complete-within 0"),
+    )
+    .replace(
+        "ExecReload=/usr/bin/undermount upgrade /usr/bin/undermount",
+        &format!("ExecReload={binary} upgrade --cache {dir}/cache {binary}"),
+    )
+}
+
+#[test]
+fn the_packaged_unit_does_the_same_under_systemd() {
+    if lacking(&[NEEDS, &[Need::Program("systemd"), Need::Program("nsenter")]].concat()) {
+        return;
+    }
+    if let Some(reason) = Systemd::lacking() {
+        println!("skipped: {reason}");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let registry = Registry::undermount(&dir.path().join("registry"));
+    let files: Vec<Member> =
+        (0..5).map(|n| Member::file(n.to_string(), noise(n + 1, SIZE))).collect();
+    let reference = registry.push_image(&Image::of(&[&files]), "test/files:1");
+    fs::create_dir(dir.path().join("mnt")).unwrap();
+    let systemd = Systemd::start(&[(UNIT, packaged_unit(dir.path()))]);
+    let (binary, dir) = (binary().display(), dir.path().display());
+    let sum = |n: u64| undermount_fs::digest::Digest::of(&noise(n + 1, SIZE)).hex();
+    let reads = |n: u64| format!("[ \"$(sha256sum <{dir}/mnt/{n})\" = \"{}  -\" ]", sum(n));
+    systemd.run(&format!(
+        "systemctl start {UNIT}
+        {binary} mount --cache {dir}/cache {reference} {dir}/mnt
+        exec 3<{dir}/mnt/0; head -c 4096 <&3 >/dev/null
+        main=$(systemctl show --property MainPID --value {UNIT}); [ $main -gt 1 ]
+        kill -9 $main
+        {}
+        [ $(cat <&3 | wc -c) = {} ]
+        systemctl restart {UNIT}; {}
+        systemctl reload {UNIT}; {}
+        kill $(systemctl show --property MainPID --value {UNIT}); {}
+        [ $(systemctl show --property NFileDescriptorStore --value {UNIT}) -ge 5 ]",
+        reads(1),
+        SIZE - 4096,
+        reads(2),
+        reads(3),
+        reads(4),
+    ));
+    systemd.run(&format!(
+        "systemctl stop {UNIT}
+        if grep ' {dir}/[sm]' /proc/self/mountinfo; then exit 7; fi
+        [ $(systemctl show --property NFileDescriptorStore --value {UNIT}) = 0 ]
+        systemctl start {UNIT}; grep -q ' {dir}/store' /proc/self/mountinfo; systemctl stop {UNIT}"
+    ));
 }

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use undermount_fs::session::History;
+
 use super::Finding;
 use crate::control::{Control, ControlError, Failure, Runtime, Status};
 
@@ -48,16 +50,26 @@ fn judge(status: Result<Status, ControlError>) -> Finding {
                     format!("an image does not become local: {trouble}"),
                     "see `undermount status`",
                 ),
-                None => Finding::ok(CHECK, format!("runs, {} images mounted", status.mounts.len())),
+                None => Finding::ok(CHECK, in_words(&status)),
             }
         }
+    }
+}
+
+fn in_words(status: &Status) -> String {
+    let mounts = status.mounts.len();
+    let images = status.store.iter().flat_map(|store| &store.images);
+    let used = images.filter(|image| image.layers_in_use > 0).count();
+    match status.store {
+        Some(_) => format!("runs, {mounts} images mounted, podman uses {used}"),
+        None => format!("runs, {mounts} images mounted"),
     }
 }
 
 /// Whether the last worker that was replaced did not go of its own accord, as for an upgrade.
 fn has_died(status: &Status) -> bool {
     let last = status.last_exit.as_deref().unwrap_or_default();
-    status.restarts > 0 && !last.ends_with("exit status: 0")
+    status.restarts > 0 && !last.ends_with("exit status: 0") && last != History::HANDED_OVER
 }
 
 #[cfg(test)]
@@ -76,6 +88,8 @@ mod tests {
             }))
         };
         assert_eq!(after("the worker ended with exit status: 0").state, State::Ok);
+        assert_eq!(after(History::HANDED_OVER).state, State::Ok);
+        assert_eq!(after(History::KEEPER_LOST).state, State::Warning);
         let finding = after("the worker was ended by SIGSEGV");
         assert_eq!(finding.state, State::Warning);
         assert!(finding.found.contains("3 times"), "{}", finding.found);

@@ -141,13 +141,14 @@ impl Keeper {
     ) -> Result<Self, SessionError> {
         let signals = wanted_signals().map_err(|errno| SessionError::system("signalfd", errno))?;
         let names = estate.names();
-        let deposit = Deposit::inherited(store, names, estate.end_worker()?);
+        let before = estate.end_worker()?;
+        let last_exit = if before.is_clear() { History::HANDED_OVER } else { History::KEEPER_LOST };
+        let deposit = Deposit::inherited(store, names, before);
         let mounts = estate.take_mounts()?;
         mounts.iter().for_each(HeldMount::recall);
         let mut keeper = Self::new(mounts, estate.take_keepsakes()?, worker, signals);
         keeper.deposit = Some(deposit);
-        let last_exit = Some("its keeper was ended".to_owned());
-        keeper.history = History { restarts: 1, last_exit };
+        keeper.history = History { restarts: 1, last_exit: Some(last_exit.to_owned()) };
         Ok(keeper)
     }
 

@@ -97,6 +97,13 @@ pub struct History {
     pub last_exit: Option<String>,
 }
 
+impl History {
+    /// How a worker ended whose keeper handed over to another one, as planned.
+    pub const HANDED_OVER: &str = "its keeper was restarted";
+    /// How a worker ended whose keeper was killed.
+    pub const KEEPER_LOST: &str = "its keeper was killed";
+}
+
 /// One end of the connection.
 #[derive(Debug)]
 pub(super) struct Link(OwnedFd);

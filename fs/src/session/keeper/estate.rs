@@ -275,8 +275,9 @@ impl Deposit {
         self.store.successor_follows()
     }
 
-    /// Leaves everything where it is.
+    /// Leaves everything where it is, to a keeper that need not look for a worker.
     pub(super) fn stay(mut self) {
+        self.worker.clear();
         self.names.clear();
     }
 }
@@ -315,6 +316,15 @@ impl WorkerNote {
         self.0.word(Self::PROCESS).store(0, Ordering::Release);
         self.0.word(Self::START).store(start, Ordering::Release);
         self.0.word(Self::PROCESS).store(process.into(), Ordering::Release);
+    }
+
+    fn clear(&self) {
+        self.0.word(Self::PROCESS).store(0, Ordering::Release);
+    }
+
+    /// Whether the keeper before has ended as it should, its worker before it.
+    pub(super) fn is_clear(&self) -> bool {
+        self.0.word(Self::PROCESS).load(Ordering::Acquire) == 0
     }
 
     /// Kills the process that is noted, if it is still there, and waits until it is gone.
