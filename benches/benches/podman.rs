@@ -2,7 +2,10 @@
 //!
 //! `UNDERMOUNT_BENCH_IMAGE=/path/to/layout:name cargo bench -p undermount-benches --bench podman`
 //! as root, with podman, runc and skopeo; `UNDERMOUNT_BENCH_COMMAND` is what a container runs
-//! (words separated by blanks; `/bin/true` by default), `UNDERMOUNT_BENCH_ROUNDS` how often (5).
+//! (for its `/bin/sh`; `true` by default), `UNDERMOUNT_BENCH_ROUNDS` how often (5).
+//!
+//! Both storages hold the same image and are measured in turns, each first in every other round;
+//! the figures are ratios of medians of one run.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::process::ExitCode;
@@ -28,8 +31,8 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let (layout, name) = image.rsplit_once(':').expect("LAYOUT:NAME");
-    let command = setting("UNDERMOUNT_BENCH_COMMAND").unwrap_or_else(|| "/bin/true".to_owned());
-    let command: Vec<&str> = command.split(' ').collect();
+    let command = setting("UNDERMOUNT_BENCH_COMMAND").unwrap_or_else(|| "true".to_owned());
+    let command = ["/bin/sh", "-c", &command];
     let rounds = setting("UNDERMOUNT_BENCH_ROUNDS").and_then(|text| text.parse().ok()).unwrap_or(5);
     let mut figures = Figures::default();
     println!("machine: {}", machine::describe());
@@ -81,19 +84,27 @@ fn start(
         let image = &status["store"]["images"][0];
         image["local_bytes"] == image["content_bytes"] && image["content_bytes"].as_u64() > Some(0)
     });
+    assert_eq!(node.status()["store"]["refused"], serde_json::json!({}), "every layer is lazy");
     let run = [&["run", "--rm", &reference], command].concat();
     let find = ["run", "--rm", &reference, "/bin/sh", "-c", FIND];
     let mut times: [[Vec<Duration>; 3]; 2] = Default::default();
-    for _ in 0..rounds {
-        for (storage, times) in times.iter_mut().enumerate() {
+    // The first round is not counted: whatever is done once in the life of a storage is done then.
+    for round in 0..=rounds {
+        let first = round % 2;
+        for storage in [first, 1 - first] {
             let podman = |arguments: &[&str]| match storage {
                 0 => node.run(arguments),
                 _ => node.run_ordinary(arguments),
             };
             machine::drop_caches();
-            times[0].push(timed(|| drop(podman(&run))));
-            times[1].push(timed(|| drop(podman(&run))));
-            times[2].push(Duration::from_nanos(podman(&find).stdout.trim().parse().unwrap()));
+            let cold = timed(|| drop(podman(&run)));
+            let warm = timed(|| drop(podman(&run)));
+            let walk = Duration::from_nanos(podman(&find).stdout.trim().parse().unwrap());
+            if round > 0 {
+                for (times, time) in times[storage].iter_mut().zip([cold, warm, walk]) {
+                    times.push(time);
+                }
+            }
         }
     }
     let [lazy, own] = times;
