@@ -7,6 +7,7 @@
 //! stdout is data, stderr is words ([`logging`], [`exit::report`]).
 
 mod agent;
+mod auth_helper;
 mod bench;
 mod bugreport;
 mod cache;
@@ -76,6 +77,8 @@ enum Command {
     Keeper(owner::KeeperArgs),
     #[command(hide = true)]
     Worker(owner::WorkerArgs),
+    #[command(hide = true)]
+    AuthHelper(auth_helper::AuthHelperArgs),
     Prepare(prepare::PrepareArgs),
     Registry(registry::RegistryArgs),
     #[command(subcommand)]
@@ -134,6 +137,7 @@ impl Command {
             Self::Peers(args) => block_on(args.run()),
             Self::Keeper(args) => args.run(),
             Self::Worker(args) => args.run(),
+            Self::AuthHelper(args) => args.run(),
             Self::Prepare(args) => block_on(args.run(prepare::Habits::OWN)),
             Self::Registry(args) => block_on(args.run()),
             Self::Image(command) => block_on(command.run()),

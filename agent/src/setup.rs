@@ -81,7 +81,7 @@ pub enum SetupError {
 /// # Errors
 /// [`SetupError`]; podman's configuration is then what it was before.
 pub fn connect(plan: &Plan, podman: &Podman) -> Result<Vec<PathBuf>, SetupError> {
-    podman.info().map_err(SetupError::Before)?;
+    let info = podman.info().map_err(SetupError::Before)?;
     make_mount_point(&below(&plan.root, &plan.store))?;
     let text = storage_text(&plan.root)?;
     let storage = match text {
@@ -90,8 +90,7 @@ pub fn connect(plan: &Plan, podman: &Podman) -> Result<Vec<PathBuf>, SetupError>
         }
         None => storage_conf::fresh(&plan.store),
     };
-    let drop_in =
-        plan.mirror.as_ref().map(|(address, hosts)| registries_conf::text(*address, hosts));
+    let drop_in = registries_conf::text(plan.mirror.as_ref(), info.hands_credentials_over());
     let changes = [
         Change::to(&plan.root.join(STORAGE_CONF), Some(storage))?,
         Change::to(&plan.root.join(DROP_IN), drop_in)?,

@@ -89,6 +89,7 @@ fn the_deb_installs_into_a_clean_debian_and_leaves_without_a_trace() {
             usr/share/ansible/roles/undermount_agent/tasks/main.yml; do
             [ \"$(stat -c '%a %u %g' $root/$file)\" = '644 0 0' ] || { echo wrong: $file; exit 1; }
         done
+        [ \"$(stat -c %a $root/usr/libexec/undermount/store-auth-helper)\" = 755 ]
         # An upgrade keeps what the administrator wrote.
         echo '# mine' >>$root/etc/undermount/agent.toml
         chroot $root sh -c 'dpkg --force-confold -i /in/undermount_*.deb'

@@ -164,6 +164,25 @@ fn the_mirror_is_named_to_podman_for_the_registries_that_it_mirrors() {
 }
 
 #[test]
+fn a_podman_that_passes_credentials_on_is_told_how() {
+    if lacking(&PODMAN) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // The installed one, which calls itself newer than it is.
+    let script = "set -e; drop=/etc/containers/registries.conf.d/50-undermount.conf
+        real=$(command -v podman); mkdir /run/bin; export PATH=/run/bin:$PATH
+        printf '#!/bin/sh\n%s \"$@\" | sed s/4\\\\.3\\\\.1/5.2.0/' $real >/run/bin/podman
+        chmod +x /run/bin/podman; podman info | grep 5.2.0
+        $1 setup podman && grep '^additional-layer-store-auth-helper = \"/usr/libexec/' $drop
+        echo '{\"uc:8787/a/b:1\": {\"username\": \"joe\", \"password\": \"x\"}}' | $1 auth-helper
+        grep -q 'uc:8787/a/b' /run/undermount/store-auth.json
+        [ $(stat -c %a /run/undermount/store-auth.json) = 600 ]
+        $1 setup podman --undo && [ ! -e $drop ]";
+    in_own_system(script, dir.path()).success();
+}
+
+#[test]
 fn what_podman_refuses_is_taken_back() {
     if lacking(&[&PODMAN[..], &[Need::Fuse]].concat()) {
         return;

@@ -84,6 +84,7 @@ fn credential_files() -> Vec<PathBuf> {
     let in_home = |path: &str| home.as_ref().map(|home| home.join(path));
     [
         named,
+        Some(super::auth_helper::handed_credentials()),
         runtime,
         Some("/run/containers/0/auth.json".into()),
         in_home(".config/containers/auth.json"),

@@ -60,9 +60,17 @@ impl Info {
     /// Which generation of the layer-store protocol it speaks: since 5.1 it asks only for layers
     /// with a TOC annotation, before for every layer.
     pub fn generation(&self) -> u8 {
+        if self.major_minor() >= (5, 1) { 2 } else { 1 }
+    }
+
+    /// Whether it runs `additional-layer-store-auth-helper` (since 5.2).
+    pub fn hands_credentials_over(&self) -> bool {
+        self.major_minor() >= (5, 2)
+    }
+
+    fn major_minor(&self) -> (u32, u32) {
         let mut numbers = self.version.split(['.', '-']).map(|part| part.parse().unwrap_or(0));
-        let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        if version >= (5, 1) { 2 } else { 1 }
+        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
     }
 }
 
