@@ -206,7 +206,10 @@ fn packaged_unit(dir: &Path) -> String {
 
 #[test]
 fn the_packaged_unit_does_the_same_under_systemd() {
-    if lacking(&[NEEDS, &[Need::Program("systemd"), Need::Program("nsenter")]].concat()) {
+    if lacking(
+        &[NEEDS, &[Need::Program("systemd"), Need::Program("nsenter"), Need::Program("jq")]]
+            .concat(),
+    ) {
         return;
     }
     if let Some(reason) = Systemd::lacking() {
@@ -227,6 +230,8 @@ fn the_packaged_unit_does_the_same_under_systemd() {
         "systemctl start {UNIT}
         {binary} mount --cache {dir}/cache {reference} {dir}/mnt
         exec 3<{dir}/mnt/0; head -c 4096 <&3 >/dev/null
+        worker=$({binary} status --json --cache {dir}/cache | jq .worker)
+        ps -L -o cls=,ni= -p $worker | grep -Eq 'RR|-15'
         main=$(systemctl show --property MainPID --value {UNIT}); [ $main -gt 1 ]
         kill -9 $main
         {}
