@@ -37,6 +37,7 @@ mod registry;
 mod service;
 mod setup;
 mod signals;
+mod simulate;
 mod status;
 mod tripleo;
 mod upgrade;
@@ -90,6 +91,7 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     Bugreport(bugreport::BugreportArgs),
     Bench(bench::BenchArgs),
+    Simulate(simulate::SimulateArgs),
     Demo(demo::DemoArgs),
     #[command(subcommand)]
     Config(config::Config),
@@ -144,6 +146,7 @@ impl Command {
             Self::Doctor(args) => block_on(args.run()),
             Self::Bugreport(args) => block_on(args.run()),
             Self::Bench(args) => block_on(args.run()),
+            Self::Simulate(args) => args.run(),
             Self::Demo(args) => block_on(args.run()),
             Self::Config(command) => command.run(),
             Self::Setup(command) => command.run(),

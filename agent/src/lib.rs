@@ -23,5 +23,6 @@ pub mod prepare;
 pub mod profile;
 pub mod registry;
 pub mod setup;
+pub mod simulate;
 pub mod start;
 pub mod supply;

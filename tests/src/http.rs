@@ -93,7 +93,7 @@ impl Response {
 
 type Handler = dyn Fn(&Request) -> Response + Send + Sync;
 
-/// A server on 127.0.0.1 that stops when dropped.
+/// A server that stops when dropped.
 pub struct Server {
     address: SocketAddr,
     handler: Arc<Handler>,
@@ -103,7 +103,14 @@ pub struct Server {
 impl Server {
     /// Serves `handler` on a free port.
     pub fn start(handler: impl Fn(&Request) -> Response + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        Self::on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(), handler)
+    }
+
+    /// Serves `handler` where `listener` listens.
+    pub fn on(
+        listener: TcpListener,
+        handler: impl Fn(&Request) -> Response + Send + Sync + 'static,
+    ) -> Self {
         let address = listener.local_addr().unwrap();
         let handler: Arc<Handler> = Arc::new(handler);
         let running = Mutex::new(Some(Running::start(listener, handler.clone())));

@@ -21,6 +21,7 @@ pub mod image;
 pub mod image_serve;
 pub mod manager;
 pub mod model;
+pub mod network;
 pub mod node;
 pub mod origin;
 pub mod podman;

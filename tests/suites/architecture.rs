@@ -28,7 +28,7 @@ const AGENT: Layers = Layers(&[
     &["control"],
     &["mirror"],
     &["agent", "bugreport", "doctor", "prepare", "setup"],
-    &["bench", "demo", "inventory"],
+    &["bench", "demo", "inventory", "simulate"],
     &["config"],
     &["cli"],
 ]);

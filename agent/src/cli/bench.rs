@@ -78,7 +78,8 @@ enum Way {
     Pack,
 }
 
-fn rate(word: &str) -> Result<u64, String> {
+/// A rate in bits per second.
+pub(super) fn rate(word: &str) -> Result<u64, String> {
     let units = [("kbit", 1_000), ("mbit", 1_000_000), ("gbit", 1_000_000_000)];
     let (number, unit) = units
         .into_iter()
@@ -88,7 +89,8 @@ fn rate(word: &str) -> Result<u64, String> {
     rate.filter(|rate| *rate > 0).ok_or("expected a rate like 100mbit or 1gbit".to_owned())
 }
 
-fn milliseconds(word: &str) -> Result<u64, String> {
+/// A time of at most ten seconds.
+pub(super) fn milliseconds(word: &str) -> Result<u64, String> {
     let number = word.strip_suffix("ms").unwrap_or(word).parse();
     number.ok().filter(|ms| *ms <= 10_000).ok_or("expected a time like 5ms".to_owned())
 }

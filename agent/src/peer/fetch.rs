@@ -59,8 +59,12 @@ const SLOW_OVER: Duration = Duration::from_secs(1);
 const LEAST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause that somebody else may demand.
 const MOST_PAUSE: Duration = Duration::from_secs(1);
-/// Redirects that are followed in all.
+/// Redirects that are followed before whoever named the members is asked again.
 const REDIRECTS: u8 = 8;
+/// How often everybody may be found busy.
+const ROUNDS: u8 = 30;
+/// The pause after that.
+const CROWDED: Duration = Duration::from_millis(100);
 /// Cuts after which an owner is not asked again.
 const CUTS: u8 = 3;
 /// How often a piece may turn out wrong before it is given up.
@@ -195,6 +199,7 @@ pub struct Fetch {
     current: Option<Current>,
     tried: Vec<MemberId>,
     redirects: u8,
+    rounds: u8,
     wrong: u8,
     cuts: u8,
     received: u64,
@@ -221,6 +226,7 @@ impl Fetch {
             current: None,
             tried: Vec::new(),
             redirects: 0,
+            rounds: 0,
             wrong: 0,
             cuts: 0,
             received: 0,
@@ -426,7 +432,7 @@ impl Fetch {
     fn follow(&mut self, to: Vec<MemberId>, now: Moment, standing: &mut Standing) -> Action {
         self.redirects += 1;
         if self.redirects > REDIRECTS {
-            return self.leave(now, standing);
+            return self.await_room(now, standing);
         }
         let is_new = |member: &MemberId| {
             *member != self.own && !self.tried.contains(member) && !standing.shuns(member, now)
@@ -440,6 +446,20 @@ impl Fetch {
         }
         let chosen = new[self.draw() as usize % new.len()];
         self.ask(chosen, Mode::Holder, now)
+    }
+
+    /// Everybody who has the piece is busy: that is no reason to load the registry. Whoever named
+    /// them is asked again after a while, and those who were busy then may be named again.
+    fn await_room(&mut self, now: Moment, standing: &mut Standing) -> Action {
+        (self.redirects, self.rounds) = (0, self.rounds + 1);
+        if self.rounds > ROUNDS {
+            return self.leave(now, standing);
+        }
+        self.tried.clear();
+        if let (Some((member, mode)), Some(current)) = (self.named_by, &mut self.current) {
+            (current.member, current.mode, current.asked) = (member, mode, now);
+        }
+        self.ask_later(CROWDED, now, standing)
     }
 
     /// Begins again after wrong bytes. Who alone sent them is a liar; several spoil each other's,

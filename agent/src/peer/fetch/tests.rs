@@ -145,17 +145,24 @@ fn a_redirect_by_a_probed_member_leads_back_to_a_probe() {
 }
 
 #[test]
-fn redirects_without_end_end() {
+fn regression_the_registry_is_left_alone_while_everybody_who_has_a_piece_is_busy() {
     let mut talk = Talk::new(&[1, 2]);
     talk.start();
-    let mut asked = String::new();
-    for number in 10..10 + REDIRECTS + 2 {
-        asked = talk.on(others(&[number]));
-        if !asked.starts_with("holder") {
-            break;
+    for _ in 0..ROUNDS {
+        for number in 10..10 + REDIRECTS {
+            assert_eq!(talk.on(others(&[number])), format!("holder {number}"));
         }
+        assert_eq!(talk.on(others(&[99])), "pause");
+        talk.now += 2 * CROWDED;
+        assert_eq!(talk.on(Event::Tick), "owner 1", "those who were busy may be named again");
     }
-    assert_eq!(asked, "owner 1");
+    for number in 10..10 + REDIRECTS {
+        talk.on(others(&[number]));
+    }
+    assert_eq!(talk.on(others(&[99])), "owner 1", "it has an end: back from the holder");
+    for expected in ["owner 2", "registry"] {
+        assert_eq!(talk.on(Event::Missing), expected);
+    }
 }
 
 #[test]
