@@ -103,6 +103,7 @@ fn podman_is_the_reference_and_each_image_of_a_list_has_its_report() {
 
     let mut command = undermount();
     command.args(["bench", &one, "--variants", "eager", "--podman-arg=--no-such-flag"]);
+    command.args(["--", "/bin/cat", "/data"]);
     let outcome = run(&mut command, podman::PATIENCE);
     assert!(outcome.refusal().contains("unknown flag: --no-such-flag"), "{}", outcome.stderr);
 }
