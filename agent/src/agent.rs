@@ -21,6 +21,7 @@ pub mod pins;
 pub mod process;
 pub mod sharing;
 mod slow;
+pub mod starts;
 pub mod upkeep;
 
 pub use binding::{BindError, check_mount_point, is_mounted};

@@ -19,6 +19,7 @@ use undermount_fs::session::DataMode;
 
 use crate::agent::peers::PeersConfig;
 use crate::agent::process::OwnerConfig;
+use crate::agent::starts::Recorded;
 use crate::mirror::MirrorConfig;
 use crate::registry::client::{ClientConfig, Credentials, PlainHttp};
 use value::{ByteCount, Directory, Listen, Loopback, RegistryName, Seconds, StorePath};
@@ -39,6 +40,8 @@ pub struct Settings {
     pub reads: ReadSettings,
     /// How mounted images become local.
     pub completion: CompletionSettings,
+    /// What becomes of the starts of images.
+    pub profiles: ProfileSettings,
     /// How registries are reached.
     pub registries: RegistrySettings,
     /// The layer store that podman looks into.
@@ -100,6 +103,14 @@ impl Default for CompletionSettings {
     fn default() -> Self {
         Self { within: Seconds::new(600).expect("ten minutes are in range") }
     }
+}
+
+/// `[profiles]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProfileSettings {
+    /// Whether what a start reads is recorded, and who gets it.
+    pub starts: Recorded,
 }
 
 /// `[registries]`
@@ -196,6 +207,7 @@ impl Settings {
                 on_outage: self.reads.on_outage,
             },
             complete_within: self.completion.within.into(),
+            recorded_starts: self.profiles.starts,
             client: self.client(client)?,
             mirror: self.mirror(),
             metrics: self.metrics.listen.map(Listen::get),
@@ -348,6 +360,7 @@ mod tests {
             ("[reads]\ndata_mode = 'fast'\n", 2, "expected `cached` or `passthrough`"),
             ("[reads]\non_outage = 'panic'\n", 2, "expected `wait` or `eio`"),
             ("[completion]\nwithin = -1\n", 2, "a whole number of seconds from 0 to 604800"),
+            ("[profiles]\nstarts = 'sometimes'\n", 2, "expected one of `share`, `keep`, `off`"),
             ("[registries]\nplain_http = ['a', 'b/c']\n", 2, "HOST or HOST:PORT"),
             ("[registries]\nca_files = 'x'\n", 2, "expected a sequence"),
             ("[store]\nmount = '/a:b'\n", 2, "an absolute path without `:` and `,`"),

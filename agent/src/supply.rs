@@ -47,6 +47,8 @@ use plan::{Transfer, plan};
 const SLOTS: usize = 8;
 /// How often pieces with wrong bytes are asked for, all in all.
 const TRIES: usize = 3;
+/// The same for packs: nobody needs them so much that others should wait for it.
+const PACK_TRIES: usize = 1;
 /// How long a background stream holds back for demand reads at each chunk, at most: even a busy
 /// node completes its images.
 const COURTESY: Duration = Duration::from_millis(250);
@@ -178,7 +180,8 @@ impl Errand {
         priority: Priority,
     ) -> Result<Vec<Verified>, SourceError> {
         let mut wrong = None;
-        for _ in 0..TRIES {
+        let tries = if priority == Priority::Pack { PACK_TRIES } else { TRIES };
+        for _ in 0..tries {
             let slot = self.slot(gate, transfer.blob, priority).await?;
             let fetched =
                 self.client.blob_range(&self.repository, &transfer.blob, transfer.range.clone());

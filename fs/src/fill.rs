@@ -10,12 +10,18 @@
 //! ```
 //!
 //! A miss brings in everything that its spans hold whole, since neighbours in a tar are read
-//! together. Two readers that miss the same spans share one fetch. A small layer comes in whole.
+//! together, and neighbouring spans where that takes no longer. Two readers that miss the same
+//! spans share one fetch. A small layer comes in whole; one that is read in order, or of which
+//! much is read, is fetched ahead of its readers ([`ahead`]).
 
+mod ahead;
 mod awaited;
 mod extract;
+mod follow;
 mod fresh;
+mod gauge;
 mod ingest;
+mod layer;
 mod meter;
 mod outage;
 mod pack;
@@ -27,34 +33,34 @@ mod unpack;
 mod whole;
 
 pub use ingest::{Blob, IngestError, Pace, Progress};
+pub use layer::Layer;
 pub use meter::{
     Meter, PackReadings, Readings, Reads, SlowRead, WAIT_BOUNDS_MICROS, Waiting, Wanted,
 };
 pub use outage::{OnOutage, Outage, Outages, Patience};
 pub use pack::PackingError;
 pub use unit::Content;
-pub use unpack::{PackBlob, UnpackError, Unpacked};
+pub use unpack::{Opening, PackBlob, UnpackError, Unpacked};
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tokio::sync::OnceCell;
 
 use self::awaited::Awaited;
 use self::extract::{ExtractError, extract};
+use self::gauge::Gauge;
 use self::plan::{Run, plan};
 use self::recent::Recent;
 use crate::blob::Blobs;
 use crate::codec::decode::Entry;
 use crate::codec::{CodecError, decode};
 use crate::digest::{Digest, Verified};
-use crate::index::{LayerTree, SpanTable};
+use crate::index::SpanTable;
 use crate::object::{CHUNK, ObjectKey, Store};
-use crate::source::{Piece, PieceRequest, Priority, Scope, Source, SourceError};
+use crate::source::{Piece, PieceRequest, Priority, Source, SourceError};
 use crate::trail::{self, Wait};
 
 /// Why a read cannot be answered.
@@ -79,46 +85,6 @@ pub enum FillError {
     Interrupted,
 }
 
-/// A layer whose contents can be fetched.
-pub struct Layer {
-    /// Its index.
-    pub tree: Arc<LayerTree>,
-    /// In whose name its bytes are fetched.
-    pub scope: Scope,
-    table: OnceCell<Arc<SpanTable>>,
-    /// Whether its index was held against its bytes.
-    checked: AtomicBool,
-    /// One fetch at a time for each run of spans.
-    running: Mutex<HashMap<usize, Arc<tokio::sync::Mutex<()>>>>,
-}
-
-impl Layer {
-    /// The layer that `tree` describes, fetched in the name of `scope`.
-    pub fn new(tree: Arc<LayerTree>, scope: Scope) -> Self {
-        let (table, checked, running) = Default::default();
-        Self { tree, scope, table, checked, running }
-    }
-
-    /// The digest of the layer blob.
-    pub fn digest(&self) -> Digest {
-        self.tree.header().layer
-    }
-
-    fn damaged(&self, reason: impl ToString) -> FillError {
-        FillError::Index { layer: self.digest(), reason: reason.to_string() }
-    }
-
-    /// Waits until nobody else fetches from `span` on, and keeps others from it.
-    async fn turn(&self, span: usize) -> tokio::sync::OwnedMutexGuard<()> {
-        let turn = {
-            let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-            running.retain(|_, turn| Arc::strong_count(turn) > 1);
-            running.entry(span).or_default().clone()
-        };
-        turn.lock_owned().await
-    }
-}
-
 /// Fetches what is missing into a store.
 pub struct Filler {
     store: Arc<Store>,
@@ -127,6 +93,7 @@ pub struct Filler {
     recent: Recent,
     awaited: Awaited,
     meter: Meter,
+    gauge: Gauge,
     patience: Patience,
     outages: Outages,
 }
@@ -139,9 +106,9 @@ impl Filler {
         source: Arc<dyn Source>,
         patience: impl Into<Patience>,
     ) -> Self {
-        let (patience, recent) = (patience.into(), Recent::new());
+        let (patience, recent, gauge) = (patience.into(), Recent::new(), Gauge::new());
         let (awaited, meter, outages) = Default::default();
-        Self { store, blobs, source, recent, awaited, meter, patience, outages }
+        Self { store, blobs, source, recent, awaited, meter, gauge, patience, outages }
     }
 
     /// What reads cost.
@@ -170,7 +137,7 @@ impl Filler {
     /// # Errors
     /// [`FillError`] where the bytes cannot be had in time or are not what the index says.
     pub async fn read(
-        &self,
+        self: &Arc<Self>,
         layer: &Arc<Layer>,
         content: &Arc<Content>,
         range: Range<u64>,
@@ -190,7 +157,7 @@ impl Filler {
 
     /// The bytes of each of `units`.
     async fn units(
-        &self,
+        self: &Arc<Self>,
         layer: &Arc<Layer>,
         content: &Arc<Content>,
         units: Range<usize>,
@@ -209,7 +176,7 @@ impl Filler {
     /// Fetches those of `units` that are not among the `found`: their spans, or, where no source
     /// has the layer's spans (it was indexed for another registry), the whole layer.
     async fn fetch_missing(
-        &self,
+        self: &Arc<Self>,
         layer: &Arc<Layer>,
         content: &Arc<Content>,
         units: Range<usize>,
@@ -228,7 +195,7 @@ impl Filler {
 
     /// Fetches the spans that hold those of `units` that are not among the `found`.
     async fn fetch_spans(
-        &self,
+        self: &Arc<Self>,
         layer: &Arc<Layer>,
         content: &Arc<Content>,
         units: Range<usize>,
@@ -246,7 +213,9 @@ impl Filler {
         let table = self.table(layer).await?;
         let ranges = missing(found).into_iter().filter_map(|unit| content.unit(unit).tar_range());
         for run in plan(&table, ranges) {
-            let _turn = trail::waiting(Wait::Turn, layer.turn(run.spans.start)).await;
+            let run = self.widened(layer, &table, run);
+            self.look_beyond(layer, &table, &run);
+            let _turns = trail::waiting(Wait::Turn, layer.turns(run.spans.clone())).await;
             // Whoever had the turn before may have brought what is missing.
             found.extend(self.stored(content, missing(found)).await?);
             let missing = missing(found);
@@ -293,7 +262,10 @@ impl Filler {
             let deadline = Instant::now() + self.patience.timeout;
             let scope = layer.scope.clone();
             let request = PieceRequest { scope, pieces: missing, priority, deadline };
+            let asked = Instant::now();
             fetched = trail::waiting(Wait::Fetch, self.source.fetch(request)).await?;
+            let bytes = fetched.iter().map(|piece| piece.bytes().len() as u64).sum();
+            self.gauge.note(bytes, asked.elapsed());
         }
         fetched.iter().for_each(|piece| self.recent.put(piece));
         let mut fetched = fetched.into_iter();
@@ -315,27 +287,45 @@ impl Filler {
         if run.is_oversized(table) {
             return self.units_of_whole(layer, content, units).await;
         }
+        self.fetch_run(layer, table, run, Priority::Demand, Some((content.key, units))).await
+    }
+
+    /// Fetches and decodes a run of spans and keeps what they hold; returns the `wanted` units of
+    /// a content.
+    async fn fetch_run(
+        &self,
+        layer: &Arc<Layer>,
+        table: &Arc<SpanTable>,
+        run: Run,
+        priority: Priority,
+        wanted: Option<(ObjectKey, Vec<usize>)>,
+    ) -> Result<HashMap<usize, Bytes>, FillError> {
         let window = table.window(run.spans.start);
         let local = window.as_ref().and_then(|window| table.local_window(window));
-        let remote = window.filter(|_| local.is_none()).map(|window| Piece {
-            blob: layer.tree.header().spans,
-            range: window.range,
-            digest: window.digest,
-        });
+        let remote = remote_window(layer, table, run.spans.start);
         let is_remote = remote.is_some();
         let pieces = run.spans.clone().map(|span| table.piece(span)).chain(remote).collect();
-        let mut fetched = self.request(layer, pieces, Priority::Demand).await?;
+        let mut fetched = self.request(layer, pieces, priority).await?;
         let window = if is_remote { fetched.pop() } else { local };
-        let (layer, table, store) = (layer.clone(), table.clone(), self.store.clone());
-        let key = content.key;
+        let spans = run.spans.clone();
+        let (decoded, table, store) = (layer.clone(), table.clone(), self.store.clone());
         let decoding = tokio::task::spawn_blocking(move || {
             let stretch = Stretch { run, window, pieces: fetched };
-            decode_run(&layer, &table, &store, stretch, &key, &units)
-                .map_err(|error| layer.damaged(chain(&error)))
+            decode_run(&decoded, &table, &store, stretch, wanted.as_ref())
+                .map_err(|error| decoded.damaged(chain(&error)))
         });
-        let decoded = trail::waiting(Wait::Decode, decoding).await;
-        decoded.map_err(|_| FillError::Interrupted)?
+        let held = trail::waiting(Wait::Decode, decoding).await;
+        let held = held.map_err(|_| FillError::Interrupted)??;
+        layer.note_fetched(spans);
+        Ok(held)
     }
+}
+
+/// The window that `span` is decoded with, where it has to be fetched.
+fn remote_window(layer: &Layer, table: &SpanTable, span: usize) -> Option<Piece> {
+    let window = table.window(span).filter(|window| table.local_window(window).is_none())?;
+    let blob = layer.tree.header().spans;
+    Some(Piece { blob, range: window.range, digest: window.digest })
 }
 
 fn no_answer(layer: &Layer) -> FillError {
@@ -380,8 +370,7 @@ fn decode_run(
     table: &SpanTable,
     store: &Store,
     stretch: Stretch,
-    key: &ObjectKey,
-    units: &[usize],
+    wanted: Option<&(ObjectKey, Vec<usize>)>,
 ) -> Result<HashMap<usize, Bytes>, ExtractError> {
     let Stretch { run, window, pieces } = stretch;
     let first = run.spans.start;
@@ -398,5 +387,5 @@ fn decode_run(
     };
     let broken = |error: CodecError| ExtractError::Decode(std::io::Error::other(error));
     let mut reader = decode(entry, plan::join(table, &run, pieces)).map_err(broken)?;
-    extract(&layer.tree, store, run.output(table), &mut reader, key, units)
+    extract(&layer.tree, store, run.output(table), &mut reader, wanted)
 }

@@ -15,6 +15,7 @@
 mod audit;
 mod budget;
 mod evict;
+mod fresh;
 mod key;
 mod large;
 mod partial;

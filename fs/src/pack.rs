@@ -21,7 +21,7 @@ mod table;
 
 pub use builder::{Builder, Packed};
 pub use format::{HEAD_MAX, UNITS_MAX};
-pub use profile::Profile;
+pub use profile::{Profile, common};
 pub use table::{Frame, PackError, PackedUnit, Table};
 
 use crate::digest::Digest;

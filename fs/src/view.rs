@@ -451,6 +451,9 @@ impl View {
             return Ok(Read::Done);
         }
         self.record(node, &layer, &content, offset..end);
+        if let Some(position) = content.position() {
+            layer.note_reader(position.saturating_add(offset));
+        }
         buffer.resize((end - offset) as usize, 0);
         if content.read_stored(self.filler.store(), offset, buffer) {
             self.filler.meter().hit(&content, offset, end - offset);

@@ -227,3 +227,38 @@ async fn regression_a_layer_whose_spans_nobody_has_is_fetched_whole() {
     let root = machine.mount(&[index]);
     assert!(machine.files(root).await == expected);
 }
+
+/// A layer of many small files of noise that no compression makes small; `changed` have other
+/// contents.
+fn build_of(changed: &[usize]) -> Vec<(String, Vec<u8>)> {
+    let content = |file: usize| {
+        let seed = if changed.contains(&file) { 50_000 + file } else { file };
+        noise(seed as u64, 30_000)
+    };
+    (0..900).map(|file| (format!("lib/f{file:04}"), content(file))).collect()
+}
+
+fn publish_files(source: &MemorySource, files: &[(String, Vec<u8>)]) -> LayerIndex {
+    let borrowed: Vec<_> =
+        files.iter().map(|(path, bytes)| (path.as_str(), bytes.clone())).collect();
+    publish(source, gzip(&archive(&borrowed)))
+}
+
+#[tokio::test]
+async fn who_reads_all_of_a_rebuilt_layer_fetches_what_is_new() {
+    let source = Arc::new(MemorySource::default());
+    let old = publish_files(&source, &build_of(&[]));
+    // In neighbouring spans, as if somebody read in order what is missing.
+    let files = build_of(&[10, 60, 110, 500]);
+    let new = publish_files(&source, &files);
+    let machine = Machine::new(source.clone());
+    machine.files(machine.mount(&[old])).await;
+    let before = source.fetched.load(Ordering::SeqCst);
+    let size = new.layer_size;
+    let root = machine.mount_as(&[new], b"rebuilt");
+    let expected: Expected =
+        files.into_iter().map(|(path, bytes)| (format!("/{path}"), bytes)).collect();
+    assert!(machine.files(root).await == expected);
+    let fetched = source.fetched.load(Ordering::SeqCst) - before;
+    assert!(fetched < size / 3, "{fetched} of {size}");
+}

@@ -23,8 +23,9 @@ const FS: Layers = Layers(&[
 /// joins `peer` and `registry`, which do not know each other.
 const AGENT: Layers = Layers(&[
     &["host", "image", "metrics"],
+    &["profile"],
     &["peer", "registry"],
-    &["eager", "podman", "profile", "start", "supply"],
+    &["eager", "podman", "start", "supply"],
     &["control"],
     &["mirror"],
     &["agent", "bugreport", "doctor", "prepare", "setup"],

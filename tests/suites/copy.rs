@@ -60,6 +60,7 @@ impl Copier {
             attached: Attached::Always,
             manifests: ManifestFormat::Keep,
             image_serve: None,
+            profiles: None,
             scratch: self.scratch.path().to_owned(),
             state: Some(self.scratch.path().join("state")),
         };

@@ -217,7 +217,7 @@ fn what_cannot_be_packed_or_recorded_is_refused_with_the_reason() {
     let other = setting.registry.push_image(&other, "other");
     let name = setting.record();
     let file = setting.profiles().join(format!("{name}.json"));
-    refused(setting.pack(&["--profile", file.to_str().unwrap(), &other]), "is of the image");
+    refused(setting.pack(&["--profile", file.to_str().unwrap(), &other]), "nothing to pack");
 
     let bare = setting.scratch.path().join("bare");
     let bare = Registry::undermount_with(&bare, &["--index", "off"]);

@@ -14,6 +14,7 @@ use undermount_fs::fill::{IngestError, Pace, Progress};
 use undermount_fs::source::Priority;
 
 use super::images::{ImageError, ImageFault, Images, Ready};
+use super::starts::Starts;
 use crate::control::Failure;
 
 /// A program that starts in the mount comes first.
@@ -32,6 +33,7 @@ pub struct Completer {
     images: Arc<Images>,
     within: Duration,
     turn: Arc<Semaphore>,
+    starts: Option<Starts>,
 }
 
 /// The completion of an image; dropped, it ends.
@@ -44,11 +46,20 @@ impl Completer {
     /// A completer for `images`, each of which may take the time `within`; where that is zero, no
     /// more than what a start reads is brought in.
     pub fn new(images: Arc<Images>, within: Duration) -> Self {
-        Self { images, within, turn: Arc::new(Semaphore::new(1)) }
+        Self { images, within, turn: Arc::new(Semaphore::new(1)), starts: None }
+    }
+
+    /// The same completer, which has the starts of its images recorded.
+    #[must_use]
+    pub fn with_starts(self, starts: Starts) -> Self {
+        Self { starts: Some(starts), ..self }
     }
 
     /// Begins to complete an image, its packs first where they are wanted.
     pub fn begin(&self, ready: Arc<Ready>, packs: bool) -> Completion {
+        if let Some(starts) = self.starts.as_ref().filter(|_| packs) {
+            starts.watch(&ready);
+        }
         let trouble = Arc::new(Mutex::new(None));
         let (completer, seen) = (self.clone(), trouble.clone());
         let task = tokio::spawn(async move { completer.run(&ready, packs, &seen).await });

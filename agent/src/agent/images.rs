@@ -13,6 +13,7 @@
 
 mod holder;
 mod indexes;
+mod openings;
 mod room;
 
 pub use holder::{Holder, Indexed};
@@ -24,7 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{StreamExt as _, TryStreamExt as _, iter};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use undermount_fs::blob::Blobs;
 use undermount_fs::digest::{Digest, Verified};
 use undermount_fs::fill::{Content, Filler, IngestError, Layer, Pace, Patience, Progress};
@@ -32,6 +33,7 @@ use undermount_fs::index::{IndexError, LayerTree, Trust};
 use undermount_fs::source::{Piece, PieceRequest, Priority, Source};
 use undermount_fs::tree::{ImageTree, TreeError};
 
+use self::openings::Openings;
 use super::cache::{Cache, CacheError, LayerRecord};
 use crate::image::artifact::pack::{PackEntry, Purpose};
 use crate::image::{
@@ -41,6 +43,9 @@ use crate::registry::client::{Client, Fault, Image, RegistryError};
 
 /// Layers that are indexed or completed side by side.
 const SIDE_BY_SIDE: usize = 3;
+
+/// Trees that are fetched side by side: they are small, and each takes a round trip.
+const TREES_SIDE_BY_SIDE: usize = 8;
 
 /// How long the registry may take to tell what a name means.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -182,6 +187,9 @@ pub struct Images {
     platform: Platform,
     /// Digests of trees that were found to lie, so that they are not believed again.
     liars: Mutex<HashSet<Digest>>,
+    openings: Openings,
+    /// Layers that are indexed here at the same time.
+    builders: Semaphore,
 }
 
 impl Images {
@@ -195,6 +203,8 @@ impl Images {
             filler: Arc::new(filler),
             platform: Platform::host(),
             liars: Mutex::default(),
+            openings: Openings::default(),
+            builders: Semaphore::new(SIDE_BY_SIDE),
         }
     }
 
@@ -353,7 +363,7 @@ impl Images {
         let attached = OnceCell::new();
         let layers = iter(layers)
             .map(|(layer, diff_id)| self.layer(image, layer, diff_id, &attached, progress))
-            .buffered(SIDE_BY_SIDE)
+            .buffered(TREES_SIDE_BY_SIDE)
             .try_collect()
             .await?;
         let packs = attached.into_inner().map(|attached| attached.packs).unwrap_or_default();
@@ -370,7 +380,11 @@ impl Images {
         for entry in ready.packs.iter().filter(|entry| is_of_use(&entry.purpose)) {
             let reference = &ready.image.reference;
             let pack = entry.in_scope(reference.repository().scope());
-            match self.filler.unpack(&pack, &ready.layers).await {
+            let unpacked = match self.openings.take(&entry.blob) {
+                Some(opening) => self.filler.unpack_opened(opening, &ready.layers).await,
+                None => self.filler.unpack(&pack, &ready.layers).await,
+            };
+            match unpacked {
                 Ok(unpacked) => tracing::info!(%reference, purpose = %entry.purpose,
                     units = unpacked.units, bytes = unpacked.bytes, foreign = unpacked.foreign,
                     fetched = unpacked.fetched, "unpacked a pack"),

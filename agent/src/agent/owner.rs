@@ -136,7 +136,7 @@ impl Owner {
                 tracing::error!(%error, "cannot detach a dead mount");
             }
         }
-        let tables = [runtime.slots(), runtime.layers(), runtime.store_nodes()];
+        let tables = [runtime.slots(), runtime.layers(), runtime.store_nodes(), runtime.starts()];
         for path in tables.into_iter().chain([runtime.mounts()]) {
             // What is not there need not go; what cannot go fails to open, loudly.
             let _ = std::fs::remove_file(path);
@@ -156,7 +156,7 @@ impl Owner {
 
     async fn restore_one(&self, record: &Record) -> Result<(), OwnerError> {
         let pinned: Reference = record.reference.parse::<Reference>()?.pinned(record.manifest);
-        let ready = self.prepare(&pinned, record.plain_http, &Progress::default()).await?;
+        let ready = self.prepare(&pinned, record.plain_http, false, &Progress::default()).await?;
         let mut mounts = self.mounts.lock().await;
         self.show(&mut mounts, &ready)?;
         let completion = self.parts.completer.begin(ready.clone(), true);
@@ -165,16 +165,21 @@ impl Owner {
         Ok(())
     }
 
+    /// Sees to it that an image can be mounted; its packs are opened where it `starts` soon.
     async fn prepare(
         &self,
         reference: &Reference,
         plain_http: bool,
+        starts: bool,
         progress: &Progress,
     ) -> Result<Arc<Ready>, OwnerError> {
         if plain_http {
             self.parts.client.allow_plain_http(reference.repository().host());
         }
         let image = self.parts.images.resolve(reference).await?;
+        if starts {
+            self.parts.images.expect_start(&image);
+        }
         Ok(Arc::new(self.parts.images.make_ready(image, progress).await?))
     }
 
@@ -205,7 +210,7 @@ impl Owner {
         }
         check_free(&*self.mounts.lock().await, dir)?;
         let parsed: Reference = reference.parse()?;
-        let ready = self.prepare(&parsed, *plain_http, progress).await?;
+        let ready = self.prepare(&parsed, *plain_http, !request.no_packs, progress).await?;
         self.parts.images.check_room(&ready, &self.parts.view.layers())?;
         let manifest = ready.image.digest;
 
@@ -291,7 +296,7 @@ impl Owner {
         progress: &Progress,
     ) -> Result<Digest, OwnerError> {
         let reference: Reference = request.reference.parse()?;
-        let ready = self.prepare(&reference, request.plain_http, progress).await?;
+        let ready = self.prepare(&reference, request.plain_http, false, progress).await?;
         self.parts.images.check_room(&ready, &self.parts.view.layers())?;
         self.parts.images.complete(&ready, Pace::unlimited(Priority::Pack), progress).await?;
         Ok(ready.image.digest)

@@ -14,14 +14,14 @@ use bytes::Bytes;
 use undermount_fs::digest::Digest;
 use undermount_fs::fill::{Content, PackingError, Progress};
 use undermount_fs::index::{Backing, IndexError};
-use undermount_fs::pack::{Packed, Profile, UnitName};
+use undermount_fs::pack::{Profile, UnitName};
 use undermount_fs::view::{Recording, View};
 
 use super::images::{ImageError, Images, Ready};
 use crate::control::{PackRequest, RecordingStatus};
 use crate::image::artifact::pack::{PackEntry, Purpose};
 use crate::image::{Reference, ReferenceError};
-use crate::profile::{self, ProfileError};
+use crate::profile::{self, FileUnit, ProfileError, combined, name_units, place_units};
 use crate::registry::client::{Client, RegistryError};
 
 /// A pack cannot be built or attached.
@@ -36,19 +36,6 @@ pub enum PackerError {
     /// A profile cannot be read.
     #[error(transparent)]
     Profile(#[from] ProfileError),
-    /// A profile belongs to another image.
-    #[error(
-        "profile {} is of the image {found}, not of {manifest}: record a start of this image",
-        path.display()
-    )]
-    OtherImage {
-        /// The file.
-        path: PathBuf,
-        /// The manifest that it names.
-        found: Digest,
-        /// The manifest of the image.
-        manifest: Digest,
-    },
     /// Nothing of what the profiles or the predecessor name is in the image.
     #[error("there is nothing to pack for {0}")]
     Empty(Reference),
@@ -105,22 +92,43 @@ impl Packer {
                 let before = self.ready(predecessor, request, progress).await?;
                 (Purpose::Update(before.image.digest), difference(&ready, &before)?)
             }
-            None => (Purpose::Start, common_profile(&ready, &request.profiles)?),
+            None => (Purpose::Start, self.common_profile(&ready, &request.profiles)?),
         };
         let reference = &ready.image.reference;
         if profile.units().is_empty() {
             return Err(PackerError::Empty(reference.clone()));
         }
         let packed = self.images.filler().pack(&profile, &ready.layers).await?;
-        let entry = entry(purpose, &packed);
+        let entry = PackEntry::of(purpose, &packed);
         let bytes = Backing::load(packed.file).map_err(PackerError::ReadBack)?;
         let repository = reference.repository();
-        self.client.push_blob(repository, &Bytes::from_owner(Whole(bytes))).await?;
+        self.client.push_blob(repository, &Bytes::from_owner(bytes)).await?;
         let digest = ready.image.digest;
         match self.client.attach_pack(repository, &digest, entry).await? {
             true => Ok(digest),
             false => Err(PackerError::NoIndex(reference.clone())),
         }
+    }
+
+    /// The units of `profile` by the paths of their files.
+    ///
+    /// # Errors
+    /// [`PackerError::Image`] where the layers do not make an image.
+    pub async fn named(
+        &self,
+        ready: &Arc<Ready>,
+        profile: Profile,
+    ) -> Result<Vec<FileUnit>, PackerError> {
+        let (images, ready) = (self.images.clone(), ready.clone());
+        let work = move || Ok(name_units(&profile, &images.merge(&ready)?));
+        tokio::task::spawn_blocking(work).await.map_err(|_| PackingError::Interrupted)?
+    }
+
+    /// What the profiles in `files` come to in the image `ready`.
+    fn common_profile(&self, ready: &Ready, files: &[PathBuf]) -> Result<Profile, PackerError> {
+        let records =
+            files.iter().map(|path| profile::read(path)).collect::<Result<Vec<_>, _>>()?;
+        Ok(place_units(&combined(&records), &self.images.merge(ready)?))
     }
 
     async fn ready(
@@ -136,34 +144,6 @@ impl Packer {
         let image = self.images.resolve(&reference).await?;
         Ok(self.images.make_ready(image, progress).await?)
     }
-}
-
-/// The bytes of a pack.
-struct Whole(Backing);
-
-impl AsRef<[u8]> for Whole {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-fn entry(purpose: Purpose, packed: &Packed) -> PackEntry {
-    let Packed { digest: blob, size, head, head_size, .. } = *packed;
-    PackEntry { purpose, blob, size, head, head_size }
-}
-
-/// What the profiles in `files`, of the image `ready`, come to.
-fn common_profile(ready: &Ready, files: &[PathBuf]) -> Result<Profile, PackerError> {
-    let mut records = Vec::new();
-    for path in files {
-        let record = profile::read(path)?;
-        if record.manifest != ready.image.digest {
-            let (path, found, manifest) = (path.clone(), record.manifest, ready.image.digest);
-            return Err(PackerError::OtherImage { path, found, manifest });
-        }
-        records.push(record);
-    }
-    Ok(profile::combined(&records))
 }
 
 /// The units of `image` whose contents `predecessor` has not, in the order of the layers.

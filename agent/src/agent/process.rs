@@ -41,6 +41,7 @@ use super::layers::ShelfError;
 use super::owner::Owner;
 use super::peers::PeersConfig;
 use super::sharing;
+use super::starts::Recorded;
 use crate::control::{Failure, Runtime, Status, StoreStatus};
 use crate::mirror::{self, MirrorConfig};
 use crate::registry::client::{Client, ClientConfig};
@@ -77,6 +78,8 @@ pub struct OwnerConfig {
     pub patience: Patience,
     /// How long a mounted image may take to become fully local; zero to leave it as it is read.
     pub complete_within: Duration,
+    /// What becomes of the starts of images.
+    pub recorded_starts: Recorded,
     /// How registries are spoken to.
     pub client: ClientConfig,
     /// The mirror that an agent serves, if any.
@@ -296,7 +299,7 @@ fn dismantle(runtime: &Runtime) {
 fn tidy(runtime: &Runtime) {
     let empty_log = std::fs::metadata(runtime.log()).is_ok_and(|log| log.len() == 0);
     let log = empty_log.then(|| runtime.log());
-    let tables = [runtime.slots(), runtime.layers(), runtime.store_nodes()];
+    let tables = [runtime.slots(), runtime.layers(), runtime.store_nodes(), runtime.starts()];
     for file in [runtime.socket(), runtime.mounts()].into_iter().chain(tables).chain(log) {
         let _ = std::fs::remove_file(file);
     }

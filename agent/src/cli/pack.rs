@@ -36,8 +36,9 @@ impl Pack {
 pub struct BuildArgs {
     #[command(flatten)]
     image: ImageArgs,
-    /// Profile of a start of this image, a file that `undermount profile export` wrote
-    /// (repeatable) [default: those in the directory of the profiles]
+    /// Profile of a start of this image or of an earlier build of it, a file that `undermount
+    /// profile export` wrote (repeatable) [default: those of the image in the directory of the
+    /// profiles, else those of its repository's latest recorded image]
     #[arg(long = "profile", value_name = "FILE", conflicts_with = "update_from")]
     files: Vec<PathBuf>,
     /// Build an update pack for nodes that have this image
@@ -74,7 +75,7 @@ impl BuildArgs {
             client.allow_plain_http(reference.repository().host());
         }
         let manifest = client.image(&reference, &Platform::host()).await?.raw.digest;
-        let files = self.profiles.files(&manifest)?;
+        let files = self.profiles.files(reference.repository(), &manifest)?;
         if files.is_empty() {
             let words = format!(
                 "there is no profile of {reference} ({manifest}): record one with \

@@ -6,7 +6,8 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use undermount::profile::{self, Profiles};
+use undermount::image::Repository;
+use undermount::profile::{self, FileUnit, Profiles, StartRecord};
 use undermount_fs::digest::Digest;
 
 use super::exit::{CliResult, Exit};
@@ -52,11 +53,12 @@ impl ProfilesArgs {
         Profiles::new(self.profiles.clone())
     }
 
-    /// The file of each profile of the image `manifest`.
-    pub fn files(&self, manifest: &Digest) -> CliResult<Vec<PathBuf>> {
-        let listed = self.open().list()?;
-        let own = listed.into_iter().filter(|(_, record)| record.manifest == *manifest);
-        Ok(own.map(|(name, _)| self.profiles.join(format!("{name}.json"))).collect())
+    /// The files of the profiles of the image `manifest`, else of another one of its repository.
+    pub fn files(&self, repository: &Repository, manifest: &Digest) -> CliResult<Vec<PathBuf>> {
+        let dated = self.open().dated(|record| record.is_of(repository.path()))?;
+        let fitting = profile::fitting(dated, manifest);
+        let file = |record: &StartRecord| self.profiles.join(format!("{}.json", record.name()));
+        Ok(fitting.iter().map(file).collect())
     }
 }
 
@@ -71,9 +73,9 @@ impl ListArgs {
     fn run(self) -> CliResult {
         let mut out = std::io::stdout();
         for (name, record) in self.profiles.open().list()? {
-            let units = record.profile().units().len();
+            let units = record.common_units().len();
             let (starts, reference, command) =
-                (record.starts.len(), &record.reference, &record.command);
+                (record.starts(), &record.reference, &record.command);
             writeln!(out, "{name}  {starts} starts  {units} units  {reference}  {command}")?;
         }
         Ok(Exit::Success)
@@ -94,9 +96,11 @@ impl ShowArgs {
         let record = self.profiles.open().get(&self.name)?;
         let mut out = std::io::stdout();
         writeln!(out, "image     {}\nmanifest  {}", record.reference, record.manifest)?;
-        writeln!(out, "command   {}\nstarts    {}", record.command, record.starts.len())?;
-        for unit in record.profile().units() {
-            writeln!(out, "{} inode {} unit {}", unit.layer, unit.inode, unit.number)?;
+        writeln!(out, "command   {}\nstarts    {}", record.command, record.starts())?;
+        for FileUnit { path, number } in record.common_units() {
+            // A file above 1 MiB has several units.
+            let part = if number == 0 { String::new() } else { format!("  from {number} MiB on") };
+            writeln!(out, "/{path}{part}")?;
         }
         Ok(Exit::Success)
     }

@@ -52,6 +52,9 @@ pub struct RegistryArgs {
     /// How long a push waits for its index; after that it is made in the background
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     index_wait: u64,
+    /// Whether nodes may tell which files starts read, of which start-up packs are made
+    #[arg(long, value_enum, default_value_t = Profiles::Take)]
+    profiles: Profiles,
     /// Take manifests that name blobs or images which were not pushed
     #[arg(long)]
     sparse: bool,
@@ -117,6 +120,15 @@ enum Index {
     Off,
 }
 
+/// Whether profiles of starts are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Profiles {
+    /// From everyone who may pull: a wrong one costs bandwidth, up to the size of a pack
+    Take,
+    /// From nobody
+    Off,
+}
+
 impl From<Push> for PushPolicy {
     fn from(push: Push) -> Self {
         match push {
@@ -172,6 +184,7 @@ impl RegistryArgs {
                 .zip(self.tls_key)
                 .map(|(certificate, key)| TlsFiles { certificate, key }),
             index,
+            profiles: self.profiles == Profiles::Take,
             sparse: self.sparse,
             access_log: self.access_log,
             listen: self.listen,

@@ -20,6 +20,7 @@ const ROOT: &str = "/run/undermount";
 /// slots             nodeids in use (undermount_fs::view::SlotTable)
 /// layers            layers that podman was shown, and how
 /// store-nodes       nodeids of the layer store (podman::NodeTable)
+/// starts            images whose start was noticed (agent::starts)
 /// log               what the owner says when nobody watches it
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +81,11 @@ impl Runtime {
     /// The node table of the layer store.
     pub fn store_nodes(&self) -> PathBuf {
         self.root.join("store-nodes")
+    }
+
+    /// The images whose start was noticed.
+    pub fn starts(&self) -> PathBuf {
+        self.root.join("starts")
     }
 
     /// The log file.

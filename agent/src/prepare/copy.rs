@@ -25,6 +25,7 @@ mod ledger;
 mod location;
 mod names;
 mod origin;
+mod pack;
 pub mod place;
 mod storage;
 mod store;
@@ -48,6 +49,7 @@ use self::image::ImageCopier;
 use self::index::Indexes;
 use self::journal::Journal;
 use self::origin::Origins;
+use self::pack::Packs;
 use super::image_serve::ImageServeError;
 use super::plan::Plan;
 use super::progress::{Done, Progress};
@@ -75,6 +77,8 @@ pub struct CopyOptions {
     /// Where the tree of the Apache that serves this undercloud's images is. A destination that
     /// takes no uploads is then taken for that Apache.
     pub image_serve: Option<PathBuf>,
+    /// Where profiles of starts are, by which copied images get packs; `None` for no packs.
+    pub profiles: Option<PathBuf>,
     /// Where things lie until they are pushed, in directories that go with the run.
     pub scratch: PathBuf,
     /// Where a run writes down what it begins, so that the next one goes on after a kill.
@@ -328,11 +332,16 @@ pub async fn run(
         manifests: options.manifests,
         finder: Finder::default(),
     };
-    let (copier, progress) = (&copier, &progress);
+    let packs = options.profiles.clone().filter(|_| options.indexing == Indexing::Build);
+    let packs = packs.map(|profiles| Packs::new(client.clone(), profiles, options.scratch.clone()));
+    let (copier, progress, packs) = (&copier, &progress, &packs);
     let outcomes = stream::iter(jobs.into_iter().enumerate()).map(|(position, job)| async move {
         let name = job.target.to_string();
         progress.begun(&name);
         let outcome = copier.copy(&job).await;
+        if let (Some(packs), Ok(_), Location::Registry(target)) = (packs, &outcome, &job.target) {
+            packs.give(target).await;
+        }
         progress.ended(&name, outcome.as_ref());
         (position, (job, outcome))
     });

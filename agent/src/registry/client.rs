@@ -24,6 +24,7 @@ mod link;
 mod lists;
 mod manage;
 mod manifests;
+mod profiles;
 mod progress;
 mod registries_conf;
 mod response;

@@ -21,6 +21,7 @@ mod manifest;
 mod metrics;
 mod name;
 mod observe;
+mod packing;
 mod page;
 mod random;
 pub(crate) mod range;
@@ -51,6 +52,7 @@ use indexing::Indexing;
 use library::Library;
 use limit::ReadLimit;
 use metrics::Metrics;
+use packing::Packing;
 use storage::Storage;
 use upload::Sessions;
 
@@ -92,6 +94,8 @@ pub struct ServerConfig {
     pub tls: Option<TlsFiles>,
     /// Whether and how the layers of pushed images are indexed.
     pub index: IndexPolicy,
+    /// Whether profiles of starts are taken from those who pull, and packs made of them.
+    pub profiles: bool,
     /// Whether manifests are taken that name blobs or manifests which were never pushed.
     pub sparse: bool,
     /// So many blobs can one client read at a time; `None` for any number.
@@ -189,6 +193,7 @@ impl ServerConfig {
             users: None,
             tls: None,
             index: IndexPolicy::Wait(Duration::from_secs(30)),
+            profiles: true,
             sparse: false,
             reads_per_client: None,
             garbage: None,
@@ -322,11 +327,13 @@ impl Opened {
         let (tasks, stop) = (tasks.clone(), shutdown.clone());
         let indexing =
             Indexing::new(Arc::clone(&storage), wait, Arc::clone(metrics), tasks.clone(), stop);
-        let indexing = Arc::new(indexing);
+        let packing = (config.profiles && wait.is_some())
+            .then(|| Arc::new(Packing::new(Arc::clone(&storage), tasks.clone(), shutdown.clone())));
+        let indexing = Arc::new(indexing.with_packing(packing.clone()));
         tasks.spawn(Arc::clone(&indexing).catch_up());
         let sessions = Arc::new(Sessions::new(Arc::clone(&storage)));
         let (sparse, stop) = (config.sparse, shutdown.clone());
-        Some(Writer { storage, sessions, indexing, sparse, stop })
+        Some(Writer { storage, sessions, indexing, packing, sparse, stop })
     }
 }
 

@@ -5,6 +5,7 @@
 //! that of the reads. What lies far ahead, or behind a pack that stalls, is fetched.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,8 @@ struct Expected {
 struct Transfer {
     start: Instant,
     state: Mutex<Arrival>,
+    /// Whether somebody has waited in vain: from then on nobody waits for it.
+    failed: AtomicBool,
 }
 
 #[derive(Clone, Copy)]
@@ -58,7 +61,7 @@ impl Awaited {
     pub fn announce(&self, units: impl IntoIterator<Item = (Unit, u64)>) -> Arrivals<'_> {
         let now = Instant::now();
         let state = Mutex::new(Arrival { bytes: 0, last: now });
-        let transfer = Arc::new(Transfer { start: now, state });
+        let transfer = Arc::new(Transfer { start: now, state, failed: AtomicBool::new(false) });
         let expected = |position| Expected { transfer: transfer.clone(), position };
         self.units().extend(units.into_iter().map(|(unit, position)| (unit, expected(position))));
         Arrivals { awaited: self, transfer }
@@ -77,8 +80,17 @@ impl Awaited {
                 expected.filter_map(|expected| expected.patience(now)).max()
             };
             let Some(patience) = patience else { return };
-            // A transfer that stalled meanwhile has no patience left.
-            let _ = tokio::time::timeout(patience, progress).await;
+            if tokio::time::timeout(patience, progress).await.is_err() {
+                return self.note_stall(units);
+            }
+        }
+    }
+
+    /// One stall is enough: each read that waits for such a pack is slower than without it.
+    fn note_stall(&self, units: &[Unit]) {
+        let awaited = self.units();
+        for expected in units.iter().filter_map(|unit| awaited.get(unit)) {
+            expected.transfer.failed.store(true, Ordering::Relaxed);
         }
     }
 
@@ -90,6 +102,9 @@ impl Awaited {
 impl Expected {
     /// How long to wait for the next sign of the pack; `None` where the unit is better fetched.
     fn patience(&self, now: Instant) -> Option<Duration> {
+        if self.transfer.failed.load(Ordering::Relaxed) {
+            return None;
+        }
         let arrival = *self.transfer.state.lock().unwrap_or_else(PoisonError::into_inner);
         let patience = STALL.checked_sub(now.duration_since(arrival.last))?;
         if arrival.bytes > 0 {
@@ -180,8 +195,11 @@ mod tests {
     #[tokio::test]
     async fn a_pack_that_stalls_is_not_waited_for() {
         let awaited = Awaited::default();
-        let _arrivals = awaited.announce([(unit(b"unit"), 10)]);
-        // It ends by itself, though nothing ever comes.
+        let arrivals = awaited.announce([(unit(b"unit"), 10)]);
+        // It ends by itself, though nothing ever comes, and nobody waits for it again,
         awaited.wait(&[unit(b"unit")]).await;
+        // also when it goes on to trickle.
+        arrivals.settle(1, &[]);
+        assert!(awaited.wait(&[unit(b"unit")]).now_or_never().is_some());
     }
 }

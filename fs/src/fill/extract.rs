@@ -27,8 +27,8 @@ pub enum ExtractError {
 }
 
 /// Walks over `range` of the tar, which `reader` gives, and keeps every unit in `store` that lies
-/// within it whole. Those of `wanted` that belong to the content `key` are also returned, so that
-/// a reader is served even where the store cannot keep them.
+/// within it whole. The `wanted` units of a content are also returned, so that a reader is served
+/// even where the store cannot keep them.
 ///
 /// # Errors
 /// [`ExtractError`] where the bytes are not what the index says; nothing wrong is kept.
@@ -37,13 +37,13 @@ pub fn extract(
     store: &Store,
     range: Range<u64>,
     reader: &mut dyn Read,
-    key: &ObjectKey,
-    wanted: &[usize],
+    wanted: Option<&(ObjectKey, Vec<usize>)>,
 ) -> Result<HashMap<usize, Bytes>, ExtractError> {
     let mut stretch = Stretch { reader, position: range.start };
     let mut answers = HashMap::new();
     for (content, unit) in units_within(tree, &range)? {
-        let is_wanted = content.key == *key && wanted.contains(&unit.number);
+        let is_wanted =
+            wanted.is_some_and(|(key, units)| content.key == *key && units.contains(&unit.number));
         if !is_wanted && store.contains(&content.key) {
             continue;
         }
@@ -54,6 +54,13 @@ pub fn extract(
         }
     }
     Ok(answers)
+}
+
+/// Whether `store` lacks any unit that lies within `range` of the tar whole.
+pub(super) fn lacks_any(tree: &LayerTree, store: &Store, range: &Range<u64>) -> bool {
+    // Of a damaged index nothing is known that could be fetched.
+    let units = units_within(tree, range).unwrap_or_default();
+    units.iter().any(|(content, unit)| !content.is_unit_stored(store, unit.number))
 }
 
 /// The units whose data lies in `range` of the tar, in the order of the tar.
@@ -145,17 +152,22 @@ pub(super) fn keep(
         let digest = content.chunks.get(unit).ok_or(no_chunk)?;
         keep_chunk(store, content, unit, &Verified::check(bytes.clone(), digest)?)
     } else {
-        let object = Object::name(bytes.clone());
-        if *object.key() != content.key {
-            let (expected, actual) = (*content.key.digest(), *object.key().digest());
-            return Err(WrongDigest { expected, actual }.into());
-        }
-        store.insert(&object)
+        store.insert(&verified(content, bytes.clone())?)
     };
     if let Err(error) = kept {
         note_unkept(&content.key, &error);
     }
     Ok(bytes)
+}
+
+/// The object that is the small `content`, if `bytes` are it.
+pub(super) fn verified(content: &Content, bytes: Bytes) -> Result<Object, ExtractError> {
+    let object = Object::name(bytes);
+    if *object.key() == content.key {
+        return Ok(object);
+    }
+    let (expected, actual) = (*content.key.digest(), *object.key().digest());
+    Err(WrongDigest { expected, actual }.into())
 }
 
 /// Tells that the store did not take a content; the store itself tells that it is full.

@@ -35,7 +35,7 @@ impl Filler {
     /// # Errors
     /// [`PackingError`] where a unit cannot be read or the pack cannot be written.
     pub async fn pack(
-        &self,
+        self: &Arc<Self>,
         profile: &Profile,
         layers: &[Arc<Layer>],
     ) -> Result<Packed, PackingError> {

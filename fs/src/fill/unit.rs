@@ -11,9 +11,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::extract::note_unkept;
 use crate::digest::Digest;
 use crate::index::{IndexError, InodeRecord, LayerTree};
-use crate::object::{CHUNK, ObjectKey, Partial, Store};
+use crate::object::{CHUNK, Object, ObjectKey, Partial, Store};
 
 /// A file with content.
 pub struct Content {
@@ -120,6 +121,9 @@ impl Content {
     /// Reads from `offset` on, where the store has all of it; the range must lie in the file.
     pub fn read_stored(&self, store: &Store, offset: u64, bytes: &mut [u8]) -> bool {
         if !self.is_large() {
+            if let Some(held) = store.held(&self.key) {
+                return copy_from(&held, offset, bytes);
+            }
             let file = store.get(&self.key, self.size);
             return file.is_some_and(|file| file.read_exact_at(bytes, offset).is_ok());
         }
@@ -150,6 +154,11 @@ impl Content {
     /// that may be all of it, which takes a second for 2 GB.
     pub fn whole_file(&self, store: &Store) -> Option<Arc<File>> {
         if !self.is_large() {
+            if let Some(held) = store.held(&self.key)
+                && let Err(error) = store.insert(&Object::name(held))
+            {
+                note_unkept(&self.key, &error);
+            }
             return store.get(&self.key, self.size);
         }
         let partial = store.large(&self.key, self.size)?;
@@ -166,6 +175,14 @@ impl Content {
     pub fn position(&self) -> Option<u64> {
         self.runs.first().map(|run| run.position)
     }
+}
+
+/// Fills `target` with what `content` has from `offset` on, where it has so much.
+fn copy_from(content: &[u8], offset: u64, target: &mut [u8]) -> bool {
+    let rest = usize::try_from(offset).ok().and_then(|offset| content.get(offset..));
+    let Some(wanted) = rest.and_then(|rest| rest.get(..target.len())) else { return false };
+    target.copy_from_slice(wanted);
+    true
 }
 
 impl Unit {

@@ -2,34 +2,50 @@
 //!
 //! ```text
 //! head -> table -> frames with a unit that is missing here -> groups of neighbouring frames
-//!   group by group, the next one on its way while one is unpacked:
-//!     fetch its frames -> decompress -> hash every unit -> store -> wake who waits for it
+//!   group by group, others on their way while one is unpacked:
+//!     fetch its frames -> decompress -> hash every unit -> hold -> wake who waits for it
+//!                                                             `-> store
 //! ```
+//!
+//! A unit can be read as soon as it is held in memory; the disk has it a little later. Head and
+//! first frames are asked for before the trees of the image are here ([`Filler::open_pack`]).
 //!
 //! Only units that the trees of the image's own layers name are kept. A frame that is wrong ends
 //! the unpacking: whatever is still missing then comes span by span, as without a pack.
 
-use std::collections::HashMap;
+mod frames;
+
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::stream::{StreamExt as _, iter};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::awaited::Unit;
-use super::extract::{ExtractError, keep};
-use super::{Content, Filler, Layer, chain};
+use self::frames::{Came, Wanted, next_group, take, wanted_frames};
+use super::awaited::Arrivals;
+use super::extract::note_unkept;
+use super::{Filler, Layer, chain};
 use crate::digest::{Digest, Verified};
-use crate::index::IndexError;
-use crate::object::Store;
-use crate::pack::{Frame, HEAD_MAX, PackError, PackedUnit, Table};
+use crate::object::Object;
+use crate::pack::{HEAD_MAX, PackError, Table};
 use crate::source::{Piece, PieceRequest, Priority, Scope, SourceError};
 
 /// The first group is small, so that the first reads are answered early, in compressed bytes.
 const FIRST_GROUP: u64 = 1024 * 1024;
-/// Each group has twice the bytes of the one before, up to this many.
+/// Each group has twice the bytes of the one before, up to this many,
 const LAST_GROUP: u64 = 4 * 1024 * 1024;
+/// and up to what arrives in this time, in seconds: its first frame waits for its last.
+const GROUP_SECONDS: f64 = 0.25;
 /// Groups that are on their way at the same time: one arrives while the next one is asked for.
 const GROUPS: usize = 2;
+/// Frames that were unpacked and wait for the disk, at most.
+const UNWRITTEN: usize = 16;
+/// What a pack brought is held in memory for this long after its end: until the start that it is
+/// for has read it.
+const HELD: Duration = Duration::from_secs(10);
 
 /// Where a pack is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,18 +120,55 @@ pub enum UnpackError {
     },
 }
 
-/// A unit of a frame, with what the layer's index says of it; `None` where it says nothing.
-type Known = Option<(Arc<Content>, usize)>;
+/// A pack whose beginning is on its way.
+pub struct Opening {
+    pack: PackBlob,
+    beginning: AbortOnDropHandle<Result<Beginning, UnpackError>>,
+}
 
-/// A frame of which something is missing here.
-struct Wanted {
-    frame: Frame,
-    units: Vec<Known>,
-    /// Bytes of all wanted frames up to the end of this one.
-    position: u64,
+/// The beginning of a pack.
+struct Beginning {
+    table: Table,
+    /// The first frames, by their digests.
+    frames: HashMap<Digest, Verified>,
+}
+
+/// Frames that arrived together.
+struct Group {
+    wanted: Vec<Wanted>,
+    frames: Vec<Verified>,
 }
 
 impl Filler {
+    /// Begins to fetch `pack`, whatever is here of what it holds.
+    pub fn open_pack(self: &Arc<Self>, pack: PackBlob) -> Opening {
+        let (filler, blob) = (self.clone(), pack.clone());
+        let beginning = async move { filler.pack_beginning(&blob, FIRST_GROUP).await };
+        let beginning = tokio::spawn(beginning);
+        Opening { pack, beginning: AbortOnDropHandle::new(beginning) }
+    }
+
+    /// The table of a pack and as many of its first frames as have `most` bytes.
+    async fn pack_beginning(&self, pack: &PackBlob, most: u64) -> Result<Beginning, UnpackError> {
+        let table = self.pack_table(pack).await?;
+        let mut bytes = 0;
+        let first: Vec<Piece> = table
+            .frames()
+            .iter()
+            .take_while(|frame| {
+                bytes += frame.range.end - frame.range.start;
+                bytes <= most
+            })
+            .map(|frame| table.piece(frame))
+            .collect();
+        let digests: Vec<Digest> = first.iter().map(|piece| piece.digest).collect();
+        let frames = match first.is_empty() {
+            true => Vec::new(),
+            false => self.pack_pieces(pack, first).await?,
+        };
+        Ok(Beginning { table, frames: digests.into_iter().zip(frames).collect() })
+    }
+
     /// Brings in what `pack` holds of `layers`. Reads of what is on its way wait for it.
     ///
     /// # Errors
@@ -125,7 +178,31 @@ impl Filler {
         pack: &PackBlob,
         layers: &[Arc<Layer>],
     ) -> Result<Unpacked, UnpackError> {
-        let outcome = self.unpack_frames(pack, layers).await;
+        let outcome = async {
+            let beginning = self.pack_beginning(pack, 0).await?;
+            self.unpack_frames(pack, beginning, layers).await
+        };
+        let outcome = outcome.await;
+        self.meter.unpacked(outcome.as_ref().ok());
+        outcome
+    }
+
+    /// As [`Self::unpack`], of a pack that was opened before `layers` were known.
+    ///
+    /// # Errors
+    /// As [`Self::unpack`].
+    pub async fn unpack_opened(
+        &self,
+        opening: Opening,
+        layers: &[Arc<Layer>],
+    ) -> Result<Unpacked, UnpackError> {
+        let Opening { pack, beginning } = opening;
+        let interrupted = |_| UnpackError::Interrupted { pack: pack.digest };
+        let outcome = async {
+            let beginning = beginning.await.map_err(interrupted)??;
+            self.unpack_frames(&pack, beginning, layers).await
+        };
+        let outcome = outcome.await;
         self.meter.unpacked(outcome.as_ref().ok());
         outcome
     }
@@ -133,33 +210,98 @@ impl Filler {
     async fn unpack_frames(
         &self,
         pack: &PackBlob,
+        beginning: Beginning,
         layers: &[Arc<Layer>],
     ) -> Result<Unpacked, UnpackError> {
-        let table = Arc::new(self.pack_table(pack).await?);
-        let mut outcome = Unpacked { fetched: pack.head_size, ..Unpacked::default() };
+        let Beginning { table, frames } = beginning;
+        let fetched = pack.head_size + frames.values().map(length).sum::<u64>();
+        let mut outcome = Unpacked { fetched, ..Unpacked::default() };
+        let table = Arc::new(table);
         let wanted = self.wanted_frames(pack, &table, layers).await?;
-        let units = |wanted: &Wanted| -> Vec<Unit> {
-            wanted.units.iter().flatten().map(|(content, unit)| (content.key, *unit)).collect()
-        };
         let announced = wanted
             .iter()
-            .flat_map(|frame| units(frame).into_iter().map(|unit| (unit, frame.position)));
+            .flat_map(|frame| frame.known_units().into_iter().map(|unit| (unit, frame.position)));
         let arrivals = self.awaited.announce(announced);
-        let fetches = groups(wanted).into_iter().map(|group| {
-            let table = table.clone();
-            async move { (self.fetch_group(pack, &table, &group).await, group) }
+        let (sender, arrived) = mpsc::channel(1);
+        // Side by side: the link does not wait for what is unpacked, nor the other way round.
+        let (fetched, unpacked) = tokio::join!(
+            self.fetch_groups(pack, &table, wanted, frames, sender),
+            self.unpack_groups(pack, arrived, &arrivals, &mut outcome),
+        );
+        drop(arrivals);
+        self.release_soon();
+        outcome.fetched += fetched?;
+        unpacked.map(|()| outcome)
+    }
+
+    /// Fetches frames, group by group, and sends them on until nobody takes them any more;
+    /// returns how many bytes came.
+    async fn fetch_groups(
+        &self,
+        pack: &PackBlob,
+        table: &Table,
+        wanted: Vec<Wanted>,
+        mut early: HashMap<Digest, Verified>,
+        sender: mpsc::Sender<Group>,
+    ) -> Result<u64, UnpackError> {
+        let (here, missing): (Vec<Wanted>, Vec<Wanted>) =
+            wanted.into_iter().partition(|wanted| early.contains_key(&wanted.frame.digest));
+        let frames = here.iter().filter_map(|wanted| early.remove(&wanted.frame.digest)).collect();
+        // Where nobody takes it, nobody takes what follows.
+        let _ = sender.send(Group { wanted: here, frames }).await;
+        let mut rest = VecDeque::from(missing);
+        let mut limit = FIRST_GROUP;
+        let groups = std::iter::from_fn(|| {
+            let group = next_group(&mut rest, limit);
+            let quick = self.gauge.link().bytes_per_second * GROUP_SECONDS;
+            limit = (limit * 2).min(LAST_GROUP).min(quick as u64);
+            (!group.is_empty()).then_some(group)
         });
-        let mut fetches = iter(fetches).buffered(GROUPS);
-        while let Some((fetched, group)) = fetches.next().await {
-            for (wanted, bytes) in group.into_iter().zip(fetched?) {
-                let (position, units) = (wanted.position, units(&wanted));
-                outcome.fetched += bytes.bytes().len() as u64;
-                self.unpack_frame(pack, wanted, bytes, &mut outcome).await?;
-                self.meter.fresh.add(&units);
-                arrivals.settle(position, &units);
+        let mut fetches = iter(groups)
+            .map(|wanted| async move {
+                let pieces = wanted.iter().map(|wanted| table.piece(&wanted.frame)).collect();
+                Ok(Group { frames: self.pack_pieces(pack, pieces).await?, wanted })
+            })
+            .buffered(GROUPS);
+        let mut bytes = 0;
+        while let Some(group) = fetches.next().await.transpose()? {
+            bytes += group.frames.iter().map(length).sum::<u64>();
+            if sender.send(group).await.is_err() {
+                break;
             }
         }
-        Ok(outcome)
+        Ok(bytes)
+    }
+
+    async fn unpack_groups(
+        &self,
+        pack: &PackBlob,
+        mut arrived: mpsc::Receiver<Group>,
+        arrivals: &Arrivals<'_>,
+        outcome: &mut Unpacked,
+    ) -> Result<(), UnpackError> {
+        let mut writes = VecDeque::new();
+        while let Some(Group { wanted, frames }) = arrived.recv().await {
+            for (wanted, bytes) in wanted.into_iter().zip(frames) {
+                let (position, units) = (wanted.position, wanted.known_units());
+                let came = self.unpack_frame(pack, wanted, bytes).await?;
+                outcome.units += came.outcome.units;
+                outcome.bytes += came.outcome.bytes;
+                outcome.foreign += came.outcome.foreign;
+                self.meter.fresh.add(&units);
+                arrivals.settle(position, &units);
+                writes.push_back(self.write(came.objects));
+                if writes.len() > UNWRITTEN
+                    && let Some(oldest) = writes.pop_front()
+                {
+                    written(pack, oldest).await?;
+                }
+            }
+        }
+        for write in writes {
+            written(pack, write).await?;
+        }
+        Ok(())
     }
 
     async fn pack_table(&self, pack: &PackBlob) -> Result<Table, UnpackError> {
@@ -188,7 +330,10 @@ impl Filler {
         let deadline = Instant::now() + self.patience.timeout;
         let (scope, priority) = (pack.scope.clone(), Priority::Pack);
         let request = PieceRequest { scope, pieces, priority, deadline };
-        self.source.fetch(request).await.map_err(failed(pack))
+        let asked = Instant::now();
+        let pieces = self.source.fetch(request).await.map_err(failed(pack))?;
+        self.gauge.note(pieces.iter().map(length).sum(), asked.elapsed());
+        Ok(pieces)
     }
 
     /// The frames that hold something which is missing here.
@@ -203,100 +348,56 @@ impl Filler {
         work.await.map_err(|_| UnpackError::Interrupted { pack: pack.digest })
     }
 
-    async fn fetch_group(
-        &self,
-        pack: &PackBlob,
-        table: &Table,
-        group: &[Wanted],
-    ) -> Result<Vec<Verified>, UnpackError> {
-        let pieces = group.iter().map(|wanted| table.piece(&wanted.frame)).collect();
-        self.pack_pieces(pack, pieces).await
-    }
-
     async fn unpack_frame(
         &self,
         pack: &PackBlob,
         wanted: Wanted,
         bytes: Verified,
-        outcome: &mut Unpacked,
-    ) -> Result<(), UnpackError> {
+    ) -> Result<Came, UnpackError> {
         let (store, pack) = (self.store.clone(), pack.digest);
         let work = move || {
             let contents = wanted.frame.contents(&bytes);
             let contents = contents.map_err(|source| UnpackError::Pack { pack, source })?;
-            let mut came = Unpacked::default();
-            for (known, bytes) in wanted.units.into_iter().zip(contents) {
-                let Some((content, unit)) = known else {
-                    came.foreign += 1;
-                    continue;
-                };
-                came.units += 1;
-                came.bytes += bytes.len() as u64;
-                keep(&store, &content, unit, bytes).map_err(|error: ExtractError| {
-                    UnpackError::Wrong { pack, reason: chain(&error) }
-                })?;
-            }
-            Ok(came)
+            let came = take(&store, wanted.units, contents);
+            came.map_err(|error| UnpackError::Wrong { pack, reason: chain(&error) })
         };
         let came = tokio::task::spawn_blocking(work).await;
-        let came = came.map_err(|_| UnpackError::Interrupted { pack })??;
-        outcome.units += came.units;
-        outcome.bytes += came.bytes;
-        outcome.foreign += came.foreign;
-        Ok(())
+        came.map_err(|_| UnpackError::Interrupted { pack })?
     }
+
+    /// Writes `objects` on a thread of its own.
+    fn write(&self, objects: Vec<Object>) -> JoinHandle<()> {
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || {
+            for object in objects {
+                if let Err(error) = store.insert(&object) {
+                    note_unkept(object.key(), &error);
+                }
+            }
+        })
+    }
+
+    /// Gives the memory back once the start is over.
+    fn release_soon(&self) {
+        let store = Arc::downgrade(&self.store);
+        tokio::spawn(async move {
+            tokio::time::sleep(HELD).await;
+            if let Some(store) = store.upgrade() {
+                store.release_held(HELD);
+            }
+        });
+    }
+}
+
+fn length(frame: &Verified) -> u64 {
+    frame.bytes().len() as u64
+}
+
+async fn written(pack: &PackBlob, write: JoinHandle<()>) -> Result<(), UnpackError> {
+    write.await.map_err(|_| UnpackError::Interrupted { pack: pack.digest })
 }
 
 fn failed(pack: &PackBlob) -> impl Fn(SourceError) -> UnpackError + use<> {
     let pack = pack.digest;
     move |source| UnpackError::Source { pack, source }
-}
-
-fn wanted_frames(table: &Table, store: &Store, layers: &[Arc<Layer>]) -> Vec<Wanted> {
-    let layers: HashMap<Digest, &Layer> =
-        layers.iter().map(|layer| (layer.digest(), &**layer)).collect();
-    let mut wanted = Vec::new();
-    let mut position = 0;
-    for frame in table.frames() {
-        // A unit that an index is too damaged to tell about is as good as unknown.
-        let known = |unit: &PackedUnit| known(unit, &layers).ok().flatten();
-        let units: Vec<Known> = frame.units.iter().map(known).collect();
-        let is_missing =
-            |(content, unit): &(Arc<Content>, usize)| !content.is_unit_stored(store, *unit);
-        if units.iter().flatten().any(is_missing) {
-            position += frame.range.end - frame.range.start;
-            wanted.push(Wanted { frame: frame.clone(), units, position });
-        }
-    }
-    wanted
-}
-
-/// What the index of its layer says about a unit.
-fn known(unit: &PackedUnit, layers: &HashMap<Digest, &Layer>) -> Result<Known, IndexError> {
-    let Some(layer) = layers.get(&unit.name.layer) else { return Ok(None) };
-    let Some(content) = Content::of(&layer.tree, layer.tree.inode(unit.name.inode)?)? else {
-        return Ok(None);
-    };
-    let number = unit.name.number as usize;
-    let fits = content.all_units().contains(&number)
-        && content.unit(number).length == u64::from(unit.length);
-    Ok(fits.then(|| (Arc::new(content), number)))
-}
-
-/// Frames that are fetched together.
-fn groups(wanted: Vec<Wanted>) -> Vec<Vec<Wanted>> {
-    let mut groups: Vec<Vec<Wanted>> = Vec::new();
-    let (mut limit, mut end) = (FIRST_GROUP, 0);
-    for frame in wanted {
-        match groups.last_mut() {
-            Some(group) if frame.position <= end => group.push(frame),
-            _ => {
-                let start = frame.position - (frame.frame.range.end - frame.frame.range.start);
-                end = start + limit;
-                limit = (limit * 2).min(LAST_GROUP);
-                groups.push(vec![frame]);
-            }
-        }
-    }
-    groups
 }

@@ -7,11 +7,13 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use lru::LruCache;
 
 use super::evict::{Evictor, Pins};
+use super::fresh::Fresh;
 use super::stamp::{self, Stamp};
 use super::survey::{Layout, Surveyed, entries};
 use super::{CHUNK, Object, ObjectKey, Partial, StoreLimits};
@@ -113,6 +115,7 @@ pub struct Store {
     pub(super) partials: Mutex<LruCache<ObjectKey, Arc<Partial>>>,
     pub(super) pins: Mutex<Option<Arc<dyn Pins>>>,
     pub(super) evictor: Mutex<Evictor>,
+    fresh: Fresh,
 }
 
 impl Store {
@@ -154,6 +157,7 @@ impl Store {
             partials: Mutex::new(LruCache::new(PARTIALS)),
             pins: Mutex::default(),
             evictor: Mutex::default(),
+            fresh: Fresh::default(),
         })
     }
 
@@ -281,6 +285,22 @@ impl Store {
                 .map_err(StoreError::io("write", &self.layout.temporary))?;
             self.place(draft, object.key())
         })
+    }
+
+    /// Holds `objects`, which share one piece of memory, until others need the room, so that they
+    /// can be read before [`Self::insert`] has kept them.
+    pub fn hold(&self, objects: &[Object]) {
+        self.fresh.hold(objects);
+    }
+
+    /// The content of an object that is held in memory.
+    pub fn held(&self, key: &ObjectKey) -> Option<Bytes> {
+        self.fresh.get(key)
+    }
+
+    /// Lets go of what is held for `age` or longer.
+    pub fn release_held(&self, age: Duration) {
+        self.fresh.forget(age);
     }
 
     /// Carries out `step`, which keeps `size` bytes, where there is room or room can be made.

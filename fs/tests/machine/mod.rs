@@ -93,6 +93,10 @@ impl Machine {
     }
 
     pub fn mount(&self, indexes: &[LayerIndex]) -> NodeId {
+        self.mount_as(indexes, b"manifest")
+    }
+
+    pub fn mount_as(&self, indexes: &[LayerIndex], manifest: &[u8]) -> NodeId {
         let trees: Vec<Arc<LayerTree>> = indexes
             .iter()
             .map(|index| Arc::new(LayerTree::new(index.tree.to_vec().into()).unwrap()))
@@ -101,7 +105,7 @@ impl Machine {
         let layers: Vec<_> =
             trees.iter().map(|tree| Arc::new(Layer::new(tree.clone(), scope.clone()))).collect();
         *self.layers.lock().unwrap() = layers.clone();
-        let manifest = Digest::of(b"manifest");
+        let manifest = Digest::of(manifest);
         let image = NewImage { manifest, tree: ImageTree::merge(trees).unwrap(), layers };
         let mut slots = SlotTable::open(&self.directory.path().join("slots")).unwrap();
         self.view.add_image(image, &mut slots).unwrap();

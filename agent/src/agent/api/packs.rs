@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 
-use super::{Api, follow};
+use super::{Api, follow, refused};
 use crate::agent::owner::OwnerError;
 use crate::control::{Failure, PackRequest, RecordingRequest};
 use crate::profile::StartRecord;
@@ -38,12 +38,12 @@ async fn end(State(api): State<Api>, Json(request): Json<RecordingRequest>) -> R
     let _busy = api.enter();
     let Some(profile) = api.recordings.end(&request.dir) else { return not_recorded(&request) };
     let Some(ready) = api.owner.mounted(&request.dir).await else { return not_mounted(request) };
-    let record = StartRecord {
-        reference: ready.image.reference.to_string(),
-        manifest: ready.image.digest,
-        command: String::new(),
-        starts: vec![profile],
+    let units = match api.packer.named(&ready, profile).await {
+        Ok(units) => units,
+        Err(error) => return refused(StatusCode::INTERNAL_SERVER_ERROR, &error),
     };
+    let (reference, manifest) = (ready.image.reference.to_string(), ready.image.digest);
+    let record = StartRecord::new(reference, manifest, String::new()).with_start(&units);
     ([(header::CONTENT_TYPE, "application/json")], record.to_json()).into_response()
 }
 

@@ -12,7 +12,7 @@ use undermount_fs::index::LayerTree;
 
 use super::indexes::readable;
 use super::{
-    ImageError, ImageFault, Images, PackEntry, RESOLVE_TIMEOUT, Ready, Resolved, SIDE_BY_SIDE,
+    ImageError, ImageFault, Images, PackEntry, RESOLVE_TIMEOUT, Ready, Resolved, TREES_SIDE_BY_SIDE,
 };
 use crate::image::{Descriptor, Document, ImageConfig, Manifest, Reference};
 use crate::registry::client::RawManifest;
@@ -149,7 +149,7 @@ impl Images {
         let attached = OnceCell::new();
         let layers = iter(layers)
             .map(|(layer, diff_id)| self.lazy_layer(&image, layer, diff_id, &attached))
-            .buffered(SIDE_BY_SIDE)
+            .buffered(TREES_SIDE_BY_SIDE)
             .collect()
             .await;
         let packs = attached.into_inner().map(|attached| attached.packs).unwrap_or_default();

@@ -103,6 +103,7 @@ impl Images {
         for artifact in artifacts {
             attached.add(&image.reference, artifact);
         }
+        self.open_packs(image, &attached.packs);
         attached
     }
 
@@ -175,6 +176,7 @@ impl Images {
             "no index: fetching the whole layer");
         let scope = reference.repository().scope();
         let blob = Blob { scope, digest: layer.digest, size: layer.size };
+        let _turn = self.builders.acquire().await;
         progress.expect(layer.size);
         let index = self.filler.ingest(&blob, Pace::unlimited(Priority::Demand), progress).await?;
         self.keep_index(&index)?;

@@ -135,7 +135,10 @@ impl Name {
         let known = state.images.iter().position(|known| known.image.image.digest == digest);
         let known = match known {
             Some(at) => state.images.remove(at),
-            None => Known { image: Arc::new(shelf.images.indexed(image).await), completion: None },
+            None => {
+                shelf.images.expect_start(&image);
+                Known { image: Arc::new(shelf.images.indexed(image).await), completion: None }
+            }
         };
         state.images.push(known);
         state.offers.clear();

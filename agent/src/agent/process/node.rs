@@ -20,6 +20,7 @@ use crate::agent::owner::{Owner, Parts};
 use crate::agent::packing::{Packer, Recordings};
 use crate::agent::peers::Peers;
 use crate::agent::pins::Pins;
+use crate::agent::starts::Starts;
 use crate::control::Runtime;
 use crate::podman::{self, NodeTable};
 use crate::supply::{Ledger, Queue};
@@ -100,7 +101,9 @@ impl Node {
         let peers = mounts.store.as_ref().and_then(|_| start_peers(config, drained, handle));
         let Opened { images, view, client, ledger, queue, sharing } =
             Opened::by(config, peers.as_deref())?;
-        let completer = Completer::new(images.clone(), config.complete_within);
+        let (recorded, seen) = (config.recorded_starts, runtime.starts());
+        let starts = Starts::new(images.clone(), view.clone(), client.clone(), recorded, seen);
+        let completer = Completer::new(images.clone(), config.complete_within).with_starts(starts);
         let path = runtime.slots();
         let slots =
             SlotTable::open(&path).map_err(|source| ProcessError::Runtime { path, source })?;

@@ -122,6 +122,7 @@ impl HowArgs {
             attached: Attached::Always,
             manifests: ManifestFormat::Keep,
             image_serve: None,
+            profiles: None,
             scratch,
             state: Some(copy_state()),
         };

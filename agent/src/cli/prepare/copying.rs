@@ -26,6 +26,10 @@ pub struct CopyArgs {
     /// before it has arrived [default: auto; off in the original's spellings]
     #[arg(long, value_enum, value_name = "WHEN")]
     index: Option<Index>,
+    /// Directory with profiles of starts: images of which one is known, or of an earlier build of
+    /// which, get a start-up pack with their index
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/undermount/profiles")]
+    profiles: PathBuf,
     /// Tree of the Apache that serves the undercloud's images; destinations that take no uploads
     /// are written there [default: none; /var/lib/image-serve in the original's spellings]
     #[arg(long, value_name = "DIR", env = "IMAGE_SERVE_DIR")]
@@ -140,6 +144,7 @@ impl CopyArgs {
             attached,
             manifests,
             image_serve: self.image_serve_dir.clone().or(image_serve),
+            profiles: Some(self.profiles.clone()),
             scratch: std::env::temp_dir(),
             state: Some(copy_state()),
         })

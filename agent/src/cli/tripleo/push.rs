@@ -70,6 +70,7 @@ impl PushArgs {
             attached: Attached::Never,
             manifests: ManifestFormat::Docker,
             image_serve: Some(self.registry.image_serve_dir.clone()),
+            profiles: None,
             scratch: std::env::temp_dir(),
             state: None,
         };

@@ -17,6 +17,7 @@ use std::str::FromStr;
 use bytes::Bytes;
 use undermount_fs::digest::{Digest, ParseDigestError};
 use undermount_fs::fill::PackBlob;
+use undermount_fs::pack::Packed;
 use undermount_fs::source::Scope;
 
 use super::{ArtifactError, manifest_with_packs, parse};
@@ -74,6 +75,12 @@ pub struct PackEntry {
 }
 
 impl PackEntry {
+    /// Where `packed`, which is for `purpose`, will be.
+    pub fn of(purpose: Purpose, packed: &Packed) -> Self {
+        let Packed { digest: blob, size, head, head_size, .. } = *packed;
+        Self { purpose, blob, size, head, head_size }
+    }
+
     /// The pack as it is fetched in the name of `scope`.
     pub fn in_scope(&self, scope: Scope) -> PackBlob {
         let Self { blob, size, head, head_size, .. } = *self;

@@ -4,6 +4,7 @@ mod blob;
 mod garbage;
 mod listing;
 mod manifest;
+mod profiles;
 mod upload;
 
 use std::net::SocketAddr;
@@ -28,6 +29,7 @@ use super::library::Library;
 use super::limit::ReadLimit;
 use super::metrics::Metrics;
 use super::observe::Observed;
+use super::packing::Packing;
 use super::storage::{Storage, StorageError};
 use super::target::{Target, percent_decode};
 use super::upload::Sessions;
@@ -70,6 +72,8 @@ pub struct Writer {
     pub sessions: Arc<Sessions>,
     /// Makes the indexes of pushed images.
     pub indexing: Arc<Indexing>,
+    /// Takes profiles and makes packs of them; `None` where it does not.
+    pub packing: Option<Arc<Packing>>,
     /// Whether manifests may name what was never pushed.
     pub sparse: bool,
     /// Ends long work early.
@@ -122,6 +126,7 @@ async fn answer(registry: Arc<Registry>, peer: SocketAddr, request: Request<Body
     let access = match target {
         Target::Base => Access::Ping,
         _ if reads => Access::Pull,
+        Target::Profiles(..) => Access::Tell,
         _ => Access::Push,
     };
     registry.gate.admit(peer, &head.headers, access, target.repository()).await?;
@@ -132,6 +137,11 @@ async fn answer(registry: Arc<Registry>, peer: SocketAddr, request: Request<Body
         Target::Referrers(repository, subject) if reads => {
             registry.referrers(repository, subject, &head).await
         }
+        Target::Profiles(repository, image) => match head.method {
+            Method::GET | Method::HEAD => registry.count_starts(repository, image).await,
+            Method::POST => registry.take_profile(repository, image, body).await,
+            method => Err(ApiError::Method(method)),
+        },
         Target::Manifest(repository, reference) => match head.method {
             Method::GET | Method::HEAD => registry.get_manifest(repository, reference, &head).await,
             Method::PUT => registry.put_manifest(repository, reference, &head, body).await,

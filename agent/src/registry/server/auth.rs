@@ -44,6 +44,8 @@ pub enum Access {
     Ping,
     /// Read.
     Pull,
+    /// Tell what a start has read: who may pull may start.
+    Tell,
     /// Change.
     Push,
 }
@@ -97,7 +99,9 @@ impl Gate {
             (Client::Impostor, _) | (Client::Unknown, Access::Ping) => false,
             (Client::Anonymous | Client::Unknown, Access::Push) => self.push.admits(peer),
             (Client::Anonymous, Access::Ping)
-            | (Client::Anonymous | Client::Unknown, Access::Pull) => self.pull == PullPolicy::Any,
+            | (Client::Anonymous | Client::Unknown, Access::Pull | Access::Tell) => {
+                self.pull == PullPolicy::Any
+            }
         };
         if allowed { Ok(()) } else { Err(self.challenge(headers, repository)) }
     }
@@ -226,7 +230,7 @@ mod tests {
     async fn without_users_the_address_decides() {
         let gate = Gate::new(PullPolicy::Any, PushPolicy::Loopback, None, false);
         let nothing = HeaderMap::new();
-        for access in [Access::Ping, Access::Pull] {
+        for access in [Access::Ping, Access::Pull, Access::Tell] {
             assert!(may(&gate, far(), &nothing, access).await);
         }
         assert!(may(&gate, near(), &nothing, Access::Push).await);
@@ -253,6 +257,7 @@ mod tests {
     async fn where_only_users_pull_nobody_else_gets_a_token() {
         let f = gate(PullPolicy::Users, PushPolicy::Users);
         assert!(!may(&f.gate, near(), &HeaderMap::new(), Access::Pull).await);
+        assert!(!may(&f.gate, near(), &HeaderMap::new(), Access::Tell).await);
         assert!(!may(&f.gate, near(), &authorization("Bearer anonymous"), Access::Pull).await);
         assert!(f.gate.token(&HeaderMap::new()).await.is_err());
         assert!(f.gate.token(&basic("alice:wrong")).await.is_err());

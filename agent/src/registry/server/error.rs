@@ -132,6 +132,12 @@ pub enum ApiError {
     /// Garbage could not be collected.
     #[error(transparent)]
     Garbage(#[from] GarbageError),
+    /// A profile of a start cannot be used.
+    #[error("{0}")]
+    Profile(String),
+    /// Profiles are not taken.
+    #[error("this registry takes no profiles of starts")]
+    NoProfiles,
     /// Who pushes has to be authorised, and this client is not.
     #[error("this registry takes pushes from its own host only")]
     PushDenied,
@@ -171,6 +177,8 @@ impl ApiError {
             Self::Receive(error) => classify_receive(error),
             Self::Commit(CommitError::WrongDigest { .. }) => (S::BAD_REQUEST, "DIGEST_INVALID"),
             Self::Manifest(_) => (S::BAD_REQUEST, "MANIFEST_INVALID"),
+            Self::Profile(_) => (S::BAD_REQUEST, "UNSUPPORTED"),
+            Self::NoProfiles => (S::NOT_FOUND, "UNSUPPORTED"),
             Self::ManifestSize(_) => (S::PAYLOAD_TOO_LARGE, "MANIFEST_INVALID"),
             Self::ManifestBlobsUnknown { .. } => (S::BAD_REQUEST, "MANIFEST_BLOB_UNKNOWN"),
             Self::Unauthorized { .. } => (S::UNAUTHORIZED, "UNAUTHORIZED"),

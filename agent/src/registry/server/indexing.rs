@@ -24,6 +24,7 @@ use super::digest::ContentDigest;
 use super::manifest::{Content, Submitted};
 use super::metrics::Metrics;
 use super::name::Repository;
+use super::packing::Packing;
 use super::storage::{Referrer, Storage, StorageError, StoredManifest};
 use super::target::Reference;
 use crate::image::artifact::{self, ArtifactError, LayerBlobs, LayerEntry};
@@ -46,6 +47,8 @@ pub struct Indexing {
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// Makes packs of images that have an index; `None` where nobody does.
+    packing: Option<Arc<Packing>>,
 }
 
 /// An image's manifest.
@@ -144,7 +147,14 @@ impl Indexing {
             metrics,
             tasks,
             stop,
+            packing: None,
         }
+    }
+
+    /// The same, which has packs made by `packing`.
+    #[must_use]
+    pub fn with_packing(self, packing: Option<Arc<Packing>>) -> Self {
+        Self { packing, ..self }
     }
 
     /// Promises to index the image `submitted`, if it is one that can be and that nobody has
@@ -252,6 +262,9 @@ impl Promise {
             Ok(true) => {
                 self.indexing.metrics.indexed.inc();
                 tracing::info!(%repository, %digest, "image indexed");
+                if let Some(packing) = &self.indexing.packing {
+                    packing.schedule(self.image.clone());
+                }
             }
             Ok(false) => {}
             Err(error) if matches!(*error, IndexingError::Stopped) => {}

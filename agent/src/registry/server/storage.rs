@@ -9,6 +9,7 @@
 //!                           /_manifests/<alg>-<hex>        the manifest's media type
 //!                           /_tags/<tag>                   the digest it points to
 //!                           /_referrers/<subject>/<alg>-<hex>   descriptor of a referrer
+//!                           /_profiles/<name>.json         what starts of its images read
 //!        indexes/v<format>/<hex of layer>          where the index of a layer is, as JSON
 //! ```
 //!
@@ -162,6 +163,16 @@ impl Storage {
             return Err(StorageError::Missing { root: root.to_owned() });
         }
         Self::open(root)
+    }
+
+    /// Where profiles of the repository's images are kept.
+    pub fn profiles_dir(&self, repository: &Repository) -> PathBuf {
+        self.repository_path(repository).join("_profiles")
+    }
+
+    /// A directory for what is not finished, emptied at the next start.
+    pub fn uploads_dir(&self) -> PathBuf {
+        self.root.join("uploads")
     }
 
     /// Waits for the right to change `repository`. A lock protects no memory, so one poisoned by

@@ -6,6 +6,7 @@
 //! /v2/<name>/tags/list                    Tags
 //! /v2/<name>/manifests/<tag or digest>    Manifest
 //! /v2/<name>/referrers/<digest>           Referrers
+//! /v2/<name>/_undermount/profiles/<digest> Profiles, an extension
 //! /v2/<name>/blobs/<digest>               Blob
 //! /v2/<name>/blobs/uploads[/]             Uploads
 //! /v2/<name>/blobs/uploads/<session>      Upload
@@ -31,6 +32,8 @@ pub enum Target {
     Manifest(Repository, Reference),
     /// The manifests that have the one of this digest as their subject.
     Referrers(Repository, ContentDigest),
+    /// What starts of the image with this digest read.
+    Profiles(Repository, ContentDigest),
     /// A blob.
     Blob(Repository, ContentDigest),
     /// The place where uploads begin.
@@ -91,6 +94,10 @@ impl Target {
             ("tags", "list") => Ok(Self::Tags(repository(name)?)),
             ("manifests", _) => Ok(Self::Manifest(repository(name)?, Reference::parse(last)?)),
             ("referrers", _) => Ok(Self::Referrers(repository(name)?, last.parse()?)),
+            ("profiles", _) => {
+                let name = name.strip_suffix("/_undermount").ok_or_else(unknown)?;
+                Ok(Self::Profiles(repository(name)?, last.parse()?))
+            }
             ("blobs", "uploads") => Ok(Self::Uploads(repository(name)?)),
             ("blobs", _) => Ok(Self::Blob(repository(name)?, last.parse()?)),
             _ => Err(unknown()),
@@ -104,6 +111,7 @@ impl Target {
             Self::Tags(name)
             | Self::Manifest(name, _)
             | Self::Referrers(name, _)
+            | Self::Profiles(name, _)
             | Self::Blob(name, _)
             | Self::Uploads(name)
             | Self::Upload(name, _) => Some(name),
@@ -184,6 +192,10 @@ mod tests {
             ),
             (format!("/v2/a/blobs/sha256:{HEX}"), Target::Blob(name("a"), digest.clone())),
             (format!("/v2/a/blobs/sha256%3a{HEX}"), Target::Blob(name("a"), digest.clone())),
+            (
+                format!("/v2/a/b/_undermount/profiles/sha256:{HEX}"),
+                Target::Profiles(name("a/b"), digest.clone()),
+            ),
             (format!("/v2/a/referrers/sha256:{HEX}"), Target::Referrers(name("a"), digest)),
             ("/v2/a/blobs/uploads".to_owned(), Target::Uploads(name("a"))),
             ("/v2/a/blobs/uploads/".to_owned(), Target::Uploads(name("a"))),
@@ -230,6 +242,9 @@ mod tests {
             "/v2/a/manifests/..",
             "/v2/a/manifests/%00",
             "/v2/a/blobs/latest",
+            "/v2/a/profiles/sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            "/v2/_undermount/profiles/latest",
+            "/v2/a/_undermount/profiles/latest",
             "/v2/a/manifests/sha256:baddigeststring",
             "/v2/a/blobs/uploads/../../x",
             "/v2/a/blobs/uploads/0123",

@@ -1,0 +1,288 @@
+//! Start-up packs, made where the layers are, of what nodes tell of their starts.
+//!
+//! ```text
+//! profile of a node -> repositories/<name>/_profiles -+-> a few seconds later, one image at a time:
+//! image that was indexed -----------------------------'   profiles -> units -> pack -> artifact
+//! ```
+//!
+//! An image without profiles gets a pack by those of its repository's image that was recorded last:
+//! a new build is ready for the nodes before any of them has started it.
+
+mod shelf;
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use undermount_fs::digest::Digest;
+use undermount_fs::fill::{Layer, PackingError};
+use undermount_fs::index::{Backing, IndexError};
+use undermount_fs::pack::{Packed, Profile, Table, UnitName};
+use undermount_fs::tree::{ImageTree, TreeError};
+
+use super::blocking::blocking;
+use super::digest::ContentDigest;
+use super::indexing::{Image, artifacts};
+use super::storage::{Referrer, Storage, StorageError, StoredManifest};
+use super::target::Reference;
+use crate::image::artifact::pack::{self, PackEntry, Purpose};
+use crate::image::artifact::{self, ArtifactError, LayerEntry};
+use crate::image::manifest::{Descriptor, Document};
+use crate::profile::{ProfileError, Profiles, StartRecord, combined, fitting, place_units};
+use shelf::Shelf;
+
+/// Profiles of one repository that are kept, the newest.
+const PROFILES_MAX: usize = 32;
+/// Profiles come from many nodes at about the same time: so long they are gathered.
+const GATHER: Duration = Duration::from_secs(5);
+/// A pack stays as long as it holds so much of what the profiles name, and the other way round.
+const ALIKE: f64 = 0.9;
+
+/// Why an image has no (new) pack.
+#[derive(Debug, thiserror::Error)]
+pub enum MakingError {
+    /// The profiles cannot be read or kept.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    /// The storage failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The index artifact cannot be used.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// An index is not what it should be.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The layers do not make an image.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// The contents cannot be read, or the pack not be written.
+    #[error(transparent)]
+    Packing(#[from] PackingError),
+    /// A temporary file failed.
+    #[error("cannot use a temporary file")]
+    Temporary(#[from] io::Error),
+    /// What belongs to the image was removed meanwhile.
+    #[error("the image or its index was removed meanwhile")]
+    Gone,
+}
+
+/// Makes packs.
+pub struct Packing {
+    storage: Arc<Storage>,
+    taking: Semaphore,
+    making: Semaphore,
+    /// Images whose pack will be made.
+    due: Mutex<HashSet<Image>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// An index artifact as it is stored.
+struct Found {
+    digest: ContentDigest,
+    manifest: Bytes,
+    layers: Vec<LayerEntry>,
+    subject: Digest,
+}
+
+impl Packing {
+    /// Makes packs of the images in `storage`, in `tasks`, until `stop`.
+    pub fn new(storage: Arc<Storage>, tasks: TaskTracker, stop: CancellationToken) -> Self {
+        let (taking, making) = (Semaphore::new(1), Semaphore::new(1));
+        Self { storage, taking, making, due: Mutex::default(), tasks, stop }
+    }
+
+    /// Waits for the turn to read a profile.
+    pub async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.taking.acquire().await.ok()
+    }
+
+    /// How many starts of `image` are known.
+    ///
+    /// # Errors
+    /// [`StorageError`] where the disk fails.
+    pub async fn starts(&self, image: &Image) -> Result<usize, StorageError> {
+        let (storage, image) = (self.storage.clone(), image.clone());
+        blocking(move || {
+            let listed = profiles(&storage, &image).list().unwrap_or_default();
+            let own = |record: &StartRecord| image.digest.sha256() == Some(record.manifest);
+            let starts = listed.iter().map(|(_, record)| record).filter(|record| own(record));
+            Ok(starts.map(StartRecord::starts).sum())
+        })
+        .await
+    }
+
+    /// Keeps a profile of `image`, whose pack is made anew soon.
+    ///
+    /// # Errors
+    /// [`StorageError`] where it cannot be kept.
+    pub async fn take(
+        self: Arc<Self>,
+        image: Image,
+        record: StartRecord,
+    ) -> Result<(), super::error::ApiError> {
+        let (storage, of) = (self.storage.clone(), image.clone());
+        blocking(move || {
+            let profiles = profiles(&storage, &of);
+            let kept = profiles.add(record).and_then(|_| profiles.keep_newest(PROFILES_MAX));
+            kept.map_err(|error| super::error::ApiError::Profile(error.to_string()))
+        })
+        .await?;
+        self.schedule(image);
+        Ok(())
+    }
+
+    /// Makes the pack of `image` soon, if there are profiles that fit.
+    pub fn schedule(self: &Arc<Self>, image: Image) {
+        if !self.due().insert(image.clone()) {
+            return;
+        }
+        let packing = self.clone();
+        self.tasks.spawn(async move {
+            let stopped = packing.stop.clone();
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                () = packing.make_soon(&image) => {}
+            }
+            packing.due().remove(&image);
+        });
+    }
+
+    async fn make_soon(&self, image: &Image) {
+        tokio::time::sleep(GATHER).await;
+        let _turn = self.making.acquire().await;
+        // What comes from now on is for the next one.
+        self.due().remove(image);
+        let Image { repository, digest } = image;
+        match self.make(image).await {
+            Ok(Some(units)) => tracing::info!(%repository, %digest, units, "start-up pack made"),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%repository, %digest,
+                error = &error as &dyn std::error::Error, "no start-up pack"),
+        }
+    }
+
+    fn due(&self) -> std::sync::MutexGuard<'_, HashSet<Image>> {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the pack of `image`; the number of its units, if it was made.
+    async fn make(&self, image: &Image) -> Result<Option<usize>, MakingError> {
+        let (storage, of) = (self.storage.clone(), image.clone());
+        let Some((records, found)) = blocking(move || basis(&storage, &of)).await? else {
+            return Ok(None);
+        };
+        let shelf = Arc::new(Shelf::open(self.storage.clone(), image)?);
+        let (open, entries) = (shelf.clone(), found.layers.clone());
+        let layers = blocking(move || open.layers(&entries)).await?;
+        let (storage, manifest, trees) =
+            (self.storage.clone(), found.manifest.clone(), layers.clone());
+        let profile = blocking(move || {
+            let tree = ImageTree::merge(trees.iter().map(|layer| layer.tree.clone()).collect())?;
+            let profile = place_units(&combined(&records), &tree);
+            let is_new = !profile.units().is_empty() && !is_alike(&storage, &manifest, &profile)?;
+            Ok::<_, MakingError>(is_new.then_some(profile))
+        })
+        .await?;
+        let Some(profile) = profile else { return Ok(None) };
+        let packed = pack_of(&shelf, &profile, &layers).await?;
+        let (storage, image) = (self.storage.clone(), image.clone());
+        blocking(move || attach(&storage, &image, &found, packed)).await?;
+        Ok(Some(profile.units().len()))
+    }
+}
+
+async fn pack_of(
+    shelf: &Arc<Shelf>,
+    profile: &Profile,
+    layers: &[Arc<Layer>],
+) -> Result<Packed, MakingError> {
+    Ok(shelf.filler().pack(profile, layers).await?)
+}
+
+/// The profiles of an image's repository.
+fn profiles(storage: &Storage, image: &Image) -> Profiles {
+    Profiles::new(storage.profiles_dir(&image.repository))
+}
+
+/// The records that fit an image, and its index artifact; `None` where either is missing.
+fn basis(
+    storage: &Storage,
+    image: &Image,
+) -> Result<Option<(Vec<StartRecord>, Found)>, MakingError> {
+    let Some(subject) = image.digest.sha256() else { return Ok(None) };
+    let records = fitting(profiles(storage, image).dated(|_| true)?, &subject);
+    let artifact = artifacts(storage, image)?.into_iter().next();
+    let (false, Some(digest)) = (records.is_empty(), artifact) else { return Ok(None) };
+    let reference = Reference::Digest(digest.clone());
+    let Some(manifest) = storage.manifest(&image.repository, &reference)? else {
+        return Ok(None);
+    };
+    let manifest = Bytes::from(manifest.bytes);
+    let layers = artifact::parse(&manifest, &subject)?;
+    Ok(Some((records, Found { digest, manifest, layers, subject })))
+}
+
+/// Whether the start-up pack of an artifact holds about what `profile` names.
+fn is_alike(storage: &Storage, manifest: &[u8], profile: &Profile) -> Result<bool, MakingError> {
+    let packs = pack::packs(manifest);
+    let Some(entry) = packs.iter().find(|entry| entry.purpose == Purpose::Start) else {
+        return Ok(false);
+    };
+    let Some(head) = shelf::read(storage, &entry.blob, 0..entry.head_size)? else {
+        return Ok(false);
+    };
+    let Ok(table) = Table::parse(entry.blob, &head) else { return Ok(false) };
+    let packed: HashSet<UnitName> =
+        table.frames().iter().flat_map(|frame| &frame.units).map(|unit| unit.name).collect();
+    let both = profile.units().iter().filter(|unit| packed.contains(unit)).count();
+    let larger = packed.len().max(profile.units().len());
+    Ok(both as f64 >= larger as f64 * ALIKE)
+}
+
+/// Puts a pack into the index artifact of its image.
+fn attach(
+    storage: &Storage,
+    image: &Image,
+    found: &Found,
+    packed: Packed,
+) -> Result<(), MakingError> {
+    let entry = PackEntry::of(Purpose::Start, &packed);
+    storage.put_blob(&entry.blob.into(), &Backing::load(packed.file)?)?;
+    let (descriptor, manifest) = pack::with_pack(&found.manifest, &found.subject, entry)?;
+    let document = Document::parse(&manifest, None).and_then(Document::into_manifest);
+    let document = document.map_err(ArtifactError::from)?;
+    let named = document.layers.iter().chain([&document.config]);
+    let blobs: Vec<ContentDigest> = named.map(|blob| blob.digest.into()).collect();
+    let change = storage.change(&image.repository);
+    // Who pushed another artifact meanwhile knows better.
+    if artifacts(storage, image)?.first() != Some(&found.digest) {
+        return Err(MakingError::Gone);
+    }
+    for blob in &blobs {
+        if !change.link_blob(blob)? {
+            return Err(MakingError::Gone);
+        }
+    }
+    let stored = StoredManifest {
+        digest: descriptor.digest.into(),
+        media_type: descriptor.media_type.clone(),
+        bytes: manifest.to_vec(),
+    };
+    let referrer = Referrer { subject: image.digest.clone(), descriptor: json(&descriptor) };
+    change.put_manifest(&stored, &blobs, Some(&referrer), &[])?;
+    if stored.digest != found.digest {
+        change.delete_manifest(&found.digest, Some(&image.digest))?;
+    }
+    Ok(())
+}
+
+fn json(descriptor: &Descriptor) -> Vec<u8> {
+    serde_json::to_vec(descriptor).expect("descriptors become JSON")
+}

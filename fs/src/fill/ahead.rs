@@ -1,0 +1,179 @@
+//! How far to fetch beyond what a read needs: pure decisions.
+//!
+//! Positions are spans of one layer. Three things are decided at a miss:
+//!
+//! - neighbours that come along with the span, since they take no longer than a round trip;
+//! - whether somebody reads the layer in order, so that it is fetched ahead of him;
+//! - whether so much of the layer is wanted that the rest of it had better come at once.
+//!
+//! A reader of everything then waits for the link, as if the image had been pulled, and not for
+//! a round trip for each span.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use super::gauge::Link;
+
+/// Misses that follow each other at this distance at most are those of one who reads in order:
+/// files that are here already are skipped.
+const NEAR: usize = 3;
+
+/// So many misses in order make a reader in order.
+const IN_ORDER: usize = 3;
+
+/// Where more than one of so many spans was wanted, the layer is wanted, if it takes no longer than
+const SHARE: usize = 2;
+/// so many seconds: else one who waits for a read would wait behind it.
+const WHOLE_SECONDS: f64 = 1.0;
+
+/// Neighbours that come along have at most this many bytes, compressed.
+const ALONG_MAX: u64 = 2 * 1024 * 1024;
+
+/// What is fetched ahead of a reader who has not moved yet, in compressed bytes.
+const AHEAD_FIRST: u64 = 512 * 1024;
+/// For each byte that he moves on, so many more; up to the bytes of
+const AHEAD_GROWTH: u64 = 2;
+/// so many seconds, between
+const AHEAD_SECONDS: f64 = 0.5;
+/// so many bytes, and
+const AHEAD_MIN: u64 = 4 * 1024 * 1024;
+/// so many.
+const AHEAD_MAX: u64 = 32 * 1024 * 1024;
+
+/// A group takes no longer than this, in seconds: so long a read waits that nobody foresaw.
+const GROUP_SECONDS: f64 = 0.05;
+/// Bytes of a group of spans that are fetched ahead, at least and at most.
+const GROUP: (u64, u64) = (512 * 1024, 4 * 1024 * 1024);
+
+/// How much comes along with a span that is fetched over `link`, in compressed bytes.
+pub fn along(link: Link) -> u64 {
+    // Half a round trip's worth, so that a miss takes at most half as long again.
+    (link.bytes_in_flight() / 2).min(ALONG_MAX)
+}
+
+/// How far ahead of one who reads in order to fetch over `link`, in compressed bytes, after he has
+/// moved on by `moved`. One who only seemed to read in order costs little.
+pub fn distance(link: Link, moved: u64) -> u64 {
+    let most = ((link.bytes_per_second * AHEAD_SECONDS) as u64).clamp(AHEAD_MIN, AHEAD_MAX);
+    AHEAD_FIRST.saturating_add(moved.saturating_mul(AHEAD_GROWTH)).min(most)
+}
+
+/// Bytes of a group of spans that is fetched ahead over `link`.
+pub fn group(link: Link) -> u64 {
+    ((link.bytes_per_second * GROUP_SECONDS) as u64).clamp(GROUP.0, GROUP.1)
+}
+
+/// What to do beyond a miss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beyond {
+    /// Nothing.
+    Nothing,
+    /// Somebody reads in order: fetch ahead of him, as long as he follows.
+    Follow,
+    /// The layer is wanted: fetch all of it.
+    Rest,
+}
+
+/// The misses of one layer so far.
+#[derive(Debug, Default)]
+pub struct Misses {
+    spans: BTreeSet<usize>,
+    last: Option<usize>,
+    in_order: usize,
+}
+
+impl Misses {
+    /// Notes that `spans` of a layer of `count` spans and `size` compressed bytes are missed, and
+    /// says what to do beyond them over `link`.
+    pub fn note(&mut self, spans: Range<usize>, count: usize, size: u64, link: Link) -> Beyond {
+        let follows = self.last.is_some_and(|last| (last..=last + NEAR).contains(&spans.start));
+        self.in_order = if follows { self.in_order + 1 } else { 1 };
+        self.last = spans.end.checked_sub(1);
+        self.spans.extend(spans);
+        // What takes no longer than a few round trips is not worth them.
+        let seconds = size as f64 / link.bytes_per_second;
+        let is_quick = seconds <= 4.0 * link.round_trip;
+        let is_wanted = self.spans.len() * SHARE > count && seconds <= WHOLE_SECONDS;
+        if is_quick || is_wanted {
+            Beyond::Rest
+        } else if self.in_order >= IN_ORDER {
+            Beyond::Follow
+        } else {
+            Beyond::Nothing
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIGABIT: Link = Link { bytes_per_second: 125e6, round_trip: 0.0005 };
+    const FAR: Link = Link { bytes_per_second: 50e6, round_trip: 0.02 };
+    const SLOW: Link = Link { bytes_per_second: 12.5e6, round_trip: 0.005 };
+
+    /// The decision at the last of `misses` of a layer of `count` spans of 300 KiB.
+    fn decision(misses: &[usize], count: usize, link: Link) -> Beyond {
+        let mut seen = Misses::default();
+        let size = count as u64 * 300 * 1024;
+        let decisions: Vec<_> =
+            misses.iter().map(|&span| seen.note(span..span + 1, count, size, link)).collect();
+        *decisions.last().unwrap()
+    }
+
+    #[test]
+    fn one_who_jumps_about_gets_what_he_asks_for() {
+        for link in [GIGABIT, FAR, SLOW] {
+            assert_eq!(decision(&[5], 200, link), Beyond::Nothing);
+            assert_eq!(decision(&[5, 90, 17, 120, 40], 200, link), Beyond::Nothing);
+            assert_eq!(decision(&[100, 99, 98, 97], 200, link), Beyond::Nothing, "backwards");
+        }
+    }
+
+    #[test]
+    fn one_who_reads_in_order_is_followed() {
+        assert_eq!(decision(&[5, 6], 200, FAR), Beyond::Nothing);
+        assert_eq!(decision(&[5, 6, 7], 200, FAR), Beyond::Follow);
+        assert_eq!(decision(&[5, 7, 10], 200, FAR), Beyond::Follow, "some files are here");
+        assert_eq!(decision(&[5, 6, 7, 100], 200, FAR), Beyond::Nothing, "no longer in order");
+    }
+
+    #[test]
+    fn a_layer_of_which_much_is_wanted_comes_whole_where_that_is_quick() {
+        let scattered: Vec<usize> = (0..101).map(|i| i * 37 % 200).collect();
+        assert_eq!(decision(&scattered[..100], 200, GIGABIT), Beyond::Nothing);
+        assert_eq!(decision(&scattered, 200, GIGABIT), Beyond::Rest);
+        assert_eq!(decision(&scattered, 200, SLOW), Beyond::Nothing, "it takes five seconds");
+        let smaller: Vec<usize> = (0..21).map(|i| i * 17 % 40).collect();
+        assert_eq!(decision(&smaller, 40, SLOW), Beyond::Rest);
+    }
+
+    #[test]
+    fn a_layer_that_takes_a_few_round_trips_comes_whole() {
+        assert_eq!(decision(&[7], 12, FAR), Beyond::Rest);
+        assert_eq!(decision(&[7], 12, GIGABIT), Beyond::Nothing);
+        assert_eq!(decision(&[7], 200, FAR), Beyond::Nothing);
+    }
+
+    #[test]
+    fn along_comes_what_costs_less_than_a_round_trip() {
+        assert!(along(GIGABIT) < 64 * 1024);
+        assert_eq!(along(FAR), 500_000);
+        assert_eq!(along(Link { bytes_per_second: 1e12, round_trip: 1.0 }), ALONG_MAX);
+    }
+
+    #[test]
+    fn the_distance_grows_with_the_way_that_the_reader_has_gone() {
+        assert_eq!(distance(GIGABIT, 0), AHEAD_FIRST);
+        assert_eq!(distance(GIGABIT, 1 << 20), AHEAD_FIRST + (2 << 20));
+        assert_eq!(distance(FAR, u64::MAX), 25_000_000);
+        assert_eq!(distance(Link { bytes_per_second: 1.0, round_trip: 1.0 }, 1 << 30), AHEAD_MIN);
+        assert_eq!(distance(Link { bytes_per_second: 1e12, round_trip: 1.0 }, 1 << 30), AHEAD_MAX);
+    }
+
+    #[test]
+    fn groups_do_not_keep_other_reads_waiting() {
+        assert_eq!((group(GIGABIT), group(SLOW)), (GROUP.1, 625_000));
+        assert_eq!(group(Link { bytes_per_second: 1.0, round_trip: 1.0 }), GROUP.0);
+    }
+}

@@ -1,0 +1,195 @@
+//! Fetching ahead of who reads a layer in order, and the rest of a layer that is wanted.
+//!
+//! ```text
+//! miss -> Misses (ahead): Follow or Rest -> Follower: group after group of spans, two on their way
+//!                                              ^ as long as the reader comes after it
+//! ```
+//!
+//! A group holds the turns of its spans, so that who misses one of them waits for the group.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use futures_util::stream::{StreamExt as _, unfold};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::ahead::{Beyond, along, distance, group};
+use super::extract::lacks_any;
+use super::plan::Run;
+use super::{FillError, Filler, Layer, remote_window};
+use crate::index::SpanTable;
+use crate::object::Store;
+use crate::source::Priority;
+
+/// Groups that are on their way at the same time: one arrives while one is decoded.
+const GROUPS: usize = 2;
+/// How often it is looked where the reader is.
+const LOOK: Duration = Duration::from_millis(10);
+/// A reader that does not come closer for this long has stopped.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// Fetches ahead as long as it is kept.
+pub struct Follower {
+    /// Whether all of the layer is wanted, wherever the reader is.
+    rest: Arc<AtomicBool>,
+    task: AbortOnDropHandle<()>,
+}
+
+impl Filler {
+    /// `run` with the spans after it that take no longer to come along than a round trip.
+    pub(super) fn widened(&self, layer: &Layer, table: &SpanTable, run: Run) -> Run {
+        let most = along(self.gauge.link());
+        let end = table.piece(run.spans.end - 1).range.end;
+        let comes_along = |span: &usize| {
+            let fits = table.piece(*span).range.end - end <= most;
+            fits && is_wanted(layer, table, &self.store, *span)
+        };
+        let neighbours = (run.spans.end..table.count()).take_while(comes_along).count();
+        Run { spans: run.spans.start..run.spans.end + neighbours }
+    }
+
+    /// Fetches beyond a miss where that is worth it.
+    pub(super) fn look_beyond(
+        self: &Arc<Self>,
+        layer: &Arc<Layer>,
+        table: &Arc<SpanTable>,
+        run: &Run,
+    ) {
+        let (size, link) = (layer.tree.header().layer_size.get(), self.gauge.link());
+        let beyond = layer.misses().note(run.spans.clone(), table.count(), size, link);
+        if beyond == Beyond::Nothing {
+            return;
+        }
+        let mut follower = layer.follower.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = follower.as_ref().filter(|running| !running.task.is_finished()) {
+            running.rest.fetch_or(beyond == Beyond::Rest, Ordering::Relaxed);
+            return;
+        }
+        let rest = Arc::new(AtomicBool::new(beyond == Beyond::Rest));
+        let path = Path {
+            layer: Arc::downgrade(layer),
+            table: table.clone(),
+            rest: rest.clone(),
+            next: run.spans.end,
+            begin: None,
+        };
+        let task = tokio::spawn(self.clone().follow(path));
+        *follower = Some(Follower { rest, task: AbortOnDropHandle::new(task) });
+    }
+
+    /// Whether a span's bytes came a moment ago.
+    fn has_recent(&self, table: &SpanTable, span: usize) -> bool {
+        self.recent.get(&table.piece(span).digest).is_some()
+    }
+
+    async fn follow(self: Arc<Self>, path: Path) {
+        let (layer, table) = (path.layer.clone(), path.table.clone());
+        let groups = unfold((self.clone(), path), |(filler, mut path)| async move {
+            let spans = path.next_group(&filler).await?;
+            Some((spans, (filler, path)))
+        });
+        let fetches = groups.map(|spans| self.fetch_group(&layer, &table, spans));
+        let mut fetches = std::pin::pin!(fetches.buffered(GROUPS));
+        while let Some(fetched) = fetches.next().await {
+            if let Err(error) = fetched {
+                // Who misses what it would have brought hears of it.
+                return tracing::debug!(error = &error as &dyn std::error::Error, "not ahead");
+            }
+        }
+    }
+
+    async fn fetch_group(
+        &self,
+        layer: &Weak<Layer>,
+        table: &Arc<SpanTable>,
+        spans: Range<usize>,
+    ) -> Result<(), FillError> {
+        let Some(layer) = layer.upgrade() else { return Ok(()) };
+        let run = Run { spans: spans.clone() };
+        if run.is_oversized(table) {
+            return Ok(());
+        }
+        let _turns = layer.turns(spans.clone()).await;
+        let before = spans.start.saturating_sub(1);
+        let pieces = spans.clone().map(|span| table.piece(span));
+        let pieces = pieces.chain(remote_window(&layer, table, before)).collect();
+        self.request(&layer, pieces, Priority::Pack).await?;
+        // Files reach across borders: the span before is decoded once more. It has come just now,
+        // with the group before, whose turn is not waited for: that one may still be decoding.
+        let start = if self.has_recent(table, before) { before } else { spans.start };
+        let run = Run { spans: start..spans.end };
+        self.fetch_run(&layer, table, run, Priority::Pack, None).await.map(drop)
+    }
+}
+
+/// Whether `span` holds something that is not here: of a rebuilt layer most is.
+fn is_wanted(layer: &Layer, table: &SpanTable, store: &Store, span: usize) -> bool {
+    !layer.was_fetched(span) && lacks_any(&layer.tree, store, &table.output(span))
+}
+
+/// The first wanted spans from `next` on, up to `bytes` compressed bytes and one at least.
+fn wanted_group(
+    layer: &Layer,
+    table: &SpanTable,
+    store: &Store,
+    next: usize,
+    bytes: u64,
+) -> Option<Range<usize>> {
+    let wanted = |span: &usize| is_wanted(layer, table, store, *span);
+    let start = (next..table.count()).find(wanted)?;
+    let limit = table.piece(start).range.start + bytes;
+    let fits = |span: &usize| table.piece(*span).range.end <= limit && wanted(span);
+    let more = (start + 1..table.count()).take_while(fits).count();
+    Some(start..start + 1 + more)
+}
+
+/// Where a follower is.
+struct Path {
+    layer: Weak<Layer>,
+    table: Arc<SpanTable>,
+    rest: Arc<AtomicBool>,
+    /// The first span that was not asked for.
+    next: usize,
+    /// The first byte of the layer that was asked for; none before the first group.
+    begin: Option<u64>,
+}
+
+impl Path {
+    /// The next spans to fetch, once it is time; `None` at the end of the layer, or of the reader.
+    async fn next_group(&mut self, filler: &Filler) -> Option<Range<usize>> {
+        self.wait_for_reader(filler).await?;
+        let layer = self.layer.upgrade()?;
+        let (table, store, next) = (self.table.clone(), filler.store.clone(), self.next);
+        let bytes = group(filler.gauge.link());
+        let work = move || wanted_group(&layer, &table, &store, next, bytes);
+        let spans = tokio::task::spawn_blocking(work).await.ok()??;
+        self.next = spans.end;
+        self.begin.get_or_insert(self.table.piece(spans.start).range.start);
+        Some(spans)
+    }
+
+    /// Waits until the reader is near enough; `None` where he has stopped or gone elsewhere.
+    async fn wait_for_reader(&self, filler: &Filler) -> Option<()> {
+        let mut position = None;
+        let mut since = Instant::now();
+        while !self.rest.load(Ordering::Relaxed) && self.next < self.table.count() {
+            let reader = self.layer.upgrade()?.reader();
+            let ahead = self.table.piece(self.next).range.start;
+            let behind = self.table.piece(self.table.at(reader)).range.start;
+            let moved = behind.saturating_sub(self.begin.unwrap_or(ahead));
+            if ahead.saturating_sub(behind) <= distance(filler.gauge.link(), moved) {
+                break;
+            }
+            if position.replace(reader) != Some(reader) {
+                since = Instant::now();
+            }
+            if since.elapsed() > IDLE {
+                return None;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Some(())
+    }
+}

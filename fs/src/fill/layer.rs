@@ -1,0 +1,108 @@
+//! A layer whose contents can be fetched, and what is known of how it is read.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{OnceCell, OwnedMutexGuard};
+
+use super::FillError;
+use super::ahead::Misses;
+use super::follow::Follower;
+use crate::digest::Digest;
+use crate::index::{LayerTree, SpanTable};
+use crate::source::Scope;
+
+/// A layer whose contents can be fetched.
+pub struct Layer {
+    /// Its index.
+    pub tree: Arc<LayerTree>,
+    /// In whose name its bytes are fetched.
+    pub scope: Scope,
+    pub(super) table: OnceCell<Arc<SpanTable>>,
+    /// Whether its index was held against its bytes.
+    pub(super) checked: AtomicBool,
+    /// One fetch at a time for each span.
+    running: Mutex<HashMap<usize, Arc<tokio::sync::Mutex<()>>>>,
+    misses: Mutex<Misses>,
+    /// Spans that were fetched and kept.
+    fetched: Mutex<BTreeSet<usize>>,
+    /// Where in the tar the latest read was.
+    reader: AtomicU64,
+    pub(super) follower: Mutex<Option<Follower>>,
+}
+
+impl Layer {
+    /// The layer that `tree` describes, fetched in the name of `scope`.
+    pub fn new(tree: Arc<LayerTree>, scope: Scope) -> Self {
+        Self {
+            tree,
+            scope,
+            table: OnceCell::default(),
+            checked: AtomicBool::default(),
+            running: Mutex::default(),
+            misses: Mutex::default(),
+            fetched: Mutex::default(),
+            reader: AtomicU64::default(),
+            follower: Mutex::default(),
+        }
+    }
+
+    /// The digest of the layer blob.
+    pub fn digest(&self) -> Digest {
+        self.tree.header().layer
+    }
+
+    /// Notes that somebody reads what lies at byte `position` of the tar.
+    pub fn note_reader(&self, position: u64) {
+        self.reader.store(position, Ordering::Relaxed);
+    }
+
+    /// Where in the tar the latest read was.
+    pub(super) fn reader(&self) -> u64 {
+        self.reader.load(Ordering::Relaxed)
+    }
+
+    /// What was missed so far.
+    pub(super) fn misses(&self) -> MutexGuard<'_, Misses> {
+        self.misses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that what `spans` hold was kept.
+    pub(super) fn note_fetched(&self, spans: Range<usize>) {
+        self.fetched().extend(spans);
+    }
+
+    /// Whether what `span` holds was kept once.
+    pub(super) fn was_fetched(&self, span: usize) -> bool {
+        self.fetched().contains(&span)
+    }
+
+    fn fetched(&self) -> MutexGuard<'_, BTreeSet<usize>> {
+        self.fetched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn damaged(&self, reason: impl ToString) -> FillError {
+        FillError::Index { layer: self.digest(), reason: reason.to_string() }
+    }
+
+    /// Waits until nobody else fetches `span`, and keeps others from it.
+    pub(super) async fn turn(&self, span: usize) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            running.retain(|_, turn| Arc::strong_count(turn) > 1);
+            running.entry(span).or_default().clone()
+        };
+        turn.lock_owned().await
+    }
+
+    /// The same for each of `spans`. All take them in this order, so nobody waits for ever.
+    pub(super) async fn turns(&self, spans: Range<usize>) -> Vec<OwnedMutexGuard<()>> {
+        let mut turns = Vec::with_capacity(spans.len());
+        for span in spans {
+            turns.push(self.turn(span).await);
+        }
+        turns
+    }
+}
