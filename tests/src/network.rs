@@ -11,12 +11,11 @@
 //! what they mount can be read from here. Nothing is added to the network of the machine itself,
 //! and several tests can use the same addresses side by side.
 
-use std::cell::Cell;
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use nix::sched::{CloneFlags, setns};
 
@@ -37,7 +36,7 @@ const NOBODY: &str = "02:00:00:00:de:ad";
 /// after a panic.
 pub struct Network {
     switch: Namespace,
-    ports: Cell<u8>,
+    ports: AtomicU8,
 }
 
 /// A machine on a [`Network`].
@@ -64,13 +63,12 @@ impl Network {
         let switch = Namespace::new(format!("{PREFIX}{}-{count}", std::process::id()));
         switch.ip(&["link", "add", "bridge", "type", "bridge", "stp_state", "0"]);
         switch.ip(&["link", "set", "bridge", "up"]);
-        Self { switch, ports: Cell::new(0) }
+        Self { switch, ports: AtomicU8::new(0) }
     }
 
     /// A new host whose link carries so many Mbit/s in either direction.
     pub fn host(&self, mbit: u32) -> Host {
-        let number = self.ports.get() + 1;
-        self.ports.set(number);
+        let number = self.ports.fetch_add(1, Ordering::Relaxed) + 1;
         let namespace = Namespace::new(format!("{}-{number}", self.switch.0));
         let host = Host { namespace, number };
         let port = host.port();
