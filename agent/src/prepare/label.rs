@@ -3,7 +3,11 @@
 //! The value is the name of a label, or, with a brace in it, a Python format string over the
 //! labels: `{version}-{release}`.
 
+mod field;
+
 use std::collections::BTreeMap;
+
+use self::field::Field;
 
 /// The labels of an image.
 pub type Labels = BTreeMap<String, String>;
@@ -19,6 +23,7 @@ pub struct TagLabel {
 enum Part {
     Literal(String),
     Label(String),
+    Field(Field),
 }
 
 /// A format string that cannot be understood. The words are Python's.
@@ -33,8 +38,8 @@ impl TagLabel {
     /// Parses the value of `tag_from_label`.
     ///
     /// # Errors
-    /// [`TagLabelError`] where a brace is not closed or not doubled, or a field is more than a
-    /// name.
+    /// [`TagLabelError`] where a brace is not closed or not doubled, or a field cannot be one of
+    /// labels.
     pub fn parse(text: &str) -> Result<Self, TagLabelError> {
         let parts = if text.contains('{') {
             parse_format(text)
@@ -50,14 +55,16 @@ impl TagLabel {
     /// # Errors
     /// The name of the missing label.
     pub fn tag(&self, labels: &Labels) -> Result<String, &str> {
+        let value = |name: &'_ String| labels.get(name).map(String::as_str);
         let mut tag = String::new();
         for part in &self.parts {
             match part {
                 Part::Literal(text) => tag.push_str(text),
-                Part::Label(name) => match labels.get(name) {
-                    Some(value) => tag.push_str(value),
-                    None => return Err(name),
-                },
+                Part::Label(name) => tag.push_str(value(name).ok_or(name.as_str())?),
+                Part::Field(field) => {
+                    let value = value(&field.label).ok_or(field.label.as_str())?;
+                    tag.push_str(&field.format(value));
+                }
             }
         }
         Ok(tag)
@@ -81,23 +88,20 @@ fn parse_format(text: &str) -> Result<Vec<Part>, &'static str> {
             }
             '}' => return Err("Single '}' encountered in format string"),
             '{' => {
-                let mut name = String::new();
+                let mut field = String::new();
                 loop {
                     match rest.next() {
                         Some('}') => break,
                         Some('{') => return Err("unexpected '{' in field name"),
-                        Some('!' | ':' | '.' | '[') => {
-                            return Err("a field is the name of a label and nothing else");
-                        }
-                        Some(c) => name.push(c),
-                        None if name.is_empty() => {
+                        Some(c) => field.push(c),
+                        None if field.is_empty() => {
                             return Err("Single '{' encountered in format string");
                         }
                         None => return Err("expected '}' before end of string"),
                     }
                 }
                 parts.push(Part::Literal(std::mem::take(&mut literal)));
-                parts.push(Part::Label(name));
+                parts.push(Part::Field(Field::parse(&field)?));
             }
             c => literal.push(c),
         }
@@ -119,16 +123,21 @@ mod tests {
 
     #[test]
     fn labels_and_templates_of_labels_tell_the_tag() {
-        for (text, expected) in
-            [("version", "13.0"), ("{version}-{release}", "13.0-40"), ("v{{{version}}}", "v{13.0}")]
-        {
+        for (text, expected) in [
+            ("version", "13.0"),
+            ("{version}-{release}", "13.0-40"),
+            ("v{{{version}}}", "v{13.0}"),
+            ("{version:.2}", "13"),
+        ] {
             assert_eq!(tag(text).unwrap(), expected);
         }
     }
 
     #[test]
     fn a_missing_label_is_named() {
-        for (text, missing) in [("rdo", "no rdo"), ("{version}-{rdo}", "no rdo"), ("{0}", "no 0")] {
+        for (text, missing) in
+            [("rdo", "no rdo"), ("{version}-{rdo}", "no rdo"), ("{ version }", "no  version ")]
+        {
             assert_eq!(tag(text).unwrap_err(), missing);
         }
     }
@@ -139,7 +148,7 @@ mod tests {
             ("{version", "expected '}' before end of string"),
             ("{", "Single '{'"),
             ("{version}}", "Single '}'"),
-            ("{version:>10}", "the name of a label and nothing else"),
+            ("{0}", "labels have no positions"),
             ("{a{b}}", "unexpected '{'"),
         ] {
             let error = tag(text).unwrap_err();

@@ -83,7 +83,7 @@ impl Role {
             Value::Int(number) => Some(*number),
             Value::Bool(truth) => Some(i128::from(*truth)),
             Value::Float(number) => Some(*number as i128),
-            Value::Text(text) => text.trim().parse().ok(),
+            Value::Text(text) => python_int(text),
             _ => None,
         };
         let number = number.ok_or_else(|| RoleError::Count {
@@ -99,6 +99,17 @@ impl Role {
                 words(services).ok_or_else(|| RoleError::Services { role: self.name.clone() })
             }
         }
+    }
+}
+
+/// A number as Python's `int()` reads it: spaces around it, single underscores between digits.
+fn python_int(text: &str) -> Option<i128> {
+    let text = text.trim();
+    let is_grouped = text.contains('_')
+        && text.trim_start_matches(['+', '-']).split('_').all(|part| !part.is_empty());
+    match is_grouped {
+        true => text.replace('_', "").parse().ok(),
+        false => text.parse().ok(),
     }
 }
 
