@@ -27,6 +27,7 @@ mod mount;
 mod overcloud;
 mod owner;
 mod pack;
+mod passwords;
 mod peers;
 mod pin;
 mod prefetch;
@@ -165,6 +166,7 @@ pub fn main() -> ExitCode {
     if let Err(error) = logging::install(&cli.log, cli.command.default_log()) {
         return exit::report(error);
     }
+    passwords::cover();
     // Fails only when a provider is installed already, which then serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match cli.command.run() {

@@ -3,11 +3,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
+use std::net::TcpListener;
 use std::path::Path;
 
 use undermount_tests::archive::Member;
 use undermount_tests::image::{Image, Layer};
-use undermount_tests::process::{Outcome, SOON, run, undermount};
+use undermount_tests::process::{Outcome, Running, SOON, eventually, run, undermount};
 use undermount_tests::registry::Registry;
 use undermount_tests::requirement::{Need, lacking};
 
@@ -256,4 +258,22 @@ fn kolla_is_asked_for_the_images_that_it_would_build() {
     let outcome = build("--list-images", "/nonexistent");
     let words = outcome.refusal();
     assert!(words.contains("`kolla-build` is needed and not installed"), "{words}");
+}
+
+#[test]
+fn passwords_among_the_arguments_are_covered_at_once() {
+    // A registry that takes connections and never answers.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let mut command = undermount();
+    command.args(["tripleo", "container", "image", "list", "--registry-url", &address]);
+    command.args(["--username", "alice", "--password", "hush-hush"]);
+    let mut running = Running::start(&mut command);
+    let path = format!("/proc/{}/cmdline", running.id());
+    let arguments = || fs::read_to_string(&path).unwrap();
+    eventually("the password is covered", SOON, || {
+        arguments().contains("undermount\0tripleo\0") && !arguments().contains("hush")
+    });
+    assert!(arguments().ends_with("alice\0--password\0*********\0"), "{}", arguments());
+    running.kill();
 }
