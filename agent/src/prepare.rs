@@ -27,6 +27,7 @@ pub mod insecure;
 pub mod label;
 pub mod modify;
 pub mod named;
+pub mod naming;
 pub mod pattern;
 pub mod plan;
 pub mod program;
@@ -40,6 +41,7 @@ pub mod undercloud;
 pub mod upload_list;
 pub mod yaml;
 
+use self::copy::origin::Origins;
 use self::credentials::CredentialsError;
 use self::discover::DiscoverError;
 use self::draft::{Draft, DraftEntry};
@@ -76,6 +78,12 @@ pub enum PrepareError {
     /// The template cannot be used.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// An image of this host that nodes would have to pull from it.
+    #[error(
+        "{0} is read from files of this host, where no node can pull it: give its entry a \
+         push_destination"
+    )]
+    NoDestination(String),
     /// Images could not be looked up; all of them are listed.
     #[error(transparent)]
     Discover(#[from] DiscoverErrors),
@@ -140,7 +148,7 @@ pub async fn resolve(
     let mut plan = resolver.plan(&draft.main).await;
     for (role, entries) in &draft.roles {
         let own = resolver.plan(entries).await;
-        plan.roles.insert(role.clone(), own);
+        plan.roles.push((role.clone(), own));
     }
     if resolver.failed.is_empty() {
         Ok(Resolved { plan, missing: resolver.missing })
@@ -160,9 +168,10 @@ struct Resolver<'a> {
 impl Resolver<'_> {
     async fn plan(&mut self, entries: &[DraftEntry]) -> Plan {
         let mut plan = Plan::default();
+        let origins = Origins::new(self.sources);
         for (position, draft) in entries.iter().enumerate() {
             let mut images = Vec::new();
-            for found in discover::resolve(draft, self.request.release, self.sources).await {
+            for found in discover::resolve(draft, self.request.release, &origins).await {
                 match found {
                     Ok(image) => images.push(image),
                     Err(error) if self.skip_missing && error.is_missing() => {
@@ -174,6 +183,7 @@ impl Resolver<'_> {
             let context = EntryContext {
                 position,
                 push_destination: draft.push_destination.clone(),
+                is_told: draft.is_told,
                 default_append_tag: self.request.append_tag.clone(),
                 multi_arch: self.request.multi_arch,
             };

@@ -64,11 +64,12 @@ impl Copier {
             scratch: self.scratch.path().to_owned(),
             state: Some(self.scratch.path().join("state")),
         };
-        let registries = Sources::new(self.client.clone(), Platform::host());
+        let registries =
+            Sources::new(self.client.clone(), Platform::host(), options.scratch.clone());
         let sources: Vec<Location> = sources.iter().map(|text| text.parse().unwrap()).collect();
         let to = Destination::parse(to, sources.len())?;
         self.runtime.block_on(async {
-            let jobs = place::jobs(&sources, &to, &registries, &options.scratch).await?;
+            let jobs = place::jobs(&sources, &to, &registries).await?;
             Ok(copy::run(jobs, &registries, &options, Arc::new(Unseen)).await.unwrap())
         })
     }

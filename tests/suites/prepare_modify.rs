@@ -5,14 +5,17 @@
 
 use std::fs;
 use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use tempfile::TempDir;
 use undermount_tests::archive::Member;
 use undermount_tests::image::{Image, Layer};
-use undermount_tests::process::{Outcome, program, run, undermount};
+use undermount_tests::process::{Outcome, call, program, run, undermount};
 use undermount_tests::registry::Registry;
 use undermount_tests::requirement::{Need, lacking};
 
@@ -41,6 +44,30 @@ const HOTFIX: &str = "\
     {{ container_build_tool }} copy --quiet $container {{ rpms_path }}/{{ tasks_from }} /etc/fix
     {{ container_build_tool }} commit --quiet $container {{ source_image }}{{ modified_append_tag }}
     {{ container_build_tool }} rm $container
+";
+
+/// The same with a text that nobody may see: Ansible is told to say nothing of it.
+const SECRET_ROLE: &str = "\
+- name: write the secret
+  ansible.builtin.copy: {content: '{{ token }}', dest: '{{ modify_dir_path }}/token', mode: '0600'}
+  no_log: true
+- name: change the image
+  ansible.builtin.shell: |
+    set -e
+    container=$({{ container_build_tool }} from --pull-never {{ source_image }})
+    {{ container_build_tool }} copy --quiet $container {{ modify_dir_path }}/token /etc/token
+    {{ container_build_tool }} commit --quiet $container {{ target_image }}{{ modified_append_tag }}
+    {{ container_build_tool }} rm $container
+";
+/// Runs the real program after it wrote down the arguments and environments of itself and of the
+/// processes above it, up to the test.
+const SHIM: &str = "#!/bin/sh
+p=$$
+while [ \"$p\" -gt 1 ] && [ \"$p\" != TEST ]; do
+  cat /proc/$p/cmdline /proc/$p/environ >> RECORD
+  p=$(sed 's/.*) [A-Zt] \\([0-9]*\\) .*/\\1/' /proc/$p/stat)
+done
+exec PROGRAM \"$@\"
 ";
 
 /// A host with an image store, roles and a registry of its own, with two images in it.
@@ -92,6 +119,32 @@ impl Host {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
+    }
+
+    /// The same host when its registry knows users alone.
+    fn for_one_user(self, name: &str, password: &str) -> Self {
+        let Self { directory, registry } = self;
+        drop(registry);
+        let users = directory.path().join("users");
+        fs::write(&users, call("htpasswd", &["-nbBC", "5", name, password])).unwrap();
+        let flags = ["--index", "off", "--pull", "users", "--htpasswd", users.to_str().unwrap()];
+        let registry = Registry::undermount_with(&directory.path().join("registry"), &flags);
+        Self { directory, registry }
+    }
+
+    /// Puts a shim before each of `programs`; gives the search path that finds them.
+    fn watch(&self, programs: &[&str]) -> String {
+        for name in programs {
+            let real = call("sh", &["-c", &format!("command -v {name}")]);
+            let text = SHIM
+                .replace("TEST", &std::process::id().to_string())
+                .replace("RECORD", self.path("record").to_str().unwrap())
+                .replace("PROGRAM", real.trim());
+            self.write(&format!("shims/{name}"), &text);
+            let runnable = fs::Permissions::from_mode(0o755);
+            fs::set_permissions(self.path(&format!("shims/{name}")), runnable).unwrap();
+        }
+        format!("{}:{}", self.path("shims").display(), std::env::var("PATH").unwrap())
     }
 
     /// An environment whose only entry copies within the registry and has `more` keys.
@@ -198,6 +251,58 @@ fn a_role_changes_images_and_nodes_pull_the_result() {
     // What was changed already is not changed again.
     host.write("roles/add-file/tasks/main.yml", "- ansible.builtin.fail: {msg: never}\n");
     host.prepare("").success();
+}
+
+#[test]
+fn secrets_are_in_no_list_of_processes_and_in_no_log() {
+    let Some(host) = Host::new() else { return };
+    if lacking(&[Need::Program("htpasswd")]) {
+        return;
+    }
+    let host = host.for_one_user("alice", "hush-hush");
+    let path = host.watch(&["ansible-playbook", "buildah", "skopeo"]);
+    host.write("roles/add-secret/tasks/main.yml", SECRET_ROLE);
+    let address = host.registry.address().to_owned();
+    host.entry(&format!(
+        "    modify_role: add-secret\n    modify_append_tag: -s\n    \
+         modify_vars: {{token: between-us}}\n    modify_only_with_source: [tripleo]\n  \
+         ContainerImageRegistryCredentials: {{'{address}': {{alice: hush-hush}}}}\n"
+    ));
+    let mut command = undermount();
+    host.private(&mut command).env("PATH", path).args([
+        "prepare",
+        "-e",
+        "prepare.yaml",
+        "--template-file",
+        "template.j2",
+        "--log",
+        "trace",
+        "--output-env-file",
+        "env.yaml",
+        "--output-images-file",
+        "images.yaml",
+    ]);
+    let outcome = run(&mut command, DEADLINE).success();
+    let record = String::from_utf8_lossy(&fs::read(host.path("record")).unwrap()).into_owned();
+    for expected in ["buildah\0pull\0", "--authfile\0", "playbook.yaml\0", "skopeo\0"] {
+        assert!(record.contains(expected), "{expected} was seen: {record}");
+    }
+    let login = STANDARD.encode("alice:hush-hush");
+    for (what, text) in [
+        ("processes", &record),
+        ("log", &outcome.stderr),
+        ("stdout", &outcome.stdout),
+        ("environment", &host.environment()),
+    ] {
+        for secret in ["hush-hush", login.as_str()] {
+            assert!(!text.contains(secret), "{secret} in {what}");
+        }
+    }
+    // The upload list has the variables, as in the original; nothing else does.
+    for (what, text) in [("processes", &record), ("log", &outcome.stderr)] {
+        assert!(!text.contains("between-us"), "the variable in {what}");
+    }
+    host.has_no_leftovers();
 }
 
 #[test]

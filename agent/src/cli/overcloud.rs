@@ -199,6 +199,8 @@ impl PrepareArgs {
             undercloud: None,
             append_tag: String::new(),
             logins: Default::default(),
+            tells_undercloud: true,
+            from: None,
             docker_mirror: None,
         })
     }
@@ -242,7 +244,7 @@ impl DiscoverArgs {
         let mut config = self.client.config();
         let host = [image.repository().host().to_owned()].into();
         Insecure::among(&host, &Client::new(config.clone())).await.allow(&mut config);
-        let sources = Sources::new(Client::new(config), Platform::host());
+        let sources = Sources::new(Client::new(config), Platform::host(), std::env::temp_dir());
         let label = self.tag_from_label.as_deref().map(TagLabel::parse).transpose()?;
         let tag = discover::tag_of_labels(&image, &self.image, label.as_ref(), &sources).await?;
         writeln!(std::io::stdout(), "{tag}")?;

@@ -11,10 +11,10 @@ use undermount::image::Platform;
 use undermount::prepare::draft::Draft;
 use undermount::prepare::estimate;
 use undermount::prepare::insecure::Insecure;
-use undermount::prepare::plan::{InsecureList, Plan};
+use undermount::prepare::plan::{InsecureList, Plan, PlannedImage};
 use undermount::prepare::request::Request;
 use undermount::prepare::sources::Sources;
-use undermount::prepare::{self, Resolved};
+use undermount::prepare::{self, Resolved, naming};
 use undermount::registry::client::Client;
 
 use super::client::ClientArgs;
@@ -54,6 +54,9 @@ pub struct Habits {
     manifests: Manifests,
     /// Which insecure registries deployment is told of where no flag says.
     insecure: Told,
+    /// Whether parameters name changed images at the undercloud where their entry names no
+    /// destination.
+    tells_undercloud: bool,
     /// The tree of the undercloud's Apache where no flag says.
     image_serve: Option<&'static str>,
 }
@@ -68,6 +71,7 @@ impl Habits {
         index: Index::Auto,
         manifests: Manifests::Keep,
         insecure: Told::All,
+        tells_undercloud: true,
         image_serve: None,
     };
     /// Those of `openstack tripleo container image prepare`.
@@ -76,6 +80,7 @@ impl Habits {
         index: Index::Off,
         manifests: Manifests::Docker,
         insecure: Told::LastEntry,
+        tells_undercloud: false,
         image_serve: Some(IMAGE_SERVE),
     };
 }
@@ -96,7 +101,8 @@ impl PrepareArgs {
     async fn prepare(&self, habits: Habits) -> CliResult {
         let now = LocalTime::now();
         self.output.check()?;
-        let request = self.input.request(now)?;
+        let mut request = self.input.request(now)?;
+        request.tells_undercloud = habits.tells_undercloud;
         let draft = Draft::of(&request).await?;
         if draft.is_empty() {
             let words = "no image of the template is asked for: see includes, excludes and roles";
@@ -107,12 +113,15 @@ impl PrepareArgs {
         }
         let mut found = look_up(&request, draft, &self.client, self.copy.skip_missing).await?;
         if self.output.dry_run {
-            output::tell_estimate(&estimate::estimate(&found.resolved.plan, &found.sources).await);
+            let Found { resolved, sources, insecure } = &found;
+            let estimate = estimate::estimate(&resolved.plan, sources, &insecure.silent).await;
+            output::tell_estimate(&estimate);
         } else {
             self.copy.run(&mut found, &request.logins, habits).await?;
         }
         found.tell_missing();
         tell_of_insecure(&mut found, self.output.told(habits));
+        tell_of_untold(&found.resolved.plan);
         self.output.write(&found.resolved.plan, now)?;
         Ok(Exit::Success)
     }
@@ -132,13 +141,14 @@ impl Found {
     /// A plan that needs no look-up, and the registries of its images.
     pub async fn of_plan(plan: Plan, client: &ClientArgs) -> Self {
         let mut config = client.config();
-        let images = plan.all_images();
-        let names = images.flat_map(|image| [Some(image.source()), image.target()]).flatten();
-        let host = |name: String| name.split('/').next().unwrap_or_default().to_owned();
-        let hosts = names.map(host).collect();
+        let names = plan.all_images().flat_map(|image| {
+            let source = naming::registry(image.pull_source.as_deref(), &image.imagename);
+            [source, image.push_destination.as_deref()].into_iter().flatten()
+        });
+        let hosts = names.filter_map(|name| Some(name.split('/').next()?.to_owned())).collect();
         let insecure = Insecure::among(&hosts, &Client::new(config.clone())).await;
         insecure.allow(&mut config);
-        let sources = Sources::new(Client::new(config), Platform::host());
+        let sources = Sources::new(Client::new(config), Platform::host(), std::env::temp_dir());
         Self { resolved: Resolved { plan, missing: Vec::new() }, sources, insecure }
     }
 
@@ -165,7 +175,7 @@ pub async fn look_up(
         tracing::warn!(%registry, "the password goes to a registry that nobody vouches for");
     }
     insecure.allow(&mut config);
-    let sources = Sources::new(Client::new(config), Platform::host());
+    let sources = Sources::new(Client::new(config), Platform::host(), std::env::temp_dir());
     let resolved = prepare::resolve(request, draft, &sources, skip_missing).await?;
     Ok(Found { resolved, sources, insecure })
 }
@@ -180,6 +190,19 @@ pub fn tell_of_insecure(found: &mut Found, list: InsecureList) {
             "nodes will refuse to pull from it: it has no certificate that can be verified, and \
              DockerInsecureRegistryAddress has those of the last entry only, as in the original; \
              --insecure-registries all lists it"
+        );
+    }
+}
+
+/// Warns of images that parameters do not name where they are.
+fn tell_of_untold(plan: &Plan) {
+    let untold = |image: &&PlannedImage| !image.is_told && image.push_destination.is_some();
+    if let Some(image) = plan.all_images().find(untold) {
+        tracing::warn!(
+            parameters = image.deployed_name(),
+            there = image.changed_target().or(image.target()),
+            "entries that change images and have no push_destination: as in the original, their \
+             images go to the undercloud and the parameters do not name them there"
         );
     }
 }

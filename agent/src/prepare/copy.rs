@@ -17,6 +17,7 @@ mod blob;
 pub mod blob_file;
 mod destination;
 mod docker;
+mod files;
 mod image;
 mod index;
 mod journal;
@@ -24,7 +25,7 @@ mod layout;
 mod ledger;
 mod location;
 mod names;
-mod origin;
+pub mod origin;
 mod pack;
 pub mod place;
 mod storage;
@@ -56,8 +57,9 @@ use super::progress::{Done, Progress};
 use super::sources::Sources;
 
 pub use self::blob_file::BlobFileError;
+pub use self::files::Files;
 pub use self::layout::LayoutError;
-pub use self::location::{FileForm, FileLocation, Location, LocationError};
+pub use self::location::{FileForm, FileLocation, Location, LocationError, split_host};
 pub use self::storage::StorageError;
 pub use self::store::StoreError;
 
@@ -323,7 +325,7 @@ pub async fn run(
     let journal = Arc::new(Journal::open(options.state.as_deref(), &options.scratch)?);
     let client = sources.client();
     let copier = ImageCopier {
-        origins: Origins::new(sources, options.scratch.clone()),
+        origins: Origins::new(sources),
         destinations: Destinations::new(client, options.image_serve.as_deref()),
         mover: BlobMover::new(Arc::clone(&journal), options.streams, Arc::clone(&progress)),
         indexes: Indexes::new(journal.indexes()),

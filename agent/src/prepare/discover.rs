@@ -1,13 +1,17 @@
 //! Asks registries what the plan needs to know of images: their tags and their labels.
 
+mod files;
+
 use futures_util::{StreamExt as _, stream};
 
-use crate::image::{Reference, ReferenceError};
+use crate::image::Reference;
 use crate::registry::client::RegistryError;
 
-use super::copy::Location;
+use super::copy::origin::Origins;
+use super::copy::{CopyError, Location, LocationError};
 use super::draft::DraftEntry;
-use super::label::{TagLabel, TagLabelError};
+use super::label::{Labels, TagLabel, TagLabelError};
+use super::naming;
 use super::plan::ResolvedImage;
 use super::release::Release;
 use super::sources::Sources;
@@ -21,7 +25,7 @@ const PARALLEL: usize = 16;
 pub enum DiscoverError {
     /// The name is not one that a registry could know.
     #[error(transparent)]
-    Name(#[from] ReferenceError),
+    Name(#[from] LocationError),
     /// `tag_from_label` cannot be understood.
     #[error(transparent)]
     Label(#[from] TagLabelError),
@@ -54,6 +58,14 @@ pub enum DiscoverError {
         /// What there is.
         available: String,
     },
+    /// Files of this host cannot be used.
+    #[error("cannot look up {image}")]
+    Files {
+        /// The image.
+        image: Location,
+        /// What happened.
+        source: Box<CopyError>,
+    },
     /// The source failed.
     #[error("cannot look up {image}")]
     Registry {
@@ -75,10 +87,10 @@ impl DiscoverError {
 pub async fn resolve(
     draft: &DraftEntry,
     release: Release,
-    sources: &Sources,
+    origins: &Origins<'_>,
 ) -> Vec<Result<ResolvedImage, DiscoverError>> {
     let lookups =
-        draft.images.iter().cloned().map(|image| resolve_image(image, draft, release, sources));
+        draft.images.iter().cloned().map(|image| resolve_image(image, draft, release, origins));
     stream::iter(lookups).buffered(PARALLEL).collect().await
 }
 
@@ -86,30 +98,38 @@ async fn resolve_image(
     mut image: TemplateImage,
     draft: &DraftEntry,
     release: Release,
-    sources: &Sources,
+    origins: &Origins<'_>,
 ) -> Result<ResolvedImage, DiscoverError> {
-    let source = |name: &str| match &draft.entry.pull_source {
-        Some(prefix) => format!("{prefix}/{name}"),
-        None => name.to_owned(),
+    let source = |name: &str| -> Result<Location, LocationError> {
+        naming::source(draft.entry.pull_source.as_deref(), name).parse()
     };
     if let Some(label) = &draft.tag_from_label {
         let label = TagLabel::parse(label)?;
-        let start: Reference = source(&image.imagename).parse()?;
         let last_tag_stands_in = draft.has_default_tag && release.last_tag_stands_in();
-        let tag = discover_tag(&start, &label, last_tag_stands_in, sources).await?;
+        let tag = match source(&image.imagename)? {
+            Location::Registry(start) => {
+                discover_tag(&start, &label, last_tag_stands_in, origins.sources()).await?
+            }
+            files => files::discover_tag(&files, &label, last_tag_stands_in, origins).await?,
+        };
         image.imagename = format!("{}:{tag}", without_tag(&image.imagename));
     }
     let wanted = draft.entry.modify.as_ref().map(|modify| &modify.only_with_labels);
     let has_labels = match wanted.filter(|labels| !labels.is_empty()) {
         None => false,
         Some(wanted) => {
-            let reference: Reference = source(&image.imagename).parse()?;
-            let config = sources.config(&reference).await;
-            let labels = config.map_err(|error| about(&reference, error))?.labels;
+            let labels = labels(&source(&image.imagename)?, origins).await?;
             wanted.iter().any(|label| labels.contains_key(label))
         }
     };
     Ok(ResolvedImage { image, has_labels })
+}
+
+/// The labels of the image at `location`.
+async fn labels(location: &Location, origins: &Origins<'_>) -> Result<Labels, DiscoverError> {
+    let Location::Registry(image) = location else { return files::labels(location, origins).await };
+    let config = origins.sources().config(image).await;
+    Ok(config.map_err(|error| about(image, error))?.labels)
 }
 
 /// The tag that the labels of `image` tell. Where they tell none it keeps its own.

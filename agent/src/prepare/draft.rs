@@ -1,10 +1,11 @@
 //! The draft: the images that a request is about, before any registry was asked.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::PrepareError;
 use super::entry::{Entry, PushDestination};
 use super::filter;
+use super::naming;
 use super::request::{EntryList, Request};
 use super::template::{ImageTemplate, TemplateImage, substitutions};
 use super::undercloud;
@@ -19,6 +20,8 @@ pub struct DraftEntry {
     pub images: Vec<TemplateImage>,
     /// Where they go, by name.
     pub push_destination: Option<String>,
+    /// Whether the parameters name them there.
+    pub is_told: bool,
     /// The label that tells their tags, where it counts.
     pub tag_from_label: Option<String>,
     /// Whether their tag is the default one, because the entry names none.
@@ -30,8 +33,8 @@ pub struct DraftEntry {
 pub struct Draft {
     /// The entries of the deployment's list.
     pub main: Vec<DraftEntry>,
-    /// The entries of roles' lists, by role.
-    pub roles: BTreeMap<String, Vec<DraftEntry>>,
+    /// The entries of roles' lists, with the role's name.
+    pub roles: Vec<(String, Vec<DraftEntry>)>,
 }
 
 impl Draft {
@@ -58,7 +61,7 @@ impl Draft {
 
     /// All entries.
     pub fn entries(&self) -> impl Iterator<Item = &DraftEntry> {
-        self.main.iter().chain(self.roles.values().flatten())
+        self.main.iter().chain(self.roles.iter().flat_map(|(_, entries)| entries))
     }
 
     /// Whether there is no image at all.
@@ -75,9 +78,9 @@ impl Draft {
 impl DraftEntry {
     fn registries(&self) -> impl Iterator<Item = String> {
         let host = |name: &str| name.split('/').next().unwrap_or_default().to_owned();
-        let sources = self.images.iter().map(move |image| match &self.entry.pull_source {
-            Some(prefix) => host(prefix),
-            None => host(&image.imagename),
+        let pull_source = self.entry.pull_source.as_deref();
+        let sources = self.images.iter().filter_map(move |image| {
+            naming::registry(pull_source, &image.imagename).map(str::to_owned)
         });
         sources.chain(self.push_destination.as_deref().map(host))
     }
@@ -94,7 +97,8 @@ fn goes_to_undercloud(entry: &Entry) -> bool {
 }
 
 fn needs_undercloud(request: &Request) -> bool {
-    request.lists().any(|(_, list)| list.entries.iter().any(goes_to_undercloud))
+    request.from.is_some()
+        || request.lists().any(|(_, list)| list.entries.iter().any(goes_to_undercloud))
 }
 
 fn draft(
@@ -105,24 +109,33 @@ fn draft(
     undercloud: Option<&str>,
 ) -> Result<DraftEntry, PrepareError> {
     let release = request.release;
+    let mut entry = entry.clone();
+    entry.pull_source = request.from.clone().or(entry.pull_source);
     let mut set = entry.set.clone();
     if !release.entry_sets_neutron_driver() && request.neutron_driver.is_some() {
         set.insert("neutron_driver", Value::Null);
     }
     let values = substitutions(&set, release.default_set(), request.neutron_driver.as_deref());
-    let images = filter::select(template.render(&values)?, entry, list.services.as_ref())?;
+    let images = filter::select(template.render(&values)?, &entry, list.services.as_ref())?;
     let push_destination = match &entry.push_destination {
         PushDestination::Registry(host) => Some(host.clone()),
-        _ if goes_to_undercloud(entry) => undercloud.map(str::to_owned),
+        _ if goes_to_undercloud(&entry) || request.from.is_some() => undercloud.map(str::to_owned),
         _ => None,
     };
+    let stays_here = |image: &&TemplateImage| {
+        naming::is_on_this_host(entry.pull_source.as_deref(), &image.imagename)
+    };
+    if let (None, Some(image)) = (&push_destination, images.iter().find(stays_here)) {
+        return Err(PrepareError::NoDestination(image.imagename.clone()));
+    }
     let tag = entry.set.get("tag");
     let label_counts = release.label_beats_tag() || !tag.is_some_and(|tag| tag.is_truthy());
     Ok(DraftEntry {
         images,
         push_destination,
+        is_told: request.tells_undercloud || entry.push_destination != PushDestination::None,
         tag_from_label: entry.tag_from_label.clone().filter(|_| label_counts),
         has_default_tag: tag.is_none(),
-        entry: entry.clone(),
+        entry,
     })
 }

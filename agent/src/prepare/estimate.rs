@@ -4,7 +4,7 @@
 //! it, as in the copy. A destination that has an image's tag with the same manifest has all of
 //! it; else it is asked for each blob.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
@@ -14,6 +14,8 @@ use undermount_fs::digest::Digest;
 use crate::image::{Descriptor, Document, ManifestError, Reference, ReferenceError};
 use crate::registry::client::{RawManifest, RegistryError};
 
+use super::copy::origin::{Origin, Origins};
+use super::copy::{CopyError, Location, LocationError};
 use super::plan::{Plan, PlannedImage};
 use super::sources::Sources;
 
@@ -58,13 +60,22 @@ pub struct Share {
 pub enum EstimateError {
     /// A name that no registry could know.
     #[error(transparent)]
-    Name(#[from] ReferenceError),
+    Name(#[from] LocationError),
+    /// A destination that no registry could know.
+    #[error(transparent)]
+    Target(#[from] ReferenceError),
     /// A registry failed.
     #[error(transparent)]
     Registry(Box<RegistryError>),
+    /// The destination did not answer when it was asked for its certificate.
+    #[error("{0} does not answer")]
+    Silent(String),
     /// The registries did not answer in time.
     #[error("its registries did not answer within {} seconds", DEADLINE.as_secs())]
     Late,
+    /// The image cannot be had.
+    #[error(transparent)]
+    Image(#[from] CopyError),
     /// A manifest cannot be used.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -82,16 +93,18 @@ struct Looked {
     blobs: Vec<(Descriptor, bool)>,
 }
 
-/// Asks sources and destinations what the copy of `plan` would move.
-pub async fn estimate(plan: &Plan, sources: &Sources) -> Estimate {
+/// Asks sources and destinations what the copy of `plan` would move; destinations in `silent` are
+/// known not to answer.
+pub async fn estimate(plan: &Plan, sources: &Sources, silent: &BTreeSet<String>) -> Estimate {
     let mut seen = HashSet::new();
     let images: Vec<&PlannedImage> = plan
         .all_images()
         .filter(|image| image.target().is_some_and(|target| seen.insert((image.source(), target))))
         .collect();
     let deadline = Instant::now() + DEADLINE;
+    let origins = &Origins::new(sources);
     let looks = images.iter().map(|image| async move {
-        timeout_at(deadline, look(image, sources)).await.map_err(|_| EstimateError::Late)?
+        timeout_at(deadline, look(image, origins, silent)).await.map_err(|_| EstimateError::Late)?
     });
     let looked: Vec<_> = stream::iter(looks).buffered(PARALLEL).collect().await;
     let mut ledger = Ledger::default();
@@ -130,15 +143,20 @@ impl Ledger {
     }
 }
 
-async fn look(image: &PlannedImage, sources: &Sources) -> Result<Looked, EstimateError> {
-    let destination = sources.client();
-    let source: Reference = image.source().parse()?;
+async fn look(
+    image: &PlannedImage,
+    origins: &Origins<'_>,
+    silent: &BTreeSet<String>,
+) -> Result<Looked, EstimateError> {
+    let destination = origins.sources().client();
+    let source: Location = image.source().parse()?;
     let target: Reference = image.target().unwrap_or_default().parse()?;
-    let named = match image.multi_arch {
-        true => sources.manifest(&source).await?,
-        false => sources.image(&source).await?,
-    };
-    let blobs = blobs(&source, &named, sources).await?;
+    let host = target.repository().host();
+    if silent.contains(host) {
+        return Err(EstimateError::Silent(host.to_owned()));
+    }
+    let (origin, named) = origins.find(&source, image.multi_arch).await?;
+    let blobs = blobs(&origin, &named).await?;
     let present = destination.resolve(&target).await?;
     let whole = present.is_some_and(|present| present.digest == named.digest);
     let asked = blobs.into_iter().map(|blob| async {
@@ -153,17 +171,13 @@ async fn look(image: &PlannedImage, sources: &Sources) -> Result<Looked, Estimat
 }
 
 /// The configuration and layers of the image, or of all images of a list.
-async fn blobs(
-    source: &Reference,
-    named: &RawManifest,
-    sources: &Sources,
-) -> Result<Vec<Descriptor>, EstimateError> {
+async fn blobs(origin: &Origin, named: &RawManifest) -> Result<Vec<Descriptor>, EstimateError> {
     let manifests = match named.document()? {
         Document::Manifest(manifest) => vec![*manifest],
         Document::Index(index) => {
             let mut children = Vec::new();
             for child in &index.manifests {
-                let child = sources.manifest(&source.repository().at(child.digest)).await?;
+                let child = origin.manifest(&child.digest).await?;
                 children.push(child.document()?.into_manifest()?);
             }
             children

@@ -171,6 +171,7 @@ mod tests {
             params: params.iter().map(|&param| param.to_owned()).collect(),
             pull_source: None,
             push_destination: None,
+            is_told: true,
             modify: None,
             multi_arch: false,
         }

@@ -25,6 +25,8 @@ pub struct Insecure {
     pub unverified: BTreeSet<String>,
     /// Those without TLS.
     pub plain: BTreeSet<String>,
+    /// Those that did not answer; deployment is not told of them.
+    pub silent: BTreeSet<String>,
 }
 
 impl Insecure {
@@ -41,7 +43,8 @@ impl Insecure {
         for (host, security) in found {
             tracing::debug!(registry = %host, ?security, "asked for its certificate");
             match security {
-                Security::Verified | Security::Unknown => {}
+                Security::Verified => {}
+                Security::Unknown => _ = insecure.silent.insert(host.clone()),
                 Security::Unverified => _ = insecure.unverified.insert(host.clone()),
                 Security::Plain => _ = insecure.plain.insert(host.clone()),
             }

@@ -125,7 +125,7 @@ pub fn jobs(plan: &Plan) -> Result<Vec<ModifyJob>, ModifyPlanError> {
         if let Some(vars) = modification.vars.as_ref().filter(|vars| vars.as_map().is_none()) {
             return Err(ModifyPlanError::Vars { image: image.source(), found: vars.kind() });
         }
-        let target: Reference = image.deployed_name().parse()?;
+        let target: Reference = image.changed_target().unwrap_or_default().parse()?;
         if jobs.iter().all(|job| job.target != target) {
             let modification = modification.clone();
             jobs.push(ModifyJob { original: original.parse()?, target, modification });
@@ -312,6 +312,7 @@ mod tests {
             params: Vec::new(),
             pull_source: None,
             push_destination: Some("d:1".to_owned()),
+            is_told: true,
             modify: Some(Modification { role: "m".to_owned(), append_tag, vars }),
             multi_arch,
         };

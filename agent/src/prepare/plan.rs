@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::entry::{Entry, Modify};
+use super::naming;
 use super::template::TemplateImage;
 use super::yaml::{Map, Value};
 
@@ -34,6 +35,8 @@ pub struct PlannedImage {
     pub pull_source: Option<String>,
     /// Where it goes; nowhere means that nodes pull it from its source.
     pub push_destination: Option<String>,
+    /// Whether the parameters name it there.
+    pub is_told: bool,
     /// How it is changed on the way.
     pub modify: Option<Modification>,
     /// Whether all of its architectures go along.
@@ -58,6 +61,8 @@ pub struct EntryContext {
     pub position: usize,
     /// Where the images go, the undercloud's registry by name.
     pub push_destination: Option<String>,
+    /// Whether the parameters name them there.
+    pub is_told: bool,
     /// What is appended to the tag of modified images where the entry does not say.
     pub default_append_tag: String,
     /// Whether all architectures are copied where the entry does not say.
@@ -81,8 +86,8 @@ pub struct Plan {
     pub images: Vec<PlannedImage>,
     /// Registries that the parameters name and whose certificates cannot be verified.
     pub insecure: BTreeSet<String>,
-    /// Plans of roles with a list of their own, by role.
-    pub roles: BTreeMap<String, Plan>,
+    /// Plans of roles with a list of their own, with the role's name.
+    pub roles: Vec<(String, Plan)>,
 }
 
 /// Plans one entry: its images in the order of the template.
@@ -100,6 +105,7 @@ pub fn plan_entry(
             params: image.params,
             pull_source: entry.pull_source.clone(),
             push_destination: context.push_destination.clone(),
+            is_told: context.is_told,
             modify: modify.map(|modify| Modification {
                 role: modify.role.clone(),
                 append_tag: modify
@@ -129,26 +135,25 @@ fn is_modified(modify: &Modify, image: &TemplateImage, has_labels: bool) -> bool
 impl PlannedImage {
     /// Where the image comes from.
     pub fn source(&self) -> String {
-        match &self.pull_source {
-            Some(prefix) => format!("{prefix}/{}", self.imagename),
-            None => self.imagename.clone(),
-        }
+        naming::source(self.pull_source.as_deref(), &self.imagename)
     }
 
-    /// Where the unmodified image goes, if anywhere. Its first component, the registry, gives
-    /// way to the destination; with a `pull_source` the name has none.
+    /// Where the unmodified image goes, if anywhere.
     pub fn target(&self) -> Option<String> {
         let destination = self.push_destination.as_ref()?;
-        let name = match (&self.pull_source, self.imagename.split_once('/')) {
-            (None, Some((_registry, name))) => name,
-            _ => &self.imagename,
-        };
+        let name = naming::pushed(self.pull_source.as_deref(), &self.imagename);
         Some(format!("{destination}/{name}"))
+    }
+
+    /// Where the image goes after it was changed, if it is changed.
+    pub fn changed_target(&self) -> Option<String> {
+        Some(self.target()? + &self.modify.as_ref()?.append_tag)
     }
 
     /// The name that nodes pull.
     pub fn deployed_name(&self) -> String {
-        let name = self.target().unwrap_or_else(|| self.imagename.clone());
+        let told = self.target().filter(|_| self.is_told);
+        let name = told.unwrap_or_else(|| self.imagename.clone());
         match &self.modify {
             Some(modification) => name + &modification.append_tag,
             None => name,
@@ -167,7 +172,7 @@ impl PlannedImage {
         put("imagename", Some(self.imagename.as_str().into()));
         put("image_source", text(&self.image_source));
         put("pull_source", text(&self.pull_source));
-        put("push_destination", text(&self.push_destination));
+        put("push_destination", text(&self.push_destination).filter(|_| self.is_told));
         if let Some(modification) = &self.modify {
             put("modify_role", Some(modification.role.as_str().into()));
             let append_tag = Some(modification.append_tag.as_str());
@@ -196,13 +201,13 @@ impl Plan {
 
     /// All images, those of roles with a list of their own last.
     pub fn all_images(&self) -> impl Iterator<Item = &PlannedImage> {
-        self.images.iter().chain(self.roles.values().flat_map(|plan| &plan.images))
+        self.images.iter().chain(self.roles.iter().flat_map(|(_, plan)| &plan.images))
     }
 
     /// Leaves the images out that `keep` refuses, and so the parameters that name them.
     pub fn retain(&mut self, keep: impl Fn(&PlannedImage) -> bool) {
         let plans = std::iter::once(&mut self.images);
-        for images in plans.chain(self.roles.values_mut().map(|plan| &mut plan.images)) {
+        for images in plans.chain(self.roles.iter_mut().map(|(_, plan)| &mut plan.images)) {
             images.retain(&keep);
         }
     }
@@ -213,7 +218,7 @@ impl Plan {
             InsecureList::All => self.registries().intersection(insecure).cloned().collect(),
             InsecureList::LastEntry => self.last_insecure(insecure),
         };
-        for plan in self.roles.values_mut() {
+        for (_, plan) in &mut self.roles {
             plan.mark_insecure(insecure, list);
         }
     }
@@ -240,7 +245,7 @@ impl Plan {
             .filter(|host| !self.insecure.contains(*host))
             .cloned()
             .collect();
-        untold.extend(self.roles.values().flat_map(|plan| plan.untold(insecure)));
+        untold.extend(self.roles.iter().flat_map(|(_, plan)| plan.untold(insecure)));
         untold
     }
 
@@ -285,6 +290,7 @@ mod tests {
         EntryContext {
             position: 0,
             push_destination: push_destination.map(str::to_owned),
+            is_told: true,
             default_append_tag: "-modified-1".to_owned(),
             multi_arch: false,
         }
@@ -343,6 +349,19 @@ mod tests {
             let plan = planned(entry, &images, None);
             assert_eq!((plan.parameters()["A"].as_str(), plan.parameters()["B"].as_str()), (a, b));
         }
+    }
+
+    #[test]
+    fn parameters_may_say_nothing_of_where_changed_images_go() {
+        let mut plan = planned(
+            "{modify_role: m, modify_append_tag: -x}",
+            &[image("r/a:t", &["A"], "")],
+            Some("d"),
+        );
+        plan.images[0].is_told = false;
+        assert_eq!(plan.parameters()["A"], "r/a:t-x");
+        assert_eq!(plan.images[0].changed_target().unwrap(), "d/a:t-x");
+        assert!(!yaml::write(&plan.upload_list()).contains("push_destination"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What is asked for: the lists of entries, and everything that decides how they are read.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use crate::registry::client::ClientConfig;
 
@@ -35,8 +35,8 @@ pub struct Request {
     pub template: TemplateSource,
     /// The deployment's list.
     pub main: EntryList,
-    /// Lists of roles that have their own.
-    pub roles: BTreeMap<String, EntryList>,
+    /// Lists of roles that have their own, in the order of the roles.
+    pub roles: Vec<(String, EntryList)>,
     /// The neutron driver of entries that name none.
     pub neutron_driver: Option<String>,
     /// Whether all architectures are copied where an entry does not say.
@@ -47,6 +47,11 @@ pub struct Request {
     pub append_tag: String,
     /// Who we are, by registry.
     pub logins: Logins,
+    /// Whether parameters name images at the undercloud that go there though their entry has no
+    /// `push_destination`, because they are changed on the way.
+    pub tells_undercloud: bool,
+    /// Files of this host that the images of all entries are read from, in place of registries.
+    pub from: Option<String>,
     /// Where to ask in place of docker.io.
     pub docker_mirror: Option<String>,
 }
@@ -71,13 +76,13 @@ impl Request {
         };
         let given = environment.parameter(ENTRIES).filter(|value| value.is_truthy());
         let main = list(ENTRIES, given.unwrap_or(&release.default_entries()), roles)?;
-        let mut own = BTreeMap::new();
+        let mut own = Vec::new();
         for role in roles {
             let parameter = format!("{}{ENTRIES}", role.name);
             if let Some(value) = environment.parameter(&parameter).filter(|value| value.is_truthy())
             {
                 let list = list(&parameter, value, std::slice::from_ref(role))?;
-                own.insert(role.name.clone(), list);
+                own.push((role.name.clone(), list));
             }
         }
         let truthy = |name: &str| environment.parameter(name).filter(|value| value.is_truthy());
@@ -92,6 +97,8 @@ impl Request {
             logins: credentials::logins(
                 environment.parameter("ContainerImageRegistryCredentials"),
             )?,
+            tells_undercloud: true,
+            from: None,
             docker_mirror: truthy("DockerRegistryMirror").map(Value::to_string),
             main,
             roles: own,

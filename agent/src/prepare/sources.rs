@@ -1,9 +1,16 @@
-//! The images' sources, each asked once: what discovery has seen, the copy does not ask again.
+//! The images' sources, each asked once: what discovery has seen, the copy does not ask again,
+//! and files that discovery has opened the copy does not open again.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Mutex;
 
-use crate::image::{Document, ImageConfig, ManifestError, Platform, Reference};
+use bytes::Bytes;
+use undermount_fs::digest::Digest;
+
+use super::copy::Files;
+use crate::image::manifest::MAX_CONFIG;
+use crate::image::{Descriptor, Document, ImageConfig, ManifestError, Platform, Reference};
 use crate::registry::client::{Client, Fault, RawManifest, RegistryError, Subject};
 
 /// Manifests of sources, by the name they were found under.
@@ -11,12 +18,22 @@ pub struct Sources {
     client: Client,
     platform: Platform,
     known: Mutex<HashMap<Reference, RawManifest>>,
+    /// Configurations that were read, which the copy then need not download.
+    configs: Mutex<HashMap<Digest, Bytes>>,
+    files: Files,
 }
 
 impl Sources {
-    /// Sources that `client` reaches. Of an index the image for `platform` is taken.
-    pub fn new(client: Client, platform: Platform) -> Self {
-        Self { client, platform, known: Mutex::default() }
+    /// Sources that `client` reaches, and files, which are unpacked below `scratch` where they
+    /// have to be. Of an index the image for `platform` is taken.
+    pub fn new(client: Client, platform: Platform, scratch: PathBuf) -> Self {
+        let (known, configs) = Default::default();
+        Self { client, platform, known, configs, files: Files::new(scratch) }
+    }
+
+    /// Files of this host.
+    pub fn files(&self) -> &Files {
+        &self.files
     }
 
     /// The client that asks.
@@ -66,7 +83,29 @@ impl Sources {
         let raw = self.image(reference).await?;
         let manifest = raw.document().and_then(Document::into_manifest);
         let manifest = manifest.map_err(|error| unusable(reference, error))?;
-        self.client.config(reference.repository(), &manifest.config).await
+        let bytes = match self.known_config(&manifest.config.digest) {
+            Some(bytes) => bytes,
+            None => self.download_config(reference, &manifest.config).await?,
+        };
+        ImageConfig::parse(bytes).map_err(|error| unusable(reference, error))
+    }
+
+    async fn download_config(
+        &self,
+        reference: &Reference,
+        config: &Descriptor,
+    ) -> Result<Bytes, RegistryError> {
+        let limit = MAX_CONFIG as u64;
+        let bytes = self.client.small_blob(reference.repository(), config, limit).await?;
+        let bytes = bytes.into_bytes();
+        let mut configs = self.configs.lock().expect("no panic while it is held");
+        configs.insert(config.digest, bytes.clone());
+        Ok(bytes)
+    }
+
+    /// The bytes of a configuration that was read.
+    pub fn known_config(&self, digest: &Digest) -> Option<Bytes> {
+        self.configs.lock().expect("no panic while it is held").get(digest).cloned()
     }
 
     /// Whether the source has the manifest that `reference` names. Where it is one that is known

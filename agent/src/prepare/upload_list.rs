@@ -82,6 +82,7 @@ pub fn planned(record: &Map, undercloud: &str) -> PlannedImage {
         params: Vec::new(),
         pull_source: text("pull_source").map(|host| host.trim_end_matches('/').to_owned()),
         push_destination: Some(destination.trim_end_matches('/').to_owned()),
+        is_told: true,
         modify: text("modify_role").map(|role| Modification {
             role,
             append_tag: text("modify_append_tag").unwrap_or_default(),

@@ -112,9 +112,9 @@ impl PushArgs {
 impl HowArgs {
     async fn run(&self, sources: &[Location], destination: &str) -> CliResult {
         let scratch = self.scratch.clone().unwrap_or_else(std::env::temp_dir);
-        let registries = Sources::new(self.reach.client(), Platform::host());
+        let registries = Sources::new(self.reach.client(), Platform::host(), scratch.clone());
         let destination = Destination::parse(destination, sources.len())?;
-        let jobs = place::jobs(sources, &destination, &registries, &scratch).await?;
+        let jobs = place::jobs(sources, &destination, &registries).await?;
         let options = CopyOptions {
             jobs: usize::from(self.jobs.get()),
             streams: usize::from(self.jobs.get()),

@@ -30,7 +30,7 @@ impl DiscoverArgs {
         let name = self.image.to_string();
         let (holder, image) = open_image(self.image).await?;
         let label = self.tag_from_label.as_deref().map(TagLabel::parse).transpose()?;
-        let sources = Sources::new(self.reach.client(), Platform::host());
+        let sources = Sources::new(self.reach.client(), Platform::host(), std::env::temp_dir());
         let reference = holder.reference(&image)?;
         let tag = tag_of_labels(&reference, &name, label.as_ref(), &sources).await?;
         writeln!(std::io::stdout(), "{tag}")?;

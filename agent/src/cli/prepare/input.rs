@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use undermount::prepare::copy::{FileLocation, Location};
 use undermount::prepare::environment::{self, Environment};
 use undermount::prepare::release::Release;
 use undermount::prepare::request::Request;
@@ -37,6 +38,11 @@ pub struct InputArgs {
     /// tripleo_containers.yaml.j2
     #[arg(long, value_name = "FILE")]
     template_file: Option<PathBuf>,
+    /// Read the images of all entries from files of this host in place of their registries:
+    /// oci:DIR, oci-archive:FILE, docker-archive:FILE, image-serve:DIR or containers-storage. They
+    /// go to the entry's push_destination, else to the undercloud's registry
+    #[arg(long, value_name = "FILES", value_parser = parse_from)]
+    from: Option<String>,
     /// TripleO release whose names and rules apply (queens, stein, train, wallaby, zed)
     #[arg(long, value_name = "RELEASE", env = "TRIPLEO_COMPAT", default_value_t)]
     release: Release,
@@ -52,7 +58,27 @@ impl InputArgs {
         };
         let append_tag = format!("-modified-{}", now.stamp());
         let roles = read_roles(self.roles_file.as_deref())?;
-        Ok(Request::from_environment(&environment, &roles, self.release, template, append_tag)?)
+        let release = self.release;
+        let request =
+            Request::from_environment(&environment, &roles, release, template, append_tag)?;
+        Ok(Request { from: self.from.clone(), ..request })
+    }
+}
+
+/// Files that hold images, all of them.
+fn parse_from(text: &str) -> Result<String, String> {
+    let words = || {
+        format!(
+            "`{text}` are no files with images: oci:DIR, oci-archive:FILE, docker-archive:FILE, \
+             image-serve:DIR or containers-storage"
+        )
+    };
+    if text.trim_end_matches(':') == "containers-storage" {
+        return Ok(text.to_owned());
+    }
+    match text.parse() {
+        Ok(Location::File(FileLocation { name: None, .. })) => Ok(text.to_owned()),
+        _ => Err(words()),
     }
 }
 

@@ -114,7 +114,8 @@ impl ShowArgs {
         let image: Reference = self.image.parse()?;
         let host = image.repository().host().to_owned();
         let client = self.registry.client(&host, &[&host]).await;
-        let shown = describe(&Sources::new(client, Platform::host()), &image).await?;
+        let sources = Sources::new(client, Platform::host(), std::env::temp_dir());
+        let shown = describe(&sources, &image).await?;
         let text = match self.format {
             Format::Json => serde_json::to_string_pretty(&shown)? + "\n",
             _ => shown

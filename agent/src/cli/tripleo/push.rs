@@ -56,7 +56,7 @@ impl PushArgs {
         let login = self.source_username.as_deref().zip(self.source_password.as_deref());
         let login = login.map(|login| (source.repository().host(), login));
         let client = self.registry.client_with(&host, &hosts, login).await;
-        let sources = Sources::new(client, Platform::host());
+        let sources = Sources::new(client, Platform::host(), std::env::temp_dir());
         if self.dry_run {
             if !self.local {
                 sources.manifest(&source).await?;

@@ -215,11 +215,16 @@ impl<'a> Work<'a> {
             _ => Vec::new(),
         };
         let work = &*self;
+        let config = self.copier.origins.sources().known_config(&manifest.config.digest);
         let arrivals: Vec<u64> = stream::iter(blobs.filter(|(blob, _)| !is_foreign(blob)))
             .map(|(blob, role)| {
                 let is_indexed = indexable.iter().any(|layer| layer.digest == blob.digest);
                 let indexes = is_indexed.then_some(&work.copier.indexes);
-                let (mover, from) = (&work.copier.mover, Supply::Origin(&work.origin));
+                let mover = &work.copier.mover;
+                let from = match &config {
+                    Some(bytes) if blob.digest == manifest.config.digest => Supply::Memory(bytes),
+                    _ => Supply::Origin(&work.origin),
+                };
                 async move {
                     let arrival = mover.bring(blob, role, from, &work.spot, indexes).await;
                     arrival.map_err(|failure| work.blob_error(blob, failure))

@@ -21,6 +21,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use undermount_fs::digest::{Digest, Hasher, WrongDigest};
 
+use super::location::split_host;
 use crate::image::manifest::MAX_MANIFEST;
 use crate::image::{Descriptor, Document, ManifestError};
 use crate::registry::client::{BlobSource, BlobStream, Fault, RawManifest, Subject};
@@ -172,7 +173,7 @@ impl Layout {
     }
 
     /// What `name` means: the only image where there is none, an image's whole name, or its
-    /// name without the registry.
+    /// name without the registry; a name with another registry means the same image.
     ///
     /// # Errors
     /// [`LayoutError`] where nothing or several things have that name.
@@ -190,14 +191,14 @@ impl Layout {
             };
         };
         let exact = images.iter().find(|image| name_of(image) == Some(name));
-        let without_host = || {
+        let called = |name: &str| {
             let mut alike = images.iter().filter(|image| {
-                let host = name_of(image).and_then(|whole| whole.split_once('/'));
-                host.is_some_and(|(_, rest)| rest == name)
+                let known = name_of(image).unwrap_or_default();
+                known == name || known.split_once('/').is_some_and(|(_, rest)| rest == name)
             });
             alike.next().filter(|_| alike.next().is_none())
         };
-        let found = exact.or_else(without_host).copied();
+        let found = exact.or_else(|| called(name)).or_else(|| called(split_host(name).1)).copied();
         found.ok_or_else(|| LayoutError::NoImage { path, name: name.to_owned(), known: known() })
     }
 

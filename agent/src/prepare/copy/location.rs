@@ -87,6 +87,16 @@ impl FileForm {
     }
 }
 
+/// The registry that an image's name begins with, if it names one, and the rest.
+pub fn split_host(name: &str) -> (Option<&str>, &str) {
+    match name.split_once('/') {
+        Some((host, rest)) if host.contains(['.', ':']) || host == "localhost" => {
+            (Some(host), rest)
+        }
+        _ => (None, name),
+    }
+}
+
 impl FileLocation {
     /// All images below `path`.
     pub fn all(form: FileForm, path: &Path) -> Self {

@@ -1,27 +1,22 @@
 //! Where images come from: a registry, or files of this host.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use tokio::sync::OnceCell;
-use undermount_fs::digest::Digest;
+use futures_util::StreamExt as _;
+use undermount_fs::digest::{Digest, WrongDigest};
 
 use super::CopyError;
 use super::layout::{FileBlob, Layout, LayoutError, Region};
-use super::location::{FileForm, FileLocation, Location};
-use super::storage;
-use crate::image::{Descriptor, Platform, Reference, Repository};
+use super::location::{FileForm, FileLocation, Location, split_host};
+use crate::image::manifest::MAX_CONFIG;
+use crate::image::{Descriptor, Document, ImageConfig, Platform, Reference, Repository};
 use crate::prepare::image_serve::ImageServe;
 use crate::prepare::sources::Sources;
-use crate::registry::client::{BlobSource, Client, RawManifest, RemoteBlob};
+use crate::registry::client::{BlobSource, Client, Fault, RawManifest, RemoteBlob};
 
-/// What images are copied from, each opened once.
+/// What images are copied from, each asked and opened once.
 pub struct Origins<'a> {
     sources: &'a Sources,
-    /// Where what has to be unpacked lies meanwhile.
-    scratch: PathBuf,
-    layouts: Mutex<HashMap<Location, Arc<OnceCell<Arc<Layout>>>>>,
 }
 
 /// The images around one image: what its manifest and blobs are read from.
@@ -37,8 +32,13 @@ pub enum Origin {
 
 impl<'a> Origins<'a> {
     /// Registries as `sources` reach them, and files.
-    pub fn new(sources: &'a Sources, scratch: PathBuf) -> Self {
-        Self { sources, scratch, layouts: Mutex::default() }
+    pub fn new(sources: &'a Sources) -> Self {
+        Self { sources }
+    }
+
+    /// What reaches them.
+    pub fn sources(&self) -> &'a Sources {
+        self.sources
     }
 
     /// The image at `location` and what it is read from. Of several architectures all are
@@ -67,7 +67,7 @@ impl<'a> Origins<'a> {
                 self.choose(origin, named, all).await
             }
             Location::File(file) => {
-                let layout = self.layout(&FileLocation { name: None, ..file.clone() }).await?;
+                let layout = self.layout(file).await?;
                 let found = layout.find(file.name.as_deref()).map_err(|error| match error {
                     LayoutError::NoImage { .. } => CopyError::NotFound(location.clone()),
                     error => error.into(),
@@ -75,8 +75,8 @@ impl<'a> Origins<'a> {
                 let named = layout.manifest(&found.digest)?;
                 self.choose(Origin::Layout(layout), named, all).await
             }
-            Location::Storage(_) => {
-                let layout = self.open(location).await?;
+            Location::Storage(name) => {
+                let layout = self.sources.files().stored(name).await?;
                 let named = layout.manifest(&layout.find(None)?.digest)?;
                 Ok((Origin::Layout(layout), named))
             }
@@ -107,7 +107,7 @@ impl<'a> Origins<'a> {
         all: bool,
     ) -> Result<(Origin, RawManifest), CopyError> {
         let document = named.document().map_err(|source| origin.unusable(&named, source))?;
-        let (false, crate::image::Document::Index(index)) = (all, document) else {
+        let (false, Document::Index(index)) = (all, document) else {
             return Ok((origin, named));
         };
         let chosen = index.select(self.platform()).map(|child| child.digest);
@@ -125,35 +125,31 @@ impl<'a> Origins<'a> {
     /// # Errors
     /// [`CopyError`] where there is none.
     pub async fn layout(&self, location: &FileLocation) -> Result<Arc<Layout>, CopyError> {
-        self.open(&Location::File(location.clone())).await
+        self.sources.files().layout(location).await
     }
 
-    async fn open(&self, location: &Location) -> Result<Arc<Layout>, CopyError> {
-        let cell = {
-            let mut layouts = self.layouts.lock().expect("no panic while it is held");
-            Arc::clone(layouts.entry(location.clone()).or_default())
+    /// The images beside the one at `location` that differ from it in the tag alone: their tags,
+    /// in the order of the files. Podman's storage is not listed.
+    ///
+    /// # Errors
+    /// [`CopyError`] where the files cannot be read.
+    pub async fn tags(&self, location: &Location) -> Result<Vec<String>, CopyError> {
+        let Location::File(file) = location else { return Ok(Vec::new()) };
+        let name = file.name.as_deref().unwrap_or_default();
+        if file.form == FileForm::ImageServe {
+            let reference = reference_of(name)?;
+            return Ok(ImageServe::new(&file.path).tags(reference.repository()));
+        }
+        let layout = self.layout(file).await?;
+        let Some((repository, _tag)) = name.rsplit_once(':') else {
+            // The whole name is the tag: the path says what the image is.
+            return Ok(layout.names().into_iter().map(str::to_owned).collect());
         };
-        let opened = cell.get_or_try_init(|| async {
-            let opened = match location {
-                Location::Storage(name) => storage::export(name, &self.scratch).await?,
-                Location::File(file) => self.open_files(file.clone()).await?,
-                Location::Registry(_) => unreachable!("a registry is no layout"),
-            };
-            Ok::<_, CopyError>(Arc::new(opened))
-        });
-        opened.await.cloned()
-    }
-
-    async fn open_files(&self, file: FileLocation) -> Result<Layout, CopyError> {
-        let scratch = self.scratch.clone();
-        // Archives are read to their end, and those of docker compressed.
-        let opened = tokio::task::spawn_blocking(move || match file.form {
-            FileForm::Oci => Layout::directory(&file.path),
-            FileForm::OciArchive => Layout::archive(&file.path),
-            FileForm::DockerArchive => Layout::docker_archive(&file.path, &scratch),
-            FileForm::ImageServe => unreachable!("a tree is no layout"),
-        });
-        Ok(opened.await.expect("layouts are opened without a panic")?)
+        let tag = |known: &&str| {
+            let (alike, tag) = known.rsplit_once(':')?;
+            (split_host(alike).1 == split_host(repository).1).then(|| tag.to_owned())
+        };
+        Ok(layout.names().iter().filter_map(tag).collect())
     }
 }
 
@@ -162,9 +158,10 @@ impl<'a> Origins<'a> {
 /// # Errors
 /// [`CopyError`] where no registry could know it.
 pub fn reference_of(name: &str) -> Result<Reference, CopyError> {
-    let first = name.split('/').next().unwrap_or_default();
-    let has_host = name.contains('/') && first.contains(['.', ':']) || first == "localhost";
-    let whole = if has_host { name.to_owned() } else { format!("localhost/{name}") };
+    let whole = match split_host(name) {
+        (Some(_), _) => name.to_owned(),
+        (None, _) => format!("localhost/{name}"),
+    };
     whole.parse().map_err(|source| {
         CopyError::Location(super::LocationError::Name { name: name.to_owned(), source })
     })
@@ -207,6 +204,34 @@ impl Origin {
                 Ok(Box::new(FileBlob { region, digest: blob.digest }))
             }
         }
+    }
+
+    /// The configuration of the image that `raw` is the manifest of.
+    ///
+    /// # Errors
+    /// [`CopyError`] where it cannot be had, or is not that of an image.
+    pub async fn config(&self, raw: &RawManifest) -> Result<ImageConfig, CopyError> {
+        let manifest = raw.document().and_then(Document::into_manifest);
+        let manifest = manifest.map_err(|source| self.unusable(raw, source))?;
+        let blob = &manifest.config;
+        if let Self::Registry(client, repository) = self {
+            return Ok(client.config(repository, blob).await?);
+        }
+        let source = self.blob(blob)?;
+        let mut chunks = source.open(0);
+        let mut bytes = Vec::new();
+        while let Some(chunk) = chunks.next().await.transpose()? {
+            if bytes.len() + chunk.len() > MAX_CONFIG {
+                return Err(Fault::TooLarge(MAX_CONFIG as u64).of(&source.subject()).into());
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        let actual = Digest::of(&bytes);
+        if actual != blob.digest {
+            let wrong = WrongDigest { expected: blob.digest, actual };
+            return Err(Fault::WrongDigest(wrong).of(&source.subject()).into());
+        }
+        ImageConfig::parse(bytes.into()).map_err(|source| self.unusable(raw, source))
     }
 
     /// The repository that blobs can be mounted from, where this is one of `host`.

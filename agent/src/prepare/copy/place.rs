@@ -121,9 +121,8 @@ pub async fn jobs(
     sources: &[Location],
     destination: &Destination,
     registries: &Sources,
-    scratch: &std::path::Path,
 ) -> Result<Vec<CopyJob>, CopyError> {
-    let origins = Origins::new(registries, scratch.to_owned());
+    let origins = Origins::new(registries);
     let mut images = Vec::new();
     for source in sources {
         images.extend(expand(source, &origins).await?);
