@@ -385,3 +385,80 @@ fn a_hotfix_stays_on_the_host_until_it_is_pushed() {
         outcome.stderr
     );
 }
+
+/// A list with one image of TripleO's and one of another project.
+const LIST: &str = "container_images:\n\
+    - {imagename: 'q.example/ns/openstack-app:t', image_source: tripleo}\n\
+    - {imagename: 'q.example/ns/openstack-ceph:t', image_source: ceph}\n";
+
+#[test]
+fn images_are_built_from_recipes_and_what_they_need_first() {
+    let Some(host) = Host::new() else { return };
+    let address = host.registry.address().to_owned();
+    host.write("recipes/list.yaml", LIST);
+    host.write("recipes/tcib/base/base.yaml", "tcib_envs: {LANG: C}\ntcib_user: root\n");
+    let app = format!(
+        "tcib_gather_files: ['{}']\ntcib_copies: [{{{{ tcib_file }}}} /etc/greeting]\n\
+         tcib_actions:\n- env: 'RELEASE={{{{ tcib_release }}}}'\ntcib_cmd: run it\n",
+        host.path("greeting").display()
+    );
+    host.write("recipes/tcib/base/app/app.yaml", &app);
+    host.write("recipes/tcib/base/other/other.yaml", "tcib_cmd: never\n");
+    host.write("greeting", "hello");
+    let file = host.path("greeting").display().to_string();
+    let flags = format!(
+        "--config-path recipes --config-file list.yaml --work-dir builds --registry {address} --namespace built \
+         --tag t1 --base {address}/ns/nova:t --tcib-extras tcib_file={file} --label who=%(name)s"
+    );
+    host.call(&format!("tripleo container image build {flags} --skip-build")).success();
+    let work = fs::read_dir(host.path("builds")).unwrap().next().unwrap().unwrap().path();
+    let dockerfile = fs::read_to_string(work.join("base/app/Dockerfile")).unwrap();
+    for line in [
+        format!("FROM {address}/built/openstack-base:t1\n"),
+        "LABEL who=\"app\"\n".to_owned(),
+        format!("COPY {file} /etc/greeting\n"),
+        "ENV RELEASE=9\n".to_owned(),
+        "CMD [\"run\", \"it\"]\n".to_owned(),
+    ] {
+        assert!(dockerfile.contains(&line), "{line}: {dockerfile}");
+    }
+    assert!(!work.join("base/other").exists(), "nobody asked for it");
+
+    host.call(&format!("tripleo container image build {flags} --push")).success();
+    assert_eq!(host.file("built/openstack-app:t1", "etc/greeting").as_deref(), Some("hello"));
+    assert_eq!(host.file("built/openstack-app:t1", "etc/name").as_deref(), Some("nova"));
+
+    // What cannot be built takes along what is built on it, and nothing else.
+    host.write("recipes/tcib/base/app/app.yaml", "tcib_copies: [absent /x]\n");
+    host.write("recipes/tcib/base/app/upper/upper.yaml", "tcib_cmd: x\n");
+    let all = flags.replace("list.yaml", "absent.yaml");
+    let outcome = host.call(&format!("tripleo container image build {all}"));
+    let words = outcome.refusal();
+    assert!(words.contains("2 of 4 images were not built:\n  app: `buildah` failed"), "{words}");
+    assert!(words.contains("\n  upper: app was not built"), "{words}");
+    let local = host.local_images();
+    assert!(local.contains("openstack-other:t1"), "{local}");
+}
+
+#[test]
+fn recipes_that_do_not_do_are_refused() {
+    let Some(host) = Host::new() else { return };
+    host.write("recipes/tcib/base/base.yaml", "tcib_user: root\n");
+    host.write("recipes/list.yaml", LIST);
+    host.write("recipes/other.yaml", "images: []\n");
+    for (flags, words) in [
+        ("--config-path absent", "Configuration directory absent/tcib was not found."),
+        ("", "Container image specified, but no config was provided. Image: app"),
+        ("--config-file other.yaml", "recipes/other.yaml has no list `container_images`"),
+        ("--tcib-extras a=b", "Wrong key format a. We expect \"tcib_\" prefix, such as tcib_a"),
+        ("--tcib-extras tcib_a", "--tcib-extras tcib_a: use KEY=VALUE"),
+        ("--rhel-modules mariadb", "must be a comma separated list of <module>:<version>"),
+        ("--rhel-modules php:1", "php is not part of supported modules container-tools, mariadb"),
+        ("--label a", "--label a: use KEY=VALUE"),
+    ] {
+        let path = if flags.contains("--config-path") { "" } else { "--config-path recipes" };
+        let list = if flags.contains("--config-file") { "" } else { "--config-file list.yaml" };
+        let outcome = host.call(&format!("tripleo container image build {path} {list} {flags}"));
+        assert!(outcome.refusal().contains(words), "{flags}: {}", outcome.stderr);
+    }
+}

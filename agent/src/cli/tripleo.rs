@@ -2,9 +2,10 @@
 //!
 //! Scripts that call the original keep working with one word exchanged. Flags are the original's.
 
-mod build;
 mod catalog;
+mod hotfix;
 mod push;
+mod tcib;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -47,8 +48,8 @@ pub enum Image {
     List(catalog::ListArgs),
     Show(catalog::ShowArgs),
     Delete(catalog::DeleteArgs),
-    Hotfix(build::HotfixArgs),
-    Build(build::BuildArgs),
+    Hotfix(hotfix::HotfixArgs),
+    Build(Box<tcib::BuildArgs>),
 }
 
 /// Prepare images, or print the default list of entries
@@ -97,7 +98,7 @@ impl Tripleo {
             Image::Show(args) => args.run().await,
             Image::Delete(args) => args.run().await,
             Image::Hotfix(args) => args.run().await,
-            Image::Build(args) => args.run(),
+            Image::Build(args) => args.run().await,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use super::program::{Program, ProgramError};
@@ -44,9 +45,17 @@ pub async fn run_roles(tasks: &[RoleTask]) -> Result<(), AnsibleError> {
     let path = directory.path().join("playbook.yaml");
     let workspace = directory.path().to_string_lossy().into_owned();
     std::fs::write(&path, yaml::write(&playbook(tasks, &workspace)))?;
+    run_playbook(Path::new("localhost,"), &path).await
+}
+
+/// Runs the plays of `playbook` for the hosts of `inventory`, all of which are this one.
+///
+/// # Errors
+/// [`AnsibleError`] with the end of what Ansible said.
+pub async fn run_playbook(inventory: &Path, playbook: &Path) -> Result<(), AnsibleError> {
     Program::new("ansible-playbook", "ansible-core", DEADLINE)
-        .args(["--inventory", "localhost,", "--connection", "local"])
-        .args([path])
+        .args(["--connection", "local", "--inventory"])
+        .args([inventory, playbook])
         // Neither colours nor cow: what it says is read by people when it fails.
         .env("ANSIBLE_NOCOLOR", "1")
         .env("ANSIBLE_NOCOWS", "1")

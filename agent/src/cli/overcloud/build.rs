@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use undermount::prepare::program::Program;
+use undermount::prepare::recipe::bare_name;
 use undermount::prepare::upload_list;
 use undermount::prepare::yaml::{self, Value};
 
@@ -62,15 +63,7 @@ impl BuildArgs {
 
 /// What Kolla calls the image: its name without namespace, tag, distribution and kind of install.
 fn kolla_name(imagename: &str) -> &str {
-    let name = imagename.rsplit('/').next().unwrap_or_default();
-    let name = name.split(':').next().unwrap_or_default();
-    let without = |name: &'_ str, prefixes: &[&str]| {
-        prefixes.iter().find_map(|prefix| name.strip_prefix(prefix)).map(str::len)
-    };
-    let skip =
-        |name: &str, prefixes: &[&str]| name.len() - without(name, prefixes).unwrap_or(name.len());
-    let name = &name[skip(name, &["centos-", "rhel-"])..];
-    &name[skip(name, &["binary-", "source-", "rdo-", "rhos-"])..]
+    bare_name(imagename, &["centos-", "rhel-"])
 }
 
 /// The images of a tree of dependencies, each before those that are built on it.
