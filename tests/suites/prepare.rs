@@ -350,6 +350,13 @@ fn a_dry_run_tells_what_would_move_and_copies_nothing() {
     source.down();
     let told = undercloud.prepare(&dry).success().stderr;
     assert!(told.contains(&format!("{host}/ns/nova-api:latest: image ")), "{told}");
+
+    // A destination that is down is not asked image by image.
+    undercloud.prepare_file(
+        "{push_destination: '127.0.0.1:1', set: {namespace: h.invalid/ns, name_prefix: '', tag: t}}",
+    );
+    let told = undercloud.prepare(&dry).success().stderr;
+    assert!(told.contains("127.0.0.1:1/ns/nova-api:t: 127.0.0.1:1 does not answer"), "{told}");
 }
 
 #[test]

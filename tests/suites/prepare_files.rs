@@ -81,8 +81,8 @@ impl Isolated {
     fn indexed_layers(&self, name: &str, image: &Image) -> usize {
         let repository: Repository = format!("{}/{name}", self.registry.address()).parse().unwrap();
         let client = Client::new(ClientConfig::default());
-        let found = client.index_artifacts(&repository, &image.digest());
-        let found = Runtime::new().unwrap().block_on(found).unwrap();
+        let runtime = Runtime::new().unwrap();
+        let found = runtime.block_on(client.index_artifacts(&repository, &image.digest())).unwrap();
         found.iter().map(|artifact| artifact.layers.len()).sum()
     }
 }

@@ -127,6 +127,27 @@ fn refusals_have_the_originals_words() {
 }
 
 #[test]
+fn changed_images_without_a_destination_have_the_originals_names_in_its_spelling_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let entry = "{modify_role: r, modify_append_tag: -x, includes: ['openstack-keystone:'], \
+                 set: {namespace: h.invalid/ns, tag: t}}";
+    let text = format!(
+        "parameter_defaults:\n  LocalContainerRegistry: 127.0.0.1\n  ContainerImagePrepare:\n  - {entry}\n"
+    );
+    fs::write(directory.path().join("cip.yaml"), text).unwrap();
+    let flags = "prepare -e cip.yaml --release zed --dry-run --output-env-file env.yaml";
+    for (words, host) in [("tripleo container image ", "h.invalid"), ("", "127.0.0.1:8787")] {
+        let outcome = call(directory.path(), &format!("{words}{flags}")).success();
+        let name = format!("  ContainerKeystoneImage: {host}/ns/openstack-keystone:t-x\n");
+        let environment = read(directory.path(), "env.yaml");
+        assert!(environment.contains(&name), "{environment}");
+        let warns =
+            outcome.stderr.contains("entries that change images and have no push_destination");
+        assert_eq!(warns, !words.is_empty(), "{}", outcome.stderr);
+    }
+}
+
+#[test]
 fn an_image_is_pushed_listed_and_shown() {
     let root = tempfile::tempdir().unwrap();
     let Some(source) = registry(&root.path().join("source")) else { return };

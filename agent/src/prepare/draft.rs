@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::PrepareError;
+use super::copy::Location;
 use super::entry::{Entry, PushDestination};
 use super::filter;
 use super::naming;
@@ -101,6 +102,31 @@ fn needs_undercloud(request: &Request) -> bool {
         || request.lists().any(|(_, list)| list.entries.iter().any(goes_to_undercloud))
 }
 
+fn destination(entry: &Entry, undercloud: Option<&str>) -> Option<String> {
+    match &entry.push_destination {
+        PushDestination::Registry(host) => Some(host.clone()),
+        _ if goes_to_undercloud(entry) => undercloud.map(str::to_owned),
+        _ => None,
+    }
+}
+
+/// Whether the parameters name images at their destination. The original names them where they
+/// came from when the destination is not the entry's own; from files no node could pull them.
+fn is_told(entry: &Entry, request: &Request) -> bool {
+    let is_from_files = entry.pull_source.as_deref().is_some_and(Location::has_transport);
+    request.tells_undercloud || is_from_files || entry.push_destination != PushDestination::None
+}
+
+/// Refuses images that would stay in files of this host.
+fn refuse_files(entry: &Entry, images: &[TemplateImage]) -> Result<(), PrepareError> {
+    let pull_source = entry.pull_source.as_deref();
+    let stays = |image: &&TemplateImage| naming::is_on_this_host(pull_source, &image.imagename);
+    match images.iter().find(stays) {
+        Some(image) => Err(PrepareError::NoDestination(image.imagename.clone())),
+        None => Ok(()),
+    }
+}
+
 fn draft(
     entry: &Entry,
     list: &EntryList,
@@ -117,23 +143,16 @@ fn draft(
     }
     let values = substitutions(&set, release.default_set(), request.neutron_driver.as_deref());
     let images = filter::select(template.render(&values)?, &entry, list.services.as_ref())?;
-    let push_destination = match &entry.push_destination {
-        PushDestination::Registry(host) => Some(host.clone()),
-        _ if goes_to_undercloud(&entry) || request.from.is_some() => undercloud.map(str::to_owned),
-        _ => None,
-    };
-    let stays_here = |image: &&TemplateImage| {
-        naming::is_on_this_host(entry.pull_source.as_deref(), &image.imagename)
-    };
-    if let (None, Some(image)) = (&push_destination, images.iter().find(stays_here)) {
-        return Err(PrepareError::NoDestination(image.imagename.clone()));
+    let push_destination = destination(&entry, undercloud);
+    if push_destination.is_none() {
+        refuse_files(&entry, &images)?;
     }
     let tag = entry.set.get("tag");
     let label_counts = release.label_beats_tag() || !tag.is_some_and(|tag| tag.is_truthy());
     Ok(DraftEntry {
         images,
         push_destination,
-        is_told: request.tells_undercloud || entry.push_destination != PushDestination::None,
+        is_told: is_told(&entry, request),
         tag_from_label: entry.tag_from_label.clone().filter(|_| label_counts),
         has_default_tag: tag.is_none(),
         entry,
