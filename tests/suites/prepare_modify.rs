@@ -398,7 +398,7 @@ fn images_are_built_from_recipes_and_what_they_need_first() {
     host.write("recipes/list.yaml", LIST);
     host.write("recipes/tcib/base/base.yaml", "tcib_envs: {LANG: C}\ntcib_user: root\n");
     let app = format!(
-        "tcib_gather_files: ['{}']\ntcib_copies: [{{{{ tcib_file }}}} /etc/greeting]\n\
+        "tcib_gather_files: ['{}']\ntcib_copies: ['{{{{ tcib_file }}}} /etc/greeting']\n\
          tcib_actions:\n- env: 'RELEASE={{{{ tcib_release }}}}'\ntcib_cmd: run it\n",
         host.path("greeting").display()
     );
