@@ -245,9 +245,10 @@ mod tests {
     #[test]
     fn trees_that_cannot_be_used_are_refused() {
         let root = tree();
-        let unknown = Recipes::read(root.path()).unwrap().choose(&["glance".to_owned()], &[]);
+        let recipes = Recipes::read(root.path()).unwrap();
+        let unknown = recipes.choose(&["glance".to_owned()], &[]).unwrap_err();
         let words = "Container image specified, but no config was provided. Image: glance";
-        assert_eq!(unknown.unwrap_err().to_string(), words);
+        assert_eq!(unknown.to_string(), words);
         fs::write(root.path().join("ee/z.yaml"), "[a]").unwrap();
         let error = Recipes::read(root.path()).unwrap_err().to_string();
         assert!(error.ends_with("ee/z.yaml: a recipe is a map"), "{error}");
