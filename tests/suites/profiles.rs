@@ -231,11 +231,11 @@ fn copied_images_get_packs_by_the_profiles_of_an_earlier_build() {
         scratch: setting.scratch.path().to_owned(),
         state: None,
     };
-    let sources = Sources::new(setting.client.clone(), Platform::host());
+    let sources = Sources::new(setting.client.clone(), Platform::host(), options.scratch.clone());
     let locations = [source.parse().unwrap(), unknown.parse().unwrap()];
     let to = Destination::parse(destination.address(), locations.len()).unwrap();
     setting.runtime.block_on(async {
-        let jobs = place::jobs(&locations, &to, &sources, &options.scratch).await.unwrap();
+        let jobs = place::jobs(&locations, &to, &sources).await.unwrap();
         let report = copy::run(jobs, &sources, &options, Arc::new(Unseen)).await.unwrap();
         assert!(report.is_whole(), "{report:?}");
     });
