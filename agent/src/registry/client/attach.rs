@@ -4,10 +4,10 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures_util::stream::{StreamExt as _, TryStreamExt as _, iter};
-use undermount_fs::digest::Digest;
+use undermount_fs::digest::{Digest, Verified};
 
 use crate::image::artifact::pack::{self, PackEntry};
-use crate::image::artifact::{self, Artifact, LayerEntry};
+use crate::image::artifact::{self, Artifact, ArtifactError, LayerEntry, MAX_TREE};
 use crate::image::{Descriptor, Reference, Repository, Tag, media_type, referrers};
 
 use super::error::{Fault, Message, RegistryError, Subject};
@@ -151,6 +151,22 @@ impl Client {
             }
         }
         Ok(found)
+    }
+
+    /// The tree of one layer of an artifact, fetched, unpacked and verified.
+    ///
+    /// # Errors
+    /// [`RegistryError`] where it is missing, damaged or not what the artifact names.
+    pub async fn tree(
+        &self,
+        repository: &Repository,
+        entry: &LayerEntry,
+    ) -> Result<Verified, RegistryError> {
+        let blob = self.small_blob(repository, &entry.tree_blob, MAX_TREE).await?;
+        entry.unpack_tree(blob.bytes()).map_err(|error: ArtifactError| {
+            let subject = Subject::Blob(repository.clone(), entry.tree_blob.digest);
+            Fault::Unusable(Message(error.to_string())).of(&subject)
+        })
     }
 
     async fn read_artifact(
