@@ -128,7 +128,7 @@ impl Peers {
 /// # Errors
 /// [`PeersError`] where a file cannot be used.
 pub fn member_client(tls: Option<&PeersTls>) -> Result<reqwest::Client, PeersError> {
-    let builder = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT);
+    let builder = client_builder().connect_timeout(CONNECT);
     let builder = match tls {
         None => builder,
         Some(PeersTls { certificate, key, ca }) => {
@@ -153,11 +153,16 @@ pub fn member_client(tls: Option<&PeersTls>) -> Result<reqwest::Client, PeersErr
     builder.build().map_err(PeersError::Client)
 }
 
+/// Goes where it is sent and nowhere else: a peer redirects by names of members, and one that
+/// lies must not choose an address.
+fn client_builder() -> reqwest::ClientBuilder {
+    reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none())
+}
+
 /// What speaks HTTP to seeds. Their certificate is not looked at: the request holds no secret,
 /// and the answer is sealed with the cluster key.
 fn seed_client() -> Result<reqwest::Client, PeersError> {
-    reqwest::Client::builder()
-        .no_proxy()
+    client_builder()
         .connect_timeout(CONNECT * 4)
         .tls_danger_accept_invalid_certs(true)
         .build()

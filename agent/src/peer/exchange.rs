@@ -124,7 +124,9 @@ impl Exchange {
         let by = tokio::time::Instant::from(deadline);
         let realm = tokio::time::timeout_at(by, self.realms().of(&wanted.scope));
         let key = (realm.await.map_err(|_| late())?, wanted.piece.digest);
+        let mut joined_in_vain = false;
         loop {
+            let mut joined = true;
             let arriving = match self.place(&key) {
                 Some(Place::Stored) => match self.read(key).await {
                     Some(piece) => return Ok(piece),
@@ -135,13 +137,22 @@ impl Exchange {
                 None => {
                     let room = tokio::time::timeout_at(by, self.room(wanted.size()));
                     let room = room.await.map_err(|_| late())?;
+                    joined = false;
                     match self.obtain(key, wanted, 0, room) {
                         Place::Stored => continue,
                         Place::Arriving(arriving) => arriving,
                     }
                 }
             };
-            let piece = arriving.whole(deadline).await.unwrap_or_else(|| Err(late()))?;
+            let piece = match arriving.whole(deadline).await.unwrap_or_else(|| Err(late())) {
+                Ok(piece) => piece,
+                // It was begun for somebody else, who may have named a place that lacks it.
+                Err(_) if joined && !joined_in_vain && Instant::now() < deadline => {
+                    joined_in_vain = true;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             note_origin(arriving.upstream(), wanted);
             return Ok(piece);
         }

@@ -36,6 +36,11 @@ pub use ring::KeyId;
 pub(in crate::peer) use ring::{Derived, KeyRing};
 pub use scope::{ScopeKey, Ticket, TicketError};
 
+/// A text that nobody else has: 32 random bytes as hex digits.
+pub fn unguessable() -> String {
+    call::random::<32>().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The keys of the cluster as they are now. Cheap to clone; all clones see a rotation at once.
 #[derive(Clone)]
 pub struct ClusterKeys(Arc<RwLock<Arc<KeyRing>>>);

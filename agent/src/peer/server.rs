@@ -130,6 +130,8 @@ impl PieceServer {
                     if tokio::time::timeout_at(held, piece.begun()).await.is_err() {
                         return Ok(StatusCode::ACCEPTED.into_response());
                     }
+                    // To begin again at once would only ask the registry the same again.
+                    piece.have().ok_or(Refusal::Failed)?;
                 }
                 Answer::Redirect(to) => return Ok(self.redirect(&to)),
                 Answer::Missing => return Ok(StatusCode::NOT_FOUND.into_response()),

@@ -140,6 +140,8 @@ pub struct RegistryOrigin {
     /// The registries that are read from for others, `host[:port]`.
     hosts: Mutex<HashSet<String>>,
     logins: Mutex<HashMap<Scope, (Instant, Option<Login>)>>,
+    /// A password of this process alone.
+    nobodys: String,
 }
 
 impl RegistryOrigin {
@@ -151,7 +153,8 @@ impl RegistryOrigin {
         hosts: impl IntoIterator<Item = String>,
     ) -> Self {
         let hosts = Mutex::new(hosts.into_iter().collect());
-        Self { registry, credentials, hosts, logins: Mutex::default() }
+        let nobodys = crate::peer::keys::unguessable();
+        Self { registry, credentials, hosts, logins: Mutex::default(), nobodys }
     }
 
     /// This node reads in the name of `scope` itself.
@@ -165,14 +168,20 @@ impl RegistryOrigin {
 
     async fn look_up(&self, scope: &Scope) -> Option<Login> {
         let known = self.logins().get(scope).cloned();
-        if let Some((_, login)) = known.filter(|(at, _)| at.elapsed() < LOGIN_LIFE) {
-            return login;
+        if let Some((at, login)) = &known
+            && at.elapsed() < LOGIN_LIFE
+        {
+            return login.clone();
         }
-        let found = self.credentials.lookup(scope.as_str()).await.unwrap_or_else(|error| {
-            // The registry client will say so, too, where it needs one.
-            tracing::debug!(%scope, %error, "no credential");
-            None
-        });
+        let found = match self.credentials.lookup(scope.as_str()).await {
+            Ok(found) => found,
+            Err(error) => {
+                // The registry client will say so, too, where it needs one.
+                tracing::debug!(%scope, %error, "no credential");
+                let known = known.and_then(|(_, login)| login);
+                return Some(known.unwrap_or_else(|| self.nobodys(scope)));
+            }
+        };
         let login = found.map(|found| Login {
             registry: host(scope).to_owned(),
             user: found.user,
@@ -182,6 +191,13 @@ impl RegistryOrigin {
         logins.retain(|_, (at, _)| at.elapsed() < LOGIN_LIFE);
         logins.insert(scope.clone(), (Instant::now(), login.clone()));
         login
+    }
+
+    /// A login that no other node has: what may be private is not taken for public while nobody
+    /// can tell.
+    fn nobodys(&self, scope: &Scope) -> Login {
+        let password = Password::new(self.nobodys.clone());
+        Login { registry: host(scope).to_owned(), user: String::new(), password }
     }
 
     fn logins(&self) -> MutexGuard<'_, HashMap<Scope, (Instant, Option<Login>)>> {
@@ -196,7 +212,8 @@ impl Origin for RegistryOrigin {
     }
 
     fn login<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Option<Login>> {
-        self.look_up(scope).boxed()
+        // What is never read from needs no credential, and no helper that is asked for it.
+        async move { if self.reaches(scope) { self.look_up(scope).await } else { None } }.boxed()
     }
 
     fn read<'a>(
@@ -268,6 +285,22 @@ mod tests {
         }
         origin.learn(&Scope::new("quay.io/own/image"));
         assert!(reaches("quay.io/another/image"));
+    }
+
+    #[tokio::test]
+    async fn regression_what_may_be_private_is_not_public_while_nobody_can_tell() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("auth.json");
+        std::fs::write(&file, "{").unwrap();
+        let registry = Arc::new(RegistrySource::new(client(|_| ()), Arc::default()));
+        let hosts = ["r.example".to_owned()];
+        let credentials = Credentials::from_files(vec![file.clone()]);
+        let origin = RegistryOrigin::new(registry, credentials, hosts);
+        let scope = Scope::new("r.example/private");
+        assert!(origin.login(&scope).await.is_some(), "it is taken for private");
+        std::fs::write(&file, "{}").unwrap();
+        assert!(origin.login(&scope).await.is_none(), "there is no login, and that is known");
+        assert!(origin.login(&Scope::new("elsewhere.example/a")).await.is_none());
     }
 
     /// A blob of 40 pieces, neighbours sharing a byte.

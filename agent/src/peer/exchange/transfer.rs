@@ -117,7 +117,8 @@ impl Transfer {
         let member = ask.member;
         let members = self.exchange.roster().members();
         let Some(peer) = members.get(&member) else {
-            return Ended::Next(self.tell(Event::Unreachable));
+            // Nothing is known of it: it may be an invention of who has named it.
+            return Ended::Next(self.tell(Event::Missing));
         };
         let now = std::time::SystemTime::now();
         let ticket = self.exchange.realms().ticket(&self.wanted.scope, member, now).await;
@@ -150,6 +151,9 @@ impl Transfer {
             };
             let ends = event == Event::Broken;
             let mut next = self.tell(event);
+            if !ends && self.is_whole() {
+                return self.finish(Some(member)).await;
+            }
             if next.is_none() && !ends {
                 next = self.tell(Event::Tick);
             }

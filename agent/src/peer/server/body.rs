@@ -88,7 +88,12 @@ where
     let (sender, receiver) = mpsc::channel(1);
     let writing = write(Outlet { server: slot.server.clone(), sender: sender.clone() });
     tokio::spawn(async move {
-        if writing.await.is_err() {
+        let written = tokio::select! {
+            written = writing => written,
+            // Who asked is gone, and so is the need for the slot.
+            () = sender.closed() => Ok(()),
+        };
+        if written.is_err() {
             // An error ends the connection before its Content-Length is reached.
             let _ = timeout(SEND, sender.send(Err(CutOff))).await;
         }
