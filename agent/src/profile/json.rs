@@ -25,6 +25,10 @@ const VERSION: u32 = 2;
 /// service take as much.
 pub const FILE_MAX: u64 = 8 * 1024 * 1024;
 
+/// Bytes of the paths of all units of a record: where records are put together, each unit is
+/// spelled out.
+const NAMED_MAX: u64 = 64 * 1024 * 1024;
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -72,6 +76,10 @@ impl StartRecord {
         let units = || file.starts.iter().flatten();
         if units().any(|(of, _)| *of as usize >= file.files.len()) {
             return Err(invalid("a unit is of a file that is not listed".to_owned()));
+        }
+        let named = |(of, _): &(u32, u32)| file.files[*of as usize].len() as u64;
+        if units().map(named).sum::<u64>() > NAMED_MAX {
+            return Err(invalid(format!("its units name files by more than {NAMED_MAX} bytes")));
         }
         if file.files.len() > UNITS_MAX || file.starts.iter().any(|start| start.len() > UNITS_MAX) {
             return Err(invalid(format!("a start reads at most {UNITS_MAX} files")));

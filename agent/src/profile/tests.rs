@@ -64,12 +64,15 @@ fn the_format_is_pinned() {
 fn something_else_is_refused_by_name_and_reason() {
     let good = String::from_utf8(record("run", &[&["a"]]).to_json()).unwrap();
     let many = format!("[{}[0,0]]", "[0,0],".repeat(UNITS_MAX));
+    let long = good.replace("\"a\"", &format!("\"{}\"", "x".repeat(2 << 20)));
+    let spelled_out = long.replace("[[0,0]]", &format!("[[{}[0,0]]]", "[0,0],".repeat(40)));
     for (text, words) in [
         ("rubbish".to_owned(), "not a profile"),
         (good.replace("\"version\":2", "\"version\":1"), "record it again"),
         (good.replace("[0,0]", "[7,0]"), "not listed"),
         (good.replace("\"command\"", "\"kommand\""), "not a profile"),
         (good.replace("[[0,0]]", &many), "at most"),
+        (spelled_out, "its units name files by more than"),
         (good.replace("run", &"x".repeat(FILE_MAX as usize)), "more than any profile"),
     ] {
         let error = StartRecord::from_json(text.as_bytes(), Path::new("/p/x.json"));

@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use undermount_fs::digest::Digest;
 use undermount_fs::fill::{Layer, PackingError};
 use undermount_fs::index::{Backing, IndexError};
-use undermount_fs::pack::{Packed, Profile, Table, UnitName};
+use undermount_fs::pack::{HEAD_MAX, Packed, Profile, Table, UnitName};
 use undermount_fs::tree::{ImageTree, TreeError};
 
 use super::blocking::blocking;
@@ -109,6 +109,8 @@ impl Packing {
     /// [`StorageError`] where the disk fails.
     pub async fn starts(&self, image: &Image) -> Result<usize, StorageError> {
         let (storage, image) = (self.storage.clone(), image.clone());
+        // Anybody may ask, and what is read for it is large.
+        let _turn = self.turn().await;
         blocking(move || {
             let listed = profiles(&storage, &image).list().unwrap_or_default();
             let own = |record: &StartRecord| image.digest.sha256() == Some(record.manifest);
@@ -232,7 +234,8 @@ fn basis(
 /// Whether the start-up pack of an artifact holds about what `profile` names.
 fn is_alike(storage: &Storage, manifest: &[u8], profile: &Profile) -> Result<bool, MakingError> {
     let packs = pack::packs(manifest);
-    let Some(entry) = packs.iter().find(|entry| entry.purpose == Purpose::Start) else {
+    let fits = |entry: &&PackEntry| entry.purpose == Purpose::Start && entry.head_size <= HEAD_MAX;
+    let Some(entry) = packs.iter().find(fits) else {
         return Ok(false);
     };
     let Some(head) = shelf::read(storage, &entry.blob, 0..entry.head_size)? else {
