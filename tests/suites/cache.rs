@@ -176,7 +176,7 @@ fn verify_fetches_again_what_is_damaged_with_an_owner_and_without() {
     let outcome = setting.cache(&["verify"]);
     assert!(!outcome.status.success() && outcome.stdout.contains("lost: "), "{}", outcome.stdout);
     // Everything else is here without the registry.
-    let mount = setting.node.mount(&setting.reference);
+    let mount = setting.node.mount_with(&setting.reference, &["--read-timeout", "2"]);
     let wrong = setting.files.iter().filter(|(path, content)| {
         fs::read(mount.join(path)).map_or(true, |bytes| bytes != **content)
     });

@@ -85,6 +85,19 @@ fn reads_fail_with_their_registry_where_that_is_wanted() {
     assert_eq!(scene.read("one").0, None);
 }
 
+/// The kernel reads ahead, and once more what failed: that is one deadline all the same.
+#[test]
+fn regression_a_read_that_fails_takes_its_timeout_once() {
+    if lacking(node::NEEDS) {
+        return;
+    }
+    let scene = Scene::new(&["--read-timeout", "20"]);
+    let (errno, took) = scene.read("one");
+    assert_eq!(errno, Some(libc::EIO));
+    let limit = Duration::from_secs(35);
+    assert!(took < limit, "it took {took:?}");
+}
+
 #[test]
 fn an_outage_is_told_once_for_an_image_with_who_is_to_blame() {
     if lacking(node::NEEDS) {
