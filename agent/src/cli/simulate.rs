@@ -192,7 +192,7 @@ mod tests {
         for (words, expected) in [
             (&["--nodes", "0"][..], "1..=10000"),
             (&["--set", "1 GiB", "--working-set", "2 GiB"], "--working-set is larger than --set"),
-            (&["--nodes", "10000", "--piece", "100 KiB"], "at most 100000000 pieces in all"),
+            (&["--nodes", "10000", "--set", "1 TiB"], "at most 100000000 pieces in all"),
             (&["--slow", "91"], "a percentage from 0 to 90"),
             (&["--spread=-1"], "seconds from 0 to 3600"),
             (&["--registry-link", "0"], "a rate like"),

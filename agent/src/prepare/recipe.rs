@@ -97,7 +97,8 @@ impl Recipes {
         parent: Option<&str>,
         depth: usize,
     ) -> Result<(), RecipeError> {
-        let directory = root.join(place);
+        // Joining nothing would leave a slash at the end.
+        let directory: PathBuf = root.join(place).components().collect();
         if depth > MAX_DEPTH {
             return Err(RecipeError::TooDeep(directory));
         }

@@ -64,10 +64,10 @@ impl Queue {
     /// How many transfers there are of each priority.
     pub fn lengths(&self) -> [Length; 3] {
         let State { running, waiting } = &*self.0.lock();
-        let length = |priority, running: &usize, waiting: &VecDeque<_>| Length {
-            priority,
-            running: *running,
-            waiting: waiting.len(),
+        let length = |priority, running: &usize, waiting: &VecDeque<oneshot::Sender<Slot>>| {
+            // Who stopped waiting is found when its turn comes.
+            let waiting = waiting.iter().filter(|turn| !turn.is_closed()).count();
+            Length { priority, running: *running, waiting }
         };
         [
             length("background", &running.background, &waiting.background),

@@ -89,11 +89,12 @@ mod tests {
     #[test]
     fn the_oldest_go_beyond_the_limit() {
         let fresh = Fresh::default();
-        for number in 0..5 {
-            fresh.hold(&[object(number, LIMIT / 4)]);
+        let size = 1024 * 1024;
+        for number in 0..=LIMIT / size {
+            fresh.hold(&[object(number, size)]);
         }
-        assert!(fresh.get(object(0, LIMIT / 4).key()).is_none());
-        assert!(fresh.get(object(1, LIMIT / 4).key()).is_some());
+        assert!(fresh.get(object(0, size).key()).is_none());
+        assert!(fresh.get(object(1, size).key()).is_some());
         assert!(fresh.state().bytes <= LIMIT);
     }
 
@@ -108,6 +109,7 @@ mod tests {
         assert!(fresh.get(old.key()).is_none());
         assert_eq!(fresh.get(new.key()).unwrap(), *new.bytes());
         fresh.forget(Duration::ZERO);
-        assert_eq!((fresh.state().bytes, fresh.state().contents.len()), (0, 0));
+        let state = fresh.state();
+        assert_eq!((state.bytes, state.contents.len()), (0, 0));
     }
 }

@@ -126,7 +126,7 @@ mod tests {
         let path = directory.path().join("handed.json");
         let refused = |text: &str| keep(text.as_bytes(), &path).unwrap_err().to_string();
         let said = refused(r#"{"uc/a:1": {"username": "joe", "password": s3cret}}"#);
-        assert!(said.ends_with("line 1, column 45") && !said.contains("s3cret"), "{said}");
+        assert!(said.ends_with("line 1, column 44") && !said.contains("s3cret"), "{said}");
         assert!(!refused(r#"{"NO IMAGE": {"password": "s3cret"}}"#).contains("s3cret"));
         assert!(!path.exists());
     }
