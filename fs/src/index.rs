@@ -27,8 +27,7 @@ pub use tree::{LayerTree, Sections, Xattr, encode_tree};
 
 use crate::digest::Digest;
 
-/// Why an index is believed, from weak to strong. A signature by the undercloud's key will stand
-/// between the two.
+/// Why an index is believed, from weak to strong.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
 )]

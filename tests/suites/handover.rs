@@ -206,10 +206,8 @@ fn packaged_unit(dir: &Path) -> String {
 
 #[test]
 fn the_packaged_unit_does_the_same_under_systemd() {
-    if lacking(
-        &[NEEDS, &[Need::Program("systemd"), Need::Program("nsenter"), Need::Program("jq")]]
-            .concat(),
-    ) {
+    let programs = ["systemd", "nsenter", "jq", "ps"].map(Need::Program);
+    if lacking(&[NEEDS, &programs].concat()) {
         return;
     }
     if let Some(reason) = Systemd::lacking() {

@@ -1,9 +1,10 @@
 //! Bringing mounted images in, in the background: first what a start reads, then all of it.
 //!
 //! Once an image is complete, neither its start nor a reboot needs the network. One image of an
-//! owner is completed at a time, layer by layer, each blob as one stream that gives way to reads
-//! that somebody waits for. The pace is such that the image is complete within the time that the
-//! operator allows, and no faster, since all nodes of a cloud do this at the same time.
+//! owner is completed at a time, three layers side by side, each blob as one stream that gives way
+//! to reads that somebody waits for. The pace is such that the image is complete within the time
+//! that the operator allows; each stream keeps a pace, since all nodes of a cloud do this at the
+//! same time.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -58,8 +58,8 @@ pub struct CacheArgs {
     /// as long as --read-timeout says; `eio`, it fails with the registry [default: wait]
     #[arg(long, value_name = "POLICY", value_parser = on_outage)]
     on_outage: Option<OnOutage>,
-    /// Time within which a mounted image becomes fully local, in seconds; 0 fetches only what is
-    /// read [default: 600]
+    /// Time within which a mounted image becomes fully local once its turn has come (one image at
+    /// a time), in seconds; 0 fetches only what is read [default: 600]
     #[arg(long, value_name = "SECONDS", value_parser = from_word::<Seconds<0, 604_800>>)]
     complete_within: Option<Seconds<0, 604_800>>,
     /// How the kernel gets the bytes of files: `cached`, it asks and keeps them; `passthrough`, it

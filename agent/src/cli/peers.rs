@@ -15,8 +15,8 @@ use super::owner::{self, CacheArgs};
 /// Lists the members that the agent believes to be alive: name, address, share of the pieces that
 /// it owns in hundredths, versions of the protocol, when its agent started. Then where the pieces
 /// came from that were wanted here, what was given to others, and whom this node leaves alone for
-/// a while, and why. On stderr it says what
-/// is odd, such as datagrams that nobody of the cluster has sent.
+/// a while, and why. On stderr it says what is odd, such as datagrams that nobody of the cluster
+/// has sent.
 #[derive(Debug, Args)]
 pub struct PeersArgs {
     /// Print JSON
