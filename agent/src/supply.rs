@@ -32,7 +32,6 @@ use undermount_fs::source::{
 use undermount_fs::trail::{self, Origin};
 
 use crate::image::Repository;
-use crate::peer::rate::Rate;
 use crate::peer::wanted::Wanted;
 use crate::registry::client::{BlobReader, Client, Fault, RegistryError};
 
@@ -58,19 +57,12 @@ pub struct RegistrySource {
     client: Client,
     ledger: Arc<Ledger>,
     gate: Arc<Gate>,
-    background: Option<Arc<Rate>>,
 }
 
 impl RegistrySource {
     /// A source that asks through `client` and accounts to `ledger`.
     pub fn new(client: Client, ledger: Arc<Ledger>) -> Self {
-        Self { client, ledger, gate: Gate::new(SLOTS), background: None }
-    }
-
-    /// The same source with a limit, in bytes per second, for all background streams together.
-    #[must_use]
-    pub fn with_background_rate(self, bytes_per_second: u64) -> Self {
-        Self { background: Some(Arc::new(Rate::new(bytes_per_second))), ..self }
+        Self { client, ledger, gate: Gate::new(SLOTS) }
     }
 
     /// What was fetched so far.
@@ -135,8 +127,7 @@ impl RegistrySource {
         let first = errand.next(&mut reader, blob).await?;
         // From here on stalls are told by the pace of the transfer.
         reader.set_deadline(None);
-        let courtesy = (priority == Priority::Background)
-            .then(|| Courtesy { gate: Arc::clone(&self.gate), rate: self.background.clone() });
+        let courtesy = (priority == Priority::Background).then(|| Arc::clone(&self.gate));
         Ok((Streaming { errand, reader, blob, first, courtesy, _slot: None }, slot))
     }
 
@@ -248,15 +239,10 @@ struct Streaming {
     reader: BlobReader,
     blob: Digest,
     first: Option<Bytes>,
-    courtesy: Option<Courtesy>,
+    /// Where demand is seen that a background stream gives way to between its chunks.
+    courtesy: Option<Arc<Gate>>,
     /// Held until the end.
     _slot: Option<Slot>,
-}
-
-/// What a background stream heeds between its chunks.
-struct Courtesy {
-    gate: Arc<Gate>,
-    rate: Option<Arc<Rate>>,
 }
 
 impl Streaming {
@@ -271,20 +257,11 @@ impl Streaming {
             Some(first) => Some(first),
             None => self.errand.next(&mut self.reader, self.blob).await?,
         };
-        if let (Some(chunk), Some(courtesy)) = (&chunk, &self.courtesy) {
-            courtesy.show(chunk.len() as u64).await;
+        if let (Some(_), Some(gate)) = (&chunk, &self.courtesy) {
+            // It is enough to have tried.
+            let _ = tokio::time::timeout(COURTESY, gate.without_demand()).await;
         }
         Ok(chunk)
-    }
-}
-
-impl Courtesy {
-    async fn show(&self, bytes: u64) {
-        if let Some(rate) = &self.rate {
-            tokio::time::sleep(rate.take(bytes, Instant::now())).await;
-        }
-        // It is enough to have tried.
-        let _ = tokio::time::timeout(COURTESY, self.gate.without_demand()).await;
     }
 }
 

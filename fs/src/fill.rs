@@ -18,7 +18,6 @@ mod ahead;
 mod awaited;
 mod extract;
 mod follow;
-mod fresh;
 mod gauge;
 mod ingest;
 mod layer;
@@ -30,6 +29,7 @@ mod recent;
 mod table;
 mod unit;
 mod unpack;
+mod unread;
 mod whole;
 
 pub use ingest::{Blob, IngestError, Pace, Progress};

@@ -89,11 +89,6 @@ impl Network {
     pub fn unplug(&self, host: &Host) {
         self.switch.ip(&["link", "set", &host.port(), "down"]);
     }
-
-    /// Puts it back.
-    pub fn plug(&self, host: &Host) {
-        self.switch.ip(&["link", "set", &host.port(), "up"]);
-    }
 }
 
 impl Host {

@@ -19,22 +19,14 @@ pub struct Registry {
 impl Registry {
     /// `undermount registry` over `root`.
     pub fn undermount(root: &Path) -> Self {
-        Self::serve(root, "127.0.0.1:0", &[])
-    }
-
-    /// The same at a given address: a registry that was killed and is started again.
-    pub fn undermount_at(root: &Path, address: &str) -> Self {
-        Self::serve(root, address, &[])
+        Self::undermount_with(root, &[])
     }
 
     /// `undermount registry` over `root`, with more flags.
     pub fn undermount_with(root: &Path, flags: &[&str]) -> Self {
-        Self::serve(root, "127.0.0.1:0", flags)
-    }
-
-    fn serve(root: &Path, address: &str, flags: &[&str]) -> Self {
         let mut command = undermount();
-        command.arg("registry").arg("--root").arg(root).args(["--listen", address]).args(flags);
+        command.arg("registry").arg("--root").arg(root);
+        command.args(["--listen", "127.0.0.1:0"]).args(flags);
         Self::start(&mut command)
     }
 

@@ -147,12 +147,6 @@ impl Node {
         self.keeper.wait(SOON).expect("the keeper ends within a minute")
     }
 
-    /// Ends the keeper by force and gives its directory back.
-    pub fn abandon(mut self) -> TempDir {
-        self.end();
-        std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap())
-    }
-
     fn end(&mut self) {
         self.keeper.kill();
         self.kill_worker();

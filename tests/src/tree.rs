@@ -42,12 +42,6 @@ impl Tree {
         }
     }
 
-    /// Makes a field of all entries equal everything.
-    pub fn open_everywhere(&mut self, field: &str) {
-        let paths: Vec<String> = self.entries.keys().cloned().collect();
-        paths.iter().for_each(|path| self.open(path, field));
-    }
-
     /// Marks the paths of each group as names of one file.
     pub fn group(&mut self, groups: impl Iterator<Item = Vec<String>>) {
         for mut paths in groups.filter(|paths| paths.len() > 1) {

@@ -4,38 +4,39 @@
 //! socket, and starts the worker, which does everything else. See
 //! [`undermount_fs::session`] for what happens when either dies.
 
+mod continuity;
+mod lock;
 mod node;
 mod opened;
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use undermount_fs::fill::Patience;
 use undermount_fs::memory::give_back_when_freed;
 use undermount_fs::object::Verify;
 use undermount_fs::session::keeper::{
-    DescriptorStore, Ending, Estate, Keeper, KeeperConfig, MountKind, MountSpec, RestartPolicy,
-    WorkerConfig,
+    Ending, Keeper, KeeperConfig, MountKind, MountSpec, RestartPolicy, WorkerConfig,
 };
 use undermount_fs::session::worker::{Farewell, Inheritance, Worker, end_process_on_panic};
 use undermount_fs::session::{DataMode, SessionError, detach};
 
+pub use self::continuity::Continuity;
+pub use self::lock::CacheLock;
 pub use self::opened::upkeep;
 
 use self::node::{Mounts, Node};
 use super::api::Api;
 use super::cache::CacheError;
-use super::figures;
+use super::figures::{self, Figures};
 use super::health;
 use super::layers::ShelfError;
 use super::owner::Owner;
@@ -127,49 +128,6 @@ pub enum ProcessError {
     Start(#[source] io::Error),
 }
 
-/// The one and only owner of a cache directory, for as long as this lives.
-pub struct CacheLock {
-    /// The cache directory without symbolic links.
-    pub cache: PathBuf,
-    lock: Flock<File>,
-}
-
-impl CacheLock {
-    /// Makes the cache directory where it is missing, and becomes its owner.
-    ///
-    /// # Errors
-    /// [`ProcessError`] where it cannot be used, or somebody else owns it.
-    pub fn take(cache: &Path) -> Result<Self, ProcessError> {
-        let unusable = |source| CacheError::Io { path: cache.to_owned(), source };
-        std::fs::create_dir_all(cache).map_err(unusable)?;
-        let cache = cache.canonicalize().map_err(unusable)?;
-        let file = File::create(cache.join("lock")).map_err(unusable)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self { cache, lock }),
-            Err((_, nix::Error::EWOULDBLOCK)) => Err(ProcessError::Owned { cache }),
-            Err((_, errno)) => Err(unusable(errno.into()).into()),
-        }
-    }
-
-    /// The lock that the keeper before has left in `estate`, on the cache directory `cache`.
-    ///
-    /// # Errors
-    /// [`ProcessError`] where it is not there.
-    pub fn inherit(estate: &Estate, cache: &Path) -> Result<Self, ProcessError> {
-        let cache = cache.to_owned();
-        // It is held already; asking for it again changes nothing.
-        match Flock::lock(File::from(estate.keepsake(LOCK)?), FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self { cache, lock }),
-            Err(_) => Err(ProcessError::Owned { cache }),
-        }
-    }
-
-    /// A descriptor that keeps the lock also when this process is gone.
-    fn share(&self) -> io::Result<OwnedFd> {
-        self.lock.as_fd().try_clone_to_owned()
-    }
-}
-
 /// What a keeper starts, and what its mounts are like for as long as they live.
 #[derive(Debug, Clone)]
 pub struct KeeperSettings {
@@ -184,34 +142,6 @@ pub struct KeeperSettings {
     pub data_mode: DataMode,
     /// The features of the kernel that may be used, see [`KeeperConfig::init_mask`].
     pub init_mask: u64,
-}
-
-/// How the mounts of an agent outlive its processes.
-#[derive(Debug)]
-pub struct Continuity {
-    /// Keeps descriptors for the next keeper.
-    pub store: Arc<dyn DescriptorStore>,
-    /// What the keeper before has left, where this one is to go on with it.
-    pub estate: Option<Estate>,
-    /// What the next one is to find.
-    pub note: String,
-}
-
-impl Continuity {
-    /// A keeper that goes on with what the one before has left, if that is possible.
-    fn take_over(&mut self, worker: &WorkerConfig) -> Option<Keeper> {
-        let keeper = Keeper::inherit(self.estate.take()?, worker.clone(), self.store.clone());
-        let lost = "mounts are made anew; running containers of the layer store are lost";
-        keeper.inspect_err(|error| tracing::error!(%error, "{lost}")).ok()
-    }
-
-    /// Lets the mounts of `keeper` outlive it.
-    fn entrust(self, keeper: &mut Keeper) {
-        if let Err(error) = keeper.entrust(self.store, self.note) {
-            let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, "the mounts end with this process");
-        }
-    }
 }
 
 /// Keeps the mounts of the owner of `lock` until its worker has nothing more to do. Calls
@@ -352,18 +282,10 @@ fn serve(
     worker.ready()?;
     let store = mounts.store_dir();
     mounts.serve(&node, &runtime, threads.handle())?;
-    if let Some(mirror) = config.mirror.filter(|_| store.is_some()) {
-        let root = config.cache.join("mirror");
-        let client = Client::new(config.client.clone());
-        threads.spawn(mirror::run(mirror, root, client, CancellationToken::new()));
-    }
-    if let Some(address) = config.metrics.filter(|_| store.is_some()) {
-        let figures = node.figures(inheritance.pulse.clone(), worker.history().restarts);
-        threads.spawn(figures::run(address, figures, CancellationToken::new()));
-    }
     let over = CancellationToken::new();
-    if let Some(peers) = node.services.peers.clone() {
-        threads.spawn(sharing::answer(peers, node.services.sharing.clone(), over.clone()));
+    if store.is_some() {
+        let figures = node.figures(inheritance.pulse.clone(), worker.history().restarts);
+        begin_services(&config, &node, figures, &over, threads.handle());
     }
     threads.spawn(health::beat(worker.clone(), inheritance.pulse));
     let status = Status {
@@ -388,14 +310,39 @@ fn serve(
         threads.block_on(peers.end(farewell.reason().is_some()));
     }
     if let Some(Farewell::Orphaned) = farewell.reason() {
-        // The keeper would have done this. Its lock is still ours.
-        let detached: Result<Vec<()>, _> = dirs.iter().map(|dir| detach(dir)).collect();
-        dismantle(&runtime);
-        detached?;
+        take_down(&dirs, &runtime)?;
     }
     // Reads that still wait for the network need not be waited for.
     threads.shutdown_background();
     Ok(())
+}
+
+/// Begins what only an agent does: its mirror, its metrics, and its answers to peers until `over`.
+fn begin_services(
+    config: &OwnerConfig,
+    node: &Node,
+    figures: Figures,
+    over: &CancellationToken,
+    threads: &Handle,
+) {
+    if let Some(mirror) = config.mirror.clone() {
+        let root = config.cache.join("mirror");
+        let client = Client::new(config.client.clone());
+        threads.spawn(mirror::run(mirror, root, client, CancellationToken::new()));
+    }
+    if let Some(address) = config.metrics {
+        threads.spawn(figures::run(address, figures, CancellationToken::new()));
+    }
+    if let Some(peers) = node.services.peers.clone() {
+        threads.spawn(sharing::answer(peers, node.services.sharing.clone(), over.clone()));
+    }
+}
+
+/// Takes the mounts at `dirs` down in place of the keeper, which is gone. Its lock is still ours.
+fn take_down(dirs: &[PathBuf], runtime: &Runtime) -> Result<(), SessionError> {
+    let detached: Result<Vec<()>, _> = dirs.iter().map(|dir| detach(dir)).collect();
+    dismantle(runtime);
+    detached.map(drop)
 }
 
 /// When a worker that nobody ends may end.

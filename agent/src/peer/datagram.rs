@@ -47,7 +47,7 @@ const SENDERS: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
 
 /// Why a datagram was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Drop {
+pub enum Dropped {
     /// It is longer than [`MAX_DATAGRAM`].
     Oversized,
     /// It is no datagram of ours.
@@ -70,33 +70,33 @@ pub enum Drop {
 pub struct Received {
     /// Opened.
     pub taken: u64,
-    /// See [`Drop::Oversized`].
+    /// See [`Dropped::Oversized`].
     pub oversized: u64,
-    /// See [`Drop::Malformed`].
+    /// See [`Dropped::Malformed`].
     pub malformed: u64,
-    /// See [`Drop::Version`].
+    /// See [`Dropped::Version`].
     pub version: u64,
-    /// See [`Drop::Key`].
+    /// See [`Dropped::Key`].
     pub key: u64,
-    /// See [`Drop::Misdirected`].
+    /// See [`Dropped::Misdirected`].
     pub misdirected: u64,
-    /// See [`Drop::Forged`].
+    /// See [`Dropped::Forged`].
     pub forged: u64,
-    /// See [`Drop::Replayed`].
+    /// See [`Dropped::Replayed`].
     pub replayed: u64,
 }
 
 impl Received {
-    fn count<T>(&mut self, outcome: &Result<T, Drop>) {
+    fn count<T>(&mut self, outcome: &Result<T, Dropped>) {
         let counter = match outcome {
             Ok(_) => &mut self.taken,
-            Err(Drop::Oversized) => &mut self.oversized,
-            Err(Drop::Malformed) => &mut self.malformed,
-            Err(Drop::Version) => &mut self.version,
-            Err(Drop::Key) => &mut self.key,
-            Err(Drop::Misdirected) => &mut self.misdirected,
-            Err(Drop::Forged) => &mut self.forged,
-            Err(Drop::Replayed) => &mut self.replayed,
+            Err(Dropped::Oversized) => &mut self.oversized,
+            Err(Dropped::Malformed) => &mut self.malformed,
+            Err(Dropped::Version) => &mut self.version,
+            Err(Dropped::Key) => &mut self.key,
+            Err(Dropped::Misdirected) => &mut self.misdirected,
+            Err(Dropped::Forged) => &mut self.forged,
+            Err(Dropped::Replayed) => &mut self.replayed,
         };
         *counter += 1;
     }
@@ -180,31 +180,31 @@ impl Opener {
     /// What `datagram` carries. It is counted either way.
     ///
     /// # Errors
-    /// [`Drop`] where it is not to be looked at.
-    pub fn open(&mut self, datagram: &[u8]) -> Result<Opened, Drop> {
+    /// [`Dropped`] where it is not to be looked at.
+    pub fn open(&mut self, datagram: &[u8]) -> Result<Opened, Dropped> {
         let opened = self.try_open(datagram);
         self.received.count(&opened);
         opened
     }
 
-    fn try_open(&mut self, datagram: &[u8]) -> Result<Opened, Drop> {
+    fn try_open(&mut self, datagram: &[u8]) -> Result<Opened, Dropped> {
         if datagram.len() > MAX_DATAGRAM {
-            return Err(Drop::Oversized);
+            return Err(Dropped::Oversized);
         }
         let (id, head, sealed) = Head::parse(datagram)?;
         if head.to != self.own {
-            return Err(Drop::Misdirected);
+            return Err(Dropped::Misdirected);
         }
         // What was seen is not worth opening. What is new is only remembered once it is opened.
         if self.lives.peek(&head.from).is_some_and(|life| life.knows(&head)) {
-            return Err(Drop::Replayed);
+            return Err(Dropped::Replayed);
         }
         let ring = self.keys.ring();
-        let key = head.key(ring.get(id).ok_or(Drop::Key)?);
+        let key = head.key(ring.get(id).ok_or(Dropped::Key)?);
         let mut payload = sealed.to_vec();
         let length = key
             .open_in_place(head.nonce(), Aad::from(&datagram[..HEADER]), &mut payload)
-            .map_err(|_| Drop::Forged)?
+            .map_err(|_| Dropped::Forged)?
             .len();
         payload.truncate(length);
         self.remember(&head);
@@ -254,13 +254,13 @@ impl Head {
     }
 
     /// Key, head and sealed payload of a datagram.
-    fn parse(datagram: &[u8]) -> Result<(KeyId, Self, &[u8]), Drop> {
+    fn parse(datagram: &[u8]) -> Result<(KeyId, Self, &[u8]), Dropped> {
         let mut rest = datagram;
         if *take::<3>(&mut rest)? != *MAGIC {
-            return Err(Drop::Malformed);
+            return Err(Dropped::Malformed);
         }
         if *take(&mut rest)? != [VERSION] {
-            return Err(Drop::Version);
+            return Err(Dropped::Version);
         }
         let key = KeyId::from_bytes(*take(&mut rest)?);
         let head = Self {
@@ -269,7 +269,7 @@ impl Head {
             epoch: u64::from_be_bytes(*take(&mut rest)?),
             counter: u64::from_be_bytes(*take(&mut rest)?),
         };
-        if rest.len() < TAG { Err(Drop::Malformed) } else { Ok((key, head, rest)) }
+        if rest.len() < TAG { Err(Dropped::Malformed) } else { Ok((key, head, rest)) }
     }
 
     /// The key of the life that this is part of.
@@ -285,147 +285,11 @@ impl Head {
 }
 
 /// The next bytes of `rest`.
-fn take<'a, const N: usize>(rest: &mut &'a [u8]) -> Result<&'a [u8; N], Drop> {
-    let (taken, left) = rest.split_first_chunk().ok_or(Drop::Malformed)?;
+fn take<'a, const N: usize>(rest: &mut &'a [u8]) -> Result<&'a [u8; N], Dropped> {
+    let (taken, left) = rest.split_first_chunk().ok_or(Dropped::Malformed)?;
     *rest = left;
     Ok(taken)
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::super::keys::testing::keys;
-    use super::super::keys::{KeyFile, SecretKey};
-    use super::*;
-
-    const ALICE: MemberId = MemberId::from_bytes([1; 16]);
-    const BOB: MemberId = MemberId::from_bytes([2; 16]);
-    const EPOCH: u64 = 1_700_000_000_000;
-
-    fn sealer(epoch: u64) -> Sealer {
-        Sealer::new(keys(1), ALICE, epoch)
-    }
-
-    fn opener() -> Opener {
-        Opener::new(keys(1), BOB)
-    }
-
-    #[test]
-    fn what_is_sealed_opens_once() {
-        let datagram = sealer(EPOCH).seal(BOB, b"hello").unwrap();
-        assert!(!datagram.windows(5).any(|bytes| bytes == b"hello"));
-        let mut bob = opener();
-        let opened = bob.open(&datagram).unwrap();
-        assert_eq!((opened.from, opened.epoch, &opened.payload[..]), (ALICE, EPOCH, &b"hello"[..]));
-        assert_eq!(bob.open(&datagram), Err(Drop::Replayed));
-        let received = Received { taken: 1, replayed: 1, ..Received::default() };
-        assert_eq!(bob.received(), received);
-    }
-
-    #[test]
-    fn the_longest_payload_makes_the_longest_datagram() {
-        let mut alice = sealer(EPOCH);
-        assert_eq!(alice.seal(BOB, &[0; MAX_PAYLOAD]).unwrap().len(), MAX_DATAGRAM);
-        assert!(alice.seal(BOB, &[0; MAX_PAYLOAD + 1]).is_none());
-    }
-
-    #[test]
-    fn each_way_to_be_wrong_is_dropped_and_counted() {
-        let mut bob = opener();
-        let good = sealer(EPOCH).seal(BOB, b"x").unwrap();
-        let with = |at: usize, byte: u8| {
-            let mut datagram = good.clone();
-            datagram[at] = byte;
-            datagram
-        };
-        for (datagram, reason) in [
-            (vec![0; MAX_DATAGRAM + 1], Drop::Oversized),
-            (Vec::new(), Drop::Malformed),
-            (vec![0; 100], Drop::Malformed),
-            (good[..HEADER + TAG - 1].to_vec(), Drop::Malformed),
-            (with(3, 2), Drop::Version),
-            (Sealer::new(keys(2), ALICE, EPOCH).seal(BOB, b"x").unwrap(), Drop::Key),
-            (sealer(EPOCH).seal(ALICE, b"x").unwrap(), Drop::Misdirected),
-            (with(HEADER, good[HEADER] ^ 1), Drop::Forged),
-        ] {
-            assert_eq!(bob.open(&datagram), Err(reason));
-        }
-        let each = Received {
-            taken: 0,
-            oversized: 1,
-            malformed: 3,
-            version: 1,
-            key: 1,
-            misdirected: 1,
-            forged: 1,
-            replayed: 0,
-        };
-        assert_eq!(bob.received(), each);
-        assert!(bob.open(&good).is_ok(), "none of that keeps the good one out");
-    }
-
-    #[test]
-    fn a_later_life_ends_the_ones_before() {
-        let mut bob = opener();
-        let (mut first, mut second) = (sealer(EPOCH), sealer(EPOCH + 1));
-        let held_back = first.seal(BOB, b"old").unwrap();
-        bob.open(&first.seal(BOB, b"a").unwrap()).unwrap();
-        bob.open(&second.seal(BOB, b"b").unwrap()).unwrap();
-        assert_eq!(bob.open(&held_back), Err(Drop::Replayed));
-        assert!(bob.open(&second.seal(BOB, b"c").unwrap()).is_ok());
-    }
-
-    #[test]
-    fn a_forged_later_life_ends_nothing() {
-        let mut bob = opener();
-        let mut alice = sealer(EPOCH);
-        let mut forged = alice.seal(BOB, b"x").unwrap();
-        forged[44..52].copy_from_slice(&u64::MAX.to_be_bytes());
-        assert_eq!(bob.open(&forged), Err(Drop::Forged));
-        assert!(bob.open(&alice.seal(BOB, b"y").unwrap()).is_ok());
-    }
-
-    #[test]
-    fn datagrams_cross_a_rotation() {
-        let mut file = KeyFile::single(SecretKey::from_bytes([1; 32]));
-        let (of_alice, of_bob) = (ClusterKeys::new(&file), ClusterKeys::new(&file));
-        let mut alice = Sealer::new(of_alice.clone(), ALICE, EPOCH);
-        let mut bob = Opener::new(of_bob.clone(), BOB);
-        for _ in 0..3 {
-            file.rotate(SecretKey::from_bytes([2; 32]));
-            of_bob.replace(&file);
-            assert!(bob.open(&alice.seal(BOB, b"x").unwrap()).is_ok(), "bob is a step ahead");
-            of_alice.replace(&file);
-            assert!(bob.open(&alice.seal(BOB, b"x").unwrap()).is_ok(), "both are there");
-        }
-        assert_eq!(bob.received().taken, 6);
-    }
-
-    proptest! {
-        #[test]
-        fn a_datagram_that_differs_in_any_bit_is_dropped(
-            payload in proptest::collection::vec(any::<u8>(), 0..64),
-            at in any::<prop::sample::Index>(),
-            bit in 0..8_u8,
-        ) {
-            let mut datagram = sealer(EPOCH).seal(BOB, &payload).unwrap();
-            let at = at.index(datagram.len());
-            datagram[at] ^= 1 << bit;
-            prop_assert!(opener().open(&datagram).is_err());
-        }
-
-        #[test]
-        fn no_bytes_make_the_opener_panic(
-            datagram in proptest::collection::vec(any::<u8>(), 0..MAX_DATAGRAM + 10),
-        ) {
-            let mut datagram = datagram;
-            prop_assert!(opener().open(&datagram).is_err());
-            if datagram.len() > 4 {
-                datagram[..3].copy_from_slice(MAGIC);
-                datagram[3] = VERSION;
-                prop_assert!(opener().open(&datagram).is_err());
-            }
-        }
-    }
-}
+mod tests;

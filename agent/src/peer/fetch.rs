@@ -27,12 +27,16 @@
 //! given up without one. What still comes in at the sender is as fast as the registry, so less is
 //! asked of it.
 
+mod words;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::member::MemberId;
 use super::placement::mix;
 use super::standing::{Moment, Standing};
+
+pub use words::{Action, Ask, Event, Mode, Upstream};
 
 /// Owner ranks that are asked to read through.
 pub const OWNERS: usize = 3;
@@ -69,93 +73,6 @@ const CROWDED: Duration = Duration::from_millis(100);
 const CUTS: u8 = 3;
 /// How often a piece may turn out wrong before it is given up.
 const WRONG: u8 = 6;
-
-/// What a member is asked to do for a piece that it does not have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Mode {
-    /// Get it.
-    Owner,
-    /// Pass on what is arriving there, by word of the owner.
-    Holder,
-    /// Nothing, unless it comes from the registry right now.
-    Cached,
-}
-
-/// What a fetch waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Upstream {
-    /// The registry.
-    Registry,
-    /// A member that says at once what it has.
-    Probe(MemberId),
-    /// A member that gets the piece, or is getting it.
-    Member(MemberId),
-}
-
-/// A request to a member.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ask {
-    /// Whom.
-    pub member: MemberId,
-    /// For what.
-    pub mode: Mode,
-    /// How often the request was passed on.
-    pub hop: u8,
-    /// Members that need not be named in a redirect.
-    pub tried: Vec<MemberId>,
-    /// The first byte that is missing.
-    pub offset: u64,
-}
-
-/// What to do next.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Ask a member.
-    Ask(Ask),
-    /// Read from the registry, from byte `offset` on.
-    Registry {
-        /// The first byte that is missing.
-        offset: u64,
-    },
-    /// Say [`Event::Tick`] at this time and not before.
-    Pause(Moment),
-    /// Nobody has it.
-    GiveUp,
-}
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// The member sends (200).
-    Answered {
-        /// It has not got all of the piece itself.
-        arriving: bool,
-    },
-    /// So many bytes came.
-    Bytes(u64),
-    /// It names others (307).
-    Redirect(Vec<MemberId>),
-    /// It waits for the piece itself (202).
-    Waiting,
-    /// It has no room for the request and wants to be left alone for a while (429, 503).
-    Busy(Duration),
-    /// It does not have the piece, could not get it, or does not give it (404, 403, 502).
-    Missing,
-    /// It is of another cluster or version (421).
-    Foreign,
-    /// No connection.
-    Unreachable,
-    /// No answer, after as long as one may take.
-    NoAnswer,
-    /// The transfer ended before its last byte.
-    Broken,
-    /// The piece came and is wrong: the words say how.
-    Wrong(String),
-    /// The registry does not deliver.
-    RegistryFailed,
-    /// Time went by.
-    Tick,
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {

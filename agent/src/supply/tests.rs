@@ -172,30 +172,6 @@ async fn a_request_waits_for_its_slot_no_longer_than_its_deadline() {
 }
 
 #[tokio::test]
-async fn only_background_streams_keep_to_the_rate() {
-    let server = serving().await;
-    // At this rate the blob takes 400 ms; at the other one it would take an hour.
-    for (priority, rate) in [(Priority::Background, 10_000_000), (Priority::Demand, 1000)] {
-        let source = source().with_background_rate(rate);
-        let request = BlobRequest {
-            scope: server.repository().scope(),
-            blob: Digest::of(&blob()),
-            size: blob().len() as u64,
-            pieces: Arc::default(),
-            priority,
-            deadline: Instant::now() + Duration::from_secs(20),
-        };
-        let begin = Instant::now();
-        let mut stream = source.stream(request).await.unwrap();
-        while let Some(chunk) = stream.next().await {
-            chunk.unwrap();
-        }
-        let limited = begin.elapsed() >= Duration::from_millis(390);
-        assert!(limited || priority == Priority::Demand);
-    }
-}
-
-#[tokio::test]
 async fn a_background_stream_goes_on_under_constant_demand() {
     let server = serving().await;
     let source = source();

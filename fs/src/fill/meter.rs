@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::fresh::Fresh;
 use super::unpack::Unpacked;
+use super::unread::Unread;
 use super::{Content, FillError};
 use crate::digest::Digest;
 use crate::source::SourceError;
@@ -68,7 +68,7 @@ pub struct Meter {
     slowest: Mutex<Vec<SlowRead>>,
     packs: PackCounters,
     /// What packs have brought.
-    pub(super) fresh: Fresh,
+    pub(super) unread: Unread,
 }
 
 #[derive(Default)]
@@ -169,15 +169,15 @@ impl Drop for Waiting<'_> {
 impl Meter {
     /// Counts a read of `length` bytes from `offset` of `content` that was answered from the cache.
     pub fn hit(&self, content: &Content, offset: u64, length: u64) {
-        if self.is_fresh(content, offset, length) {
+        if self.is_first_read(content, offset, length) {
             return self.answered[Origin::Pack as usize].add(length);
         }
         self.hits[SLOT.with(|slot| *slot)].add(length);
     }
 
-    fn is_fresh(&self, content: &Content, offset: u64, length: u64) -> bool {
+    fn is_first_read(&self, content: &Content, offset: u64, length: u64) -> bool {
         let units = content.units(offset..offset.saturating_add(length));
-        self.fresh.take(units.map(|unit| (content.key, unit)))
+        self.unread.take(units.map(|unit| (content.key, unit)))
     }
 
     /// A read begins to wait.
@@ -249,8 +249,8 @@ impl Meter {
     }
 
     fn note_answer(&self, content: &Content, wanted: &Wanted, trail: &Trail) -> Origin {
-        let fresh = self.is_fresh(content, wanted.offset, wanted.length);
-        let origin = if fresh && trail.fetched() == 0 { Origin::Pack } else { trail.origin() };
+        let first = self.is_first_read(content, wanted.offset, wanted.length);
+        let origin = if first && trail.fetched() == 0 { Origin::Pack } else { trail.origin() };
         self.answered[origin as usize].add(wanted.length);
         origin
     }
@@ -309,7 +309,7 @@ mod tests {
                 scope.spawn(|| (0..100).for_each(|_| meter.hit(&content(), 0, 10)));
             }
         });
-        meter.fresh.add(&[(content().key, 0)]);
+        meter.unread.add(&[(content().key, 0)]);
         meter.hit(&content(), 0, 10);
         meter.hit(&content(), 0, 10);
         let [cache, pack, ..] = meter.readings().answered;

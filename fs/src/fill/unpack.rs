@@ -288,7 +288,7 @@ impl Filler {
                 outcome.units += came.outcome.units;
                 outcome.bytes += came.outcome.bytes;
                 outcome.foreign += came.outcome.foreign;
-                self.meter.fresh.add(&units);
+                self.meter.unread.add(&units);
                 arrivals.settle(position, &units);
                 writes.push_back(self.write(came.objects));
                 if writes.len() > UNWRITTEN

@@ -53,7 +53,6 @@ const FOR_CONTENT: InitFlags = InitFlags::FUSE_CACHE_SYMLINKS
     .union(InitFlags::FUSE_NO_OPEN_SUPPORT)
     .union(InitFlags::FUSE_NO_OPENDIR_SUPPORT)
     .union(InitFlags::FUSE_DO_READDIRPLUS)
-    .union(InitFlags::FUSE_READDIRPLUS_AUTO)
     .union(InitFlags::FUSE_EXPLICIT_INVAL_DATA);
 
 /// Requests that are answered before the keeper looks around again.
