@@ -85,6 +85,7 @@ impl Image {
             "architecture": "amd64",
             "os": "linux",
             "config": { "Labels": labels },
+            "history": vec![json!({"created_by": "a test"}); layers.len()],
             "rootfs": {
                 "type": "layers",
                 "diff_ids": layers.iter().map(|layer| layer.diff_id).collect::<Vec<_>>(),
