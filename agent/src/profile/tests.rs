@@ -65,7 +65,7 @@ fn something_else_is_refused_by_name_and_reason() {
     let good = String::from_utf8(record("run", &[&["a"]]).to_json()).unwrap();
     let many = format!("[{}[0,0]]", "[0,0],".repeat(UNITS_MAX));
     let long = good.replace("\"a\"", &format!("\"{}\"", "x".repeat(2 << 20)));
-    let spelled_out = long.replace("[[0,0]]", &format!("[[{}[0,0]]]", "[0,0],".repeat(40)));
+    let spelled_out = long.replace("[[0,0]]", &format!("[{}[0,0]]", "[0,0],".repeat(40)));
     for (text, words) in [
         ("rubbish".to_owned(), "not a profile"),
         (good.replace("\"version\":2", "\"version\":1"), "record it again"),

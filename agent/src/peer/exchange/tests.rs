@@ -199,7 +199,7 @@ async fn a_peer_of_another_version_is_left_alone() {
 #[tokio::test]
 async fn a_peer_that_makes_one_wait_forever_is_left() {
     let rogue = rogue(|_| StatusCode::ACCEPTED.into_response()).await;
-    let reason = beside(rogue, Duration::from_secs(20)).await.unwrap();
+    let reason = beside(rogue, Duration::from_secs(40)).await.unwrap();
     assert_eq!(reason, "does not answer");
 }
 

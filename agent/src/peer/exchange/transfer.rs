@@ -117,8 +117,11 @@ impl Transfer {
         let member = ask.member;
         let members = self.exchange.roster().members();
         let Some(peer) = members.get(&member) else {
-            // Nothing is known of it: it may be an invention of who has named it.
-            return Ended::Next(self.tell(Event::Missing));
+            let next = self.tell(Event::Unreachable);
+            // It may be an invention of who has named it, of which there are as many as one likes.
+            let known = |member: &MemberId| members.get(member).is_some();
+            self.exchange.standing().retain(known, self.exchange.now());
+            return Ended::Next(next);
         };
         let now = std::time::SystemTime::now();
         let ticket = self.exchange.realms().ticket(&self.wanted.scope, member, now).await;
