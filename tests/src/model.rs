@@ -148,9 +148,13 @@ impl Model {
             remove(&mut overlay.own, &path);
             overlay.deleted.push(path);
         } else if let Kind::Hardlink(target) = &member.kind {
-            let id = self.link_target(overlay, target)?;
+            let target = self.link_target(overlay, target);
+            // What stood there goes first, whether or not there is something to link to.
             remove(&mut overlay.own, &path);
-            overlay.own.insert(path, id);
+            if target.is_err() {
+                overlay.deleted.push(path.clone());
+            }
+            overlay.own.insert(path, target?);
         } else {
             let onto_dir = overlay.own.get(&path).is_some_and(|id| self.nodes[*id].is_dir);
             if member.kind != Kind::Dir || !onto_dir {

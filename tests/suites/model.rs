@@ -9,7 +9,7 @@ use std::fmt;
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
-use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
 use undermount_tests::archive::{Archive, Member, Style, noise};
 use undermount_tests::compression::Compression;
 use undermount_tests::image::{Image, Layer};
@@ -286,6 +286,10 @@ fn runner(default: u32) -> TestRunner {
     let mut config = Config { failure_persistence: None, max_shrink_iters, ..Config::default() };
     if std::env::var_os("PROPTEST_CASES").is_none() {
         config.cases = default;
+    }
+    // The same stacks each time; `PROPTEST_RNG_SEED` and `PROPTEST_CASES` look for others.
+    if std::env::var_os("PROPTEST_RNG_SEED").is_none() {
+        config.rng_seed = RngSeed::Fixed(1);
     }
     TestRunner::new(config)
 }
