@@ -1,4 +1,4 @@
-//! Time to ready: every row of the table in the README, measured by `undermount bench`.
+//! Time to ready: every row of a table for the README, measured by `undermount bench`.
 //!
 //! ```text
 //! benches/corpus/build.py DIRECTORY nova-api debian

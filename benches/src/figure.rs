@@ -26,7 +26,7 @@ impl Figures {
         self.rows.push((name.to_owned(), value, String::new(), true));
     }
 
-    /// The table as Markdown, as it stands in the README.
+    /// The table as Markdown, for the README.
     pub fn markdown(&self) -> String {
         let row = |(name, value, goal, _): &(String, String, String, bool)| {
             format!("| {name} | {value} | {goal} |\n")
