@@ -12,6 +12,7 @@
 
 mod directory;
 mod json;
+mod pack;
 mod place;
 
 use std::collections::HashMap;
@@ -25,6 +26,7 @@ use crate::image::Reference;
 
 pub use directory::{Profiles, fitting, read};
 pub use json::FILE_MAX;
+pub use pack::{PackError, make_pack, packable_layer, profile_of};
 pub use place::{is_all, name_units, place_units};
 
 /// Starts that are kept of one command of an image, the newest.

@@ -185,6 +185,9 @@ fn what_cannot_protect_is_refused_at_the_start() {
     let users = files.text("users");
     refused(&["--htpasswd", &users], "line 1: the password is not hashed with bcrypt");
     refused(&["--htpasswd", "/nonexistent/users"], "cannot read `/nonexistent/users`");
+    let mut homeless = undermount();
+    let outcome = run(homeless.args(["registry", "--listen", "127.0.0.1:0"]), SOON);
+    assert!(outcome.refusal().contains("  --root <DIR>"));
     refused(&["--pull", "users"], "only users may pull, and there is no list of users");
     refused(&["--push", "users"], "only users may push, and there is no list of users");
     let [certificate, key] = files.certificate("one");

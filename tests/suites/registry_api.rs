@@ -96,7 +96,7 @@ fn malformed_names_are_refused_by_their_own_code() {
         ("/v2/a/../b/tags/list", 400, "NAME_INVALID"),
         ("/v2/..%2f..%2fetc/tags/list", 400, "NAME_INVALID"),
         ("/v2/_blobs/tags/list", 400, "NAME_INVALID"),
-        ("/v2/a/manifests/.hidden", 400, "TAG_INVALID"),
+        ("/v2/a/manifests/.hidden", 404, "MANIFEST_UNKNOWN"),
         ("/v2/a/manifests/sha256:baddigeststring", 400, "DIGEST_INVALID"),
         ("/v2/a/blobs/sha256:..", 400, "DIGEST_INVALID"),
         ("/v2/a/referrers/latest", 400, "DIGEST_INVALID"),

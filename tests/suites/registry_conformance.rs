@@ -248,6 +248,7 @@ fn content_of_every_shape_is_pushed_listed_pulled_and_deleted() {
         assert_referrers_are_listed(&f.api, &content);
         delete(&f.api, &content);
     }
+    assert_eq!(tag_list(&f.api, ""), [""; 0], "all manifests are gone, the repository is not");
 }
 
 fn push(api: &Api, content: &Content) {
@@ -297,11 +298,14 @@ fn assert_tags_are_listed(api: &Api, content: &Content) {
 fn assert_referrers_are_listed(api: &Api, content: &Content) {
     let goals: Vec<&(String, Value)> =
         content.manifests.iter().filter_map(|manifest| manifest.referrer.as_ref()).collect();
-    for (subject, goal) in goals {
+    for (subject, goal) in &goals {
         let path = format!("/v2/{REPOSITORY}/referrers/{subject}");
         let all = api.get(&path);
         assert_eq!(header(all.expect(200), "content-type"), INDEX);
-        assert!(all.json()["manifests"].as_array().unwrap().contains(goal), "{goal}");
+        let listed = all.json()["manifests"].as_array().unwrap().clone();
+        assert!(listed.contains(goal), "{goal}");
+        let pushed = goals.iter().filter(|(other, _)| other == subject).count();
+        assert_eq!(listed.len(), pushed, "nobody can run the image: it has no index of ours");
         let Some(kind) = goal["artifactType"].as_str() else { continue };
         let filtered = api.get(&format!("{path}?artifactType={kind}"));
         assert_eq!(header(filtered.expect(200), "oci-filters-applied"), "artifactType");
@@ -344,12 +348,17 @@ fn tags_are_pushed_as_parameters_under_either_digest() {
 #[test]
 fn manifests_that_are_not_there_are_unknown() {
     let f = fixture();
-    for reference in [sha256(b"missing"), "missing".to_owned()] {
+    // Where a tag cannot be, there is none.
+    let impossible = ".INVALID_MANIFEST_NAME".to_owned();
+    for reference in [sha256(b"missing"), "missing".to_owned(), impossible.clone()] {
         assert_eq!(f.api.get(&manifest_path(&reference)).error(404), "MANIFEST_UNKNOWN");
         f.api.head(&manifest_path(&reference)).expect(404);
         let answer = f.api.send("DELETE", &manifest_path(&reference), &[], b"");
         assert_eq!(answer.error(404), "MANIFEST_UNKNOWN");
     }
+    let put =
+        f.api.send("PUT", &manifest_path(&impossible), &[], &contents()[0].manifests[0].bytes);
+    assert_eq!(put.error(400), "MANIFEST_INVALID");
 }
 
 #[test]

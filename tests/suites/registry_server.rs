@@ -219,6 +219,18 @@ fn a_registry_told_not_to_indexes_nothing() {
 }
 
 #[test]
+fn an_index_tells_nothing_of_layers_of_other_repositories() {
+    let root = tempfile::tempdir().unwrap();
+    let registry = Registry::undermount_with(root.path(), &["--sparse"]);
+    let (api, image) = (api(&registry), image(&[17], 1000));
+    push(&api, &image, "theirs", "x");
+    assert_eq!(artifacts(&api, "theirs", &image).len(), 1);
+    // A manifest that names layers which its pusher does not have.
+    put_manifest(&api, &image, "mine", "x").expect(201);
+    assert_eq!(artifacts(&api, "mine", &image), [Value::Null; 0]);
+}
+
+#[test]
 fn an_index_that_a_kill_cut_off_is_made_at_the_next_start() {
     let root = tempfile::tempdir().unwrap();
     let mut registry = Registry::undermount_with(root.path(), &["--index-wait", "0"]);

@@ -5,25 +5,20 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use undermount_fs::blob::Blobs;
 use undermount_fs::digest::Digest;
-use undermount_fs::fill::{Filler, Layer, PackingError};
-use undermount_fs::index::{Backing, IndexError, LayerTree};
-use undermount_fs::object::{Store, StoreError, StoreLimits};
-use undermount_fs::tree::{ImageTree, TreeError};
+use undermount_fs::fill::Layer;
+use undermount_fs::index::Backing;
 
 use crate::image::artifact::LayerEntry;
 use crate::image::artifact::pack::{PackEntry, Purpose};
 use crate::image::{Platform, Reference};
-use crate::profile::{ProfileError, Profiles, StartRecord, combined, fitting, place_units};
+use crate::profile::{
+    PackError, ProfileError, Profiles, StartRecord, fitting, make_pack, packable_layer, profile_of,
+};
 use crate::registry::client::{Client, RegistryError};
 use crate::supply::{Ledger, RegistrySource};
-
-/// How long the destination may take for a part of a layer.
-const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why an image has no pack.
 #[derive(Debug, thiserror::Error)]
@@ -34,21 +29,9 @@ pub enum PackFailure {
     /// The destination does not deliver, or refuses.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// An index cannot be used.
+    /// No pack can be made.
     #[error(transparent)]
-    Index(#[from] IndexError),
-    /// The layers do not make an image.
-    #[error(transparent)]
-    Tree(#[from] TreeError),
-    /// The contents cannot be read, or the pack not be written.
-    #[error(transparent)]
-    Packing(#[from] PackingError),
-    /// There is no room for the contents.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// A temporary file failed.
-    #[error("cannot use a temporary file")]
-    Temporary(#[from] std::io::Error),
+    Pack(#[from] PackError),
 }
 
 /// Makes packs.
@@ -100,8 +83,7 @@ impl Packs {
         let mut layers = Vec::with_capacity(entries.len());
         for entry in entries {
             let tree = self.client.tree(target.repository(), entry).await?;
-            let tree = LayerTree::new(Backing::sealed(tree.bytes())?)?;
-            layers.push(Arc::new(Layer::new(Arc::new(tree), target.repository().scope())));
+            layers.push(packable_layer(&tree, target.repository().scope())?);
         }
         Ok(layers)
     }
@@ -113,20 +95,15 @@ impl Packs {
         layers: &[Arc<Layer>],
         records: &[StartRecord],
     ) -> Result<bool, PackFailure> {
-        let tree = ImageTree::merge(layers.iter().map(|layer| layer.tree.clone()).collect())?;
-        let profile = place_units(&combined(records), &tree);
+        let profile = profile_of(records, layers)?;
         if profile.units().is_empty() {
             return Ok(false);
         }
-        let scratch =
-            tempfile::Builder::new().prefix("undermount-pack-").tempdir_in(&self.scratch)?;
-        let store = Store::open(scratch.path(), StoreLimits::default())?;
-        let blobs = Blobs::open(&scratch.path().join("blobs"))?;
-        let source = RegistrySource::new(self.client.clone(), Arc::new(Ledger::default()));
-        let filler = Filler::new(Arc::new(store), Arc::new(blobs), Arc::new(source), TIMEOUT);
-        let packed = Arc::new(filler).pack(&profile, layers).await?;
+        let source =
+            Arc::new(RegistrySource::new(self.client.clone(), Arc::new(Ledger::default())));
+        let packed = make_pack(&profile, layers, source, &self.scratch).await?;
         let entry = PackEntry::of(Purpose::Start, &packed);
-        let bytes = Bytes::from_owner(Backing::load(packed.file)?);
+        let bytes = Bytes::from_owner(Backing::load(packed.file).map_err(PackError::from)?);
         self.client.push_blob(target.repository(), &bytes).await?;
         Ok(self.client.attach_pack(target.repository(), manifest, entry).await?)
     }

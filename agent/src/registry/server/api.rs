@@ -31,7 +31,7 @@ use super::metrics::Metrics;
 use super::observe::Observed;
 use super::packing::Packing;
 use super::storage::{Storage, StorageError};
-use super::target::{Target, percent_decode};
+use super::target::{ParseTargetError, Target, percent_decode};
 use super::upload::Sessions;
 use crate::metrics::CONTENT_TYPE;
 
@@ -122,7 +122,13 @@ pub async fn metrics(
 async fn answer(registry: Arc<Registry>, peer: SocketAddr, request: Request<Body>) -> Answer {
     let (head, body) = request.into_parts();
     let reads = matches!(head.method, Method::GET | Method::HEAD);
-    let target = Target::parse(head.uri.path())?;
+    let target = match Target::parse(head.uri.path()) {
+        // What cannot be is not there; only who would put it there has to know why.
+        Err(ParseTargetError::Tag(error)) if head.method != Method::PUT => {
+            return Err(ApiError::NoSuchTag(error));
+        }
+        parsed => parsed?,
+    };
     let access = match target {
         Target::Base => Access::Ping,
         _ if reads => Access::Pull,

@@ -15,6 +15,7 @@ use super::name::Repository;
 use super::storage::{CommitError, StorageError};
 use super::target::ParseTargetError;
 use super::upload::{BeginError, ReceiveError, SessionId};
+use crate::image::reference::ReferenceError;
 
 /// When a client that asked for too much should ask again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -25,6 +26,9 @@ pub enum ApiError {
     /// The path names nothing.
     #[error(transparent)]
     Target(#[from] ParseTargetError),
+    /// No manifest can have such a tag.
+    #[error(transparent)]
+    NoSuchTag(ReferenceError),
     /// A parameter is malformed.
     #[error("the parameter `{name}` is malformed: `{value}`")]
     Parameter {
@@ -129,6 +133,9 @@ pub enum ApiError {
     /// The client reads as much as it may at a time.
     #[error("this client reads {0} blobs at a time already: ask again later")]
     TooManyReads(usize),
+    /// Profiles are read one at a time, and others were first for too long.
+    #[error("the registry reads too many profiles of starts already: ask again later")]
+    TooManyProfiles,
     /// Garbage could not be collected.
     #[error(transparent)]
     Garbage(#[from] GarbageError),
@@ -162,7 +169,7 @@ impl ApiError {
             Self::Method(_) | Self::ReadOnly => (S::METHOD_NOT_ALLOWED, "UNSUPPORTED"),
             Self::Digest(_) | Self::ManifestDigest { .. } => (S::BAD_REQUEST, "DIGEST_INVALID"),
             Self::RepositoryUnknown(_) => (S::NOT_FOUND, "NAME_UNKNOWN"),
-            Self::ManifestUnknown { .. } => (S::NOT_FOUND, "MANIFEST_UNKNOWN"),
+            Self::ManifestUnknown { .. } | Self::NoSuchTag(_) => (S::NOT_FOUND, "MANIFEST_UNKNOWN"),
             Self::BlobUnknown { .. } => (S::NOT_FOUND, "BLOB_UNKNOWN"),
             Self::UploadUnknown(_) => (S::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN"),
             Self::Range(_) => (S::RANGE_NOT_SATISFIABLE, "UNSUPPORTED"),
@@ -172,6 +179,7 @@ impl ApiError {
             }
             Self::Begin(BeginError::TooMany)
             | Self::TooManyReads(_)
+            | Self::TooManyProfiles
             | Self::Garbage(GarbageError::Busy) => (S::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
             Self::Garbage(GarbageError::Stopped) => (S::SERVICE_UNAVAILABLE, "UNKNOWN"),
             Self::Receive(error) => classify_receive(error),
@@ -221,7 +229,7 @@ impl ApiError {
             Self::Unauthorized { challenge } => {
                 vec![(header::WWW_AUTHENTICATE, challenge.clone())]
             }
-            Self::TooManyReads(_) | Self::Garbage(GarbageError::Busy) => {
+            Self::TooManyReads(_) | Self::TooManyProfiles | Self::Garbage(GarbageError::Busy) => {
                 vec![(header::RETRY_AFTER, RETRY_AFTER.as_secs().to_string())]
             }
             Self::Range(size) => vec![(header::CONTENT_RANGE, format!("bytes */{size}"))],
@@ -238,7 +246,7 @@ fn classify_target(error: &ParseTargetError) -> (StatusCode, &'static str) {
     match error {
         ParseTargetError::Path(_) => (StatusCode::NOT_FOUND, "UNSUPPORTED"),
         ParseTargetError::Repository(_) => (StatusCode::BAD_REQUEST, "NAME_INVALID"),
-        ParseTargetError::Tag(_) => (StatusCode::BAD_REQUEST, "TAG_INVALID"),
+        ParseTargetError::Tag(_) => (StatusCode::BAD_REQUEST, "MANIFEST_INVALID"),
         ParseTargetError::Digest(_) => (StatusCode::BAD_REQUEST, "DIGEST_INVALID"),
         ParseTargetError::Session(_) => (StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN"),
     }
@@ -276,31 +284,4 @@ impl IntoResponse for ApiError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::digest::Algorithm;
-    use super::*;
-
-    #[test]
-    fn each_missing_blob_has_an_entry_of_its_own() {
-        let missing = ["a", "b"].map(|text| ContentDigest::of(Algorithm::Sha256, text.as_bytes()));
-        let error = ApiError::ManifestBlobsUnknown {
-            repository: Repository::parse("a").unwrap(),
-            missing: missing.to_vec(),
-        };
-        let (status, code) = error.classify();
-        let entries = error.entries(code);
-        assert_eq!((status.as_u16(), code), (400, "MANIFEST_BLOB_UNKNOWN"));
-        assert_eq!(entries.len(), 2);
-        assert_eq!(entries[1]["detail"]["digest"], missing[1].to_string());
-    }
-
-    #[test]
-    fn an_empty_upload_is_continued_at_its_first_byte() {
-        let error = ApiError::ChunkOutOfOrder {
-            location: "/v2/a/blobs/uploads/x".into(),
-            len: 0,
-            chunk: "5-9".into(),
-        };
-        assert!(error.headers().contains(&(header::RANGE, "0-0".into())));
-    }
-}
+mod tests;

@@ -1,9 +1,12 @@
 //! Index artifacts for the images that are pushed.
 //!
-//! When an image's manifest comes, its layers are indexed and the artifact is attached to it.
+//! When an image's manifest comes, its layers are indexed and the artifact is attached to it, if
+//! the image can be mounted: its configuration tells of each layer.
 //! The image can be pulled at once; who asks for its referrers waits until the artifact is
 //! there, for a bounded time. Each layer is indexed once per registry, at most one at a time
 //! per two processors. What a restart interrupted is taken up again at the next start.
+
+mod attached;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -12,7 +15,6 @@ use std::io::{self, Read as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,10 +27,13 @@ use super::manifest::{Content, Submitted};
 use super::metrics::Metrics;
 use super::name::Repository;
 use super::packing::Packing;
-use super::storage::{Referrer, Storage, StorageError, StoredManifest};
+use super::storage::{Storage, StorageError};
 use super::target::Reference;
 use crate::image::artifact::{self, ArtifactError, LayerBlobs, LayerEntry};
-use crate::image::manifest::{Descriptor, media_type};
+use crate::image::manifest::Descriptor;
+use attached::{Attached, lacks_artifact, put_artifact};
+
+pub use attached::artifacts;
 
 /// How often an index is made that is removed as garbage before it belongs to its image.
 const ATTEMPTS: usize = 3;
@@ -66,6 +71,7 @@ pub struct Promise {
     indexing: Arc<Indexing>,
     image: Image,
     subject: Descriptor,
+    config: ContentDigest,
     layers: Vec<Digest>,
 }
 
@@ -84,8 +90,8 @@ pub enum IndexingError {
         /// What is wrong with it.
         source: LayerError,
     },
-    /// The layer is not here.
-    #[error("layer {0} is not in the registry")]
+    /// The layer is not in the image's repository.
+    #[error("layer {0} was not pushed to the repository of the image")]
     Missing(Digest),
     /// The stored bytes are not those that were pushed.
     #[error("layer {expected} is damaged on disk: it hashes to {actual}")]
@@ -103,6 +109,9 @@ pub enum IndexingError {
         /// The refusal.
         source: io::Error,
     },
+    /// The image's configuration cannot be read.
+    #[error("cannot read the configuration of the image")]
+    Config(#[source] io::Error),
     /// The index cannot be packed.
     #[error(transparent)]
     Pack(#[from] ArtifactError),
@@ -115,16 +124,6 @@ pub enum IndexingError {
     /// The registry is shutting down.
     #[error("the registry is shutting down")]
     Stopped,
-}
-
-/// What came of attaching an artifact.
-enum Attached {
-    /// It is there.
-    Done,
-    /// The image was deleted meanwhile.
-    ImageGone,
-    /// Some of its blobs were removed as garbage before they belonged to a repository.
-    BlobsGone,
 }
 
 impl Indexing {
@@ -166,14 +165,14 @@ impl Indexing {
         size: u64,
     ) -> Option<Promise> {
         self.wait?;
-        let layers = layers(submitted)?;
+        let (config, layers) = parts(submitted)?;
         let subject = Descriptor::new(&submitted.media_type, image.digest.sha256()?, size);
         match self.pending().entry(image.clone()) {
             Entry::Occupied(_) => None,
             Entry::Vacant(vacant) => {
                 vacant.insert(CancellationToken::new());
                 let indexing = Arc::clone(self);
-                Some(Promise { indexing, image: image.clone(), subject, layers })
+                Some(Promise { indexing, image: image.clone(), subject, config, layers })
             }
         }
     }
@@ -279,8 +278,8 @@ impl Promise {
     /// Attaches the artifact; says whether there was none.
     async fn attach(&self) -> Result<bool, Arc<IndexingError>> {
         let (storage, image) = (Arc::clone(&self.indexing.storage), self.image.clone());
-        let attached = blocking(move || artifacts(&storage, &image)).await;
-        if !attached.map_err(|error| Arc::new(error.into()))?.is_empty() {
+        let (config, layers) = (self.config.clone(), self.layers.clone());
+        if !blocking(move || lacks_artifact(&storage, &image, &config, &layers)).await? {
             return Ok(false);
         }
         for _ in 0..ATTEMPTS {
@@ -310,13 +309,16 @@ impl Drop for Promise {
     }
 }
 
-/// The distinct layers of an image that can be indexed: it is to be run, and the registry
-/// holds all of it.
-fn layers(submitted: &Submitted) -> Option<Vec<Digest>> {
-    let Content::Image { layers, runnable: true, .. } = &submitted.content else { return None };
+/// The configuration and layers of an image that can be indexed: it is to be run, and the
+/// registry holds all of it.
+fn parts(submitted: &Submitted) -> Option<(ContentDigest, Vec<Digest>)> {
+    let Content::Image { config, layers, runnable: true } = &submitted.content else {
+        return None;
+    };
     let stored = submitted.blobs().count() == layers.len() + 1;
     let digests = layers.iter().map(|layer| layer.digest.sha256()).collect::<Option<Vec<_>>>();
-    digests.filter(|digests| stored && !digests.is_empty())
+    let digests = digests.filter(|digests| stored && !digests.is_empty())?;
+    Some((config.digest.clone(), digests))
 }
 
 /// Every manifest of the registry, image or not.
@@ -335,51 +337,6 @@ fn read_manifest(storage: &Storage, image: &Image) -> Option<(Submitted, u64)> {
     let manifest = storage.manifest(&image.repository, &reference).ok().flatten()?;
     let submitted = Submitted::parse(&manifest.bytes, Some(&manifest.media_type)).ok()?;
     Some((submitted, manifest.bytes.len() as u64))
-}
-
-/// The index artifacts that are attached to an image.
-pub fn artifacts(storage: &Storage, image: &Image) -> Result<Vec<ContentDigest>, StorageError> {
-    let referrers = storage.referrers(&image.repository, &image.digest)?;
-    let descriptors = referrers.iter().filter_map(|json| serde_json::from_slice(json).ok());
-    let ours = descriptors.filter(|descriptor: &Descriptor| {
-        descriptor.artifact_type.as_deref() == Some(media_type::UNDERMOUNT_INDEX)
-    });
-    Ok(ours.map(|descriptor| descriptor.digest.into()).collect())
-}
-
-/// Stores the artifact in the repository of its image.
-fn put_artifact(
-    storage: &Storage,
-    image: &Image,
-    descriptor: &Descriptor,
-    manifest: &Bytes,
-    entries: &[LayerEntry],
-) -> Result<Attached, StorageError> {
-    let change = storage.change(&image.repository);
-    if storage.manifest_size(&image.repository, &image.digest)?.is_none() {
-        return Ok(Attached::ImageGone);
-    }
-    let empty: ContentDigest = Digest::of(b"{}").into();
-    if storage.any_blob(&empty)?.is_none() {
-        storage.put_blob(&empty, b"{}")?;
-    }
-    let indexes = entries.iter().flat_map(|entry| [entry.tree_blob.digest, entry.spans.digest]);
-    let blobs: Vec<ContentDigest> =
-        std::iter::once(empty).chain(indexes.map(ContentDigest::from)).collect();
-    for blob in &blobs {
-        if !change.link_blob(blob)? {
-            return Ok(Attached::BlobsGone);
-        }
-    }
-    let stored = StoredManifest {
-        digest: descriptor.digest.into(),
-        media_type: descriptor.media_type.clone(),
-        bytes: manifest.to_vec(),
-    };
-    let descriptor = serde_json::to_vec(descriptor).expect("descriptors become JSON");
-    let referrer = Referrer { subject: image.digest.clone(), descriptor };
-    change.put_manifest(&stored, &blobs, Some(&referrer), &[])?;
-    Ok(Attached::Done)
 }
 
 /// Builds the index of a layer and keeps it.

@@ -11,7 +11,6 @@
 mod shelf;
 
 use std::collections::HashSet;
-use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,26 +19,29 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use undermount_fs::digest::Digest;
-use undermount_fs::fill::{Layer, PackingError};
-use undermount_fs::index::{Backing, IndexError};
+use undermount_fs::index::Backing;
 use undermount_fs::pack::{HEAD_MAX, Packed, Profile, Table, UnitName};
-use undermount_fs::tree::{ImageTree, TreeError};
 
 use super::blocking::blocking;
 use super::digest::ContentDigest;
+use super::error::ApiError;
 use super::indexing::{Image, artifacts};
 use super::storage::{Referrer, Storage, StorageError, StoredManifest};
 use super::target::Reference;
 use crate::image::artifact::pack::{self, PackEntry, Purpose};
 use crate::image::artifact::{self, ArtifactError, LayerEntry};
 use crate::image::manifest::{Descriptor, Document};
-use crate::profile::{ProfileError, Profiles, StartRecord, combined, fitting, place_units};
+use crate::profile::{
+    PackError, ProfileError, Profiles, StartRecord, fitting, make_pack, profile_of,
+};
 use shelf::Shelf;
 
 /// Profiles of one repository that are kept, the newest.
 const PROFILES_MAX: usize = 32;
 /// Profiles come from many nodes at about the same time: so long they are gathered.
 const GATHER: Duration = Duration::from_secs(5);
+/// How long a request about profiles waits for those before it.
+const TURN: Duration = Duration::from_secs(20);
 /// A pack stays as long as it holds so much of what the profiles name, and the other way round.
 const ALIKE: f64 = 0.9;
 
@@ -55,18 +57,9 @@ pub enum MakingError {
     /// The index artifact cannot be used.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
-    /// An index is not what it should be.
+    /// No pack can be made.
     #[error(transparent)]
-    Index(#[from] IndexError),
-    /// The layers do not make an image.
-    #[error(transparent)]
-    Tree(#[from] TreeError),
-    /// The contents cannot be read, or the pack not be written.
-    #[error(transparent)]
-    Packing(#[from] PackingError),
-    /// A temporary file failed.
-    #[error("cannot use a temporary file")]
-    Temporary(#[from] io::Error),
+    Pack(#[from] PackError),
     /// What belongs to the image was removed meanwhile.
     #[error("the image or its index was removed meanwhile")]
     Gone,
@@ -98,19 +91,27 @@ impl Packing {
         Self { storage, taking, making, due: Mutex::default(), tasks, stop }
     }
 
-    /// Waits for the turn to read a profile.
-    pub async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        self.taking.acquire().await.ok()
+    /// Waits for the turn to read a profile, one at a time: so much memory they may take.
+    ///
+    /// # Errors
+    /// [`ApiError::TooManyProfiles`] where the turn does not come soon.
+    pub async fn turn(&self) -> Result<SemaphorePermit<'_>, ApiError> {
+        self.turn_within(TURN).await
+    }
+
+    async fn turn_within(&self, patience: Duration) -> Result<SemaphorePermit<'_>, ApiError> {
+        let turn = tokio::time::timeout(patience, self.taking.acquire()).await;
+        turn.ok().and_then(Result::ok).ok_or(ApiError::TooManyProfiles)
     }
 
     /// How many starts of `image` are known.
     ///
     /// # Errors
-    /// [`StorageError`] where the disk fails.
-    pub async fn starts(&self, image: &Image) -> Result<usize, StorageError> {
+    /// [`ApiError::TooManyProfiles`] where too many ask.
+    pub async fn starts(&self, image: &Image) -> Result<usize, ApiError> {
         let (storage, image) = (self.storage.clone(), image.clone());
         // Anybody may ask, and what is read for it is large.
-        let _turn = self.turn().await;
+        let _turn = self.turn().await?;
         blocking(move || {
             let listed = profiles(&storage, &image).list().unwrap_or_default();
             let own = |record: &StartRecord| image.digest.sha256() == Some(record.manifest);
@@ -123,17 +124,13 @@ impl Packing {
     /// Keeps a profile of `image`, whose pack is made anew soon.
     ///
     /// # Errors
-    /// [`StorageError`] where it cannot be kept.
-    pub async fn take(
-        self: Arc<Self>,
-        image: Image,
-        record: StartRecord,
-    ) -> Result<(), super::error::ApiError> {
+    /// [`ApiError::Profile`] where it cannot be kept.
+    pub async fn take(self: Arc<Self>, image: Image, record: StartRecord) -> Result<(), ApiError> {
         let (storage, of) = (self.storage.clone(), image.clone());
         blocking(move || {
             let profiles = profiles(&storage, &of);
             let kept = profiles.add(record).and_then(|_| profiles.keep_newest(PROFILES_MAX));
-            kept.map_err(|error| super::error::ApiError::Profile(error.to_string()))
+            kept.map_err(|error| ApiError::Profile(error.to_string()))
         })
         .await?;
         self.schedule(image);
@@ -180,32 +177,23 @@ impl Packing {
         let Some((records, found)) = blocking(move || basis(&storage, &of)).await? else {
             return Ok(None);
         };
-        let shelf = Arc::new(Shelf::open(self.storage.clone(), image)?);
+        let shelf = Shelf::new(self.storage.clone(), image.repository.clone());
         let (open, entries) = (shelf.clone(), found.layers.clone());
         let layers = blocking(move || open.layers(&entries)).await?;
-        let (storage, manifest, trees) =
-            (self.storage.clone(), found.manifest.clone(), layers.clone());
+        let (read, manifest, known) = (shelf.clone(), found.manifest.clone(), layers.clone());
         let profile = blocking(move || {
-            let tree = ImageTree::merge(trees.iter().map(|layer| layer.tree.clone()).collect())?;
-            let profile = place_units(&combined(&records), &tree);
-            let is_new = !profile.units().is_empty() && !is_alike(&storage, &manifest, &profile)?;
+            let profile = profile_of(&records, &known)?;
+            let is_new = !profile.units().is_empty() && !is_alike(&read, &manifest, &profile)?;
             Ok::<_, MakingError>(is_new.then_some(profile))
         })
         .await?;
         let Some(profile) = profile else { return Ok(None) };
-        let packed = pack_of(&shelf, &profile, &layers).await?;
+        let scratch = self.storage.uploads_dir();
+        let packed = make_pack(&profile, &layers, Arc::new(shelf), &scratch).await?;
         let (storage, image) = (self.storage.clone(), image.clone());
         blocking(move || attach(&storage, &image, &found, packed)).await?;
         Ok(Some(profile.units().len()))
     }
-}
-
-async fn pack_of(
-    shelf: &Arc<Shelf>,
-    profile: &Profile,
-    layers: &[Arc<Layer>],
-) -> Result<Packed, MakingError> {
-    Ok(shelf.filler().pack(profile, layers).await?)
 }
 
 /// The profiles of an image's repository.
@@ -232,13 +220,13 @@ fn basis(
 }
 
 /// Whether the start-up pack of an artifact holds about what `profile` names.
-fn is_alike(storage: &Storage, manifest: &[u8], profile: &Profile) -> Result<bool, MakingError> {
+fn is_alike(shelf: &Shelf, manifest: &[u8], profile: &Profile) -> Result<bool, MakingError> {
     let packs = pack::packs(manifest);
     let fits = |entry: &&PackEntry| entry.purpose == Purpose::Start && entry.head_size <= HEAD_MAX;
     let Some(entry) = packs.iter().find(fits) else {
         return Ok(false);
     };
-    let Some(head) = shelf::read(storage, &entry.blob, 0..entry.head_size)? else {
+    let Some(head) = shelf.read(&entry.blob, 0..entry.head_size)? else {
         return Ok(false);
     };
     let Ok(table) = Table::parse(entry.blob, &head) else { return Ok(false) };
@@ -257,7 +245,7 @@ fn attach(
     packed: Packed,
 ) -> Result<(), MakingError> {
     let entry = PackEntry::of(Purpose::Start, &packed);
-    storage.put_blob(&entry.blob.into(), &Backing::load(packed.file)?)?;
+    storage.put_blob(&entry.blob.into(), &Backing::load(packed.file).map_err(PackError::from)?)?;
     let (descriptor, manifest) = pack::with_pack(&found.manifest, &found.subject, entry)?;
     let document = Document::parse(&manifest, None).and_then(Document::into_manifest);
     let document = document.map_err(ArtifactError::from)?;
@@ -288,4 +276,21 @@ fn attach(
 
 fn json(descriptor: &Descriptor) -> Vec<u8> {
     serde_json::to_vec(descriptor).expect("descriptors become JSON")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::storage::testing::fixture;
+    use super::*;
+
+    #[tokio::test]
+    async fn who_waits_too_long_for_his_turn_is_told_so() {
+        let storage = Arc::new(fixture().storage);
+        let packing = Packing::new(storage, TaskTracker::new(), CancellationToken::new());
+        let first = packing.turn().await.unwrap();
+        let refused = packing.turn_within(Duration::ZERO).await.unwrap_err();
+        assert!(matches!(refused, ApiError::TooManyProfiles));
+        drop(first);
+        assert!(packing.turn_within(Duration::ZERO).await.is_ok());
+    }
 }

@@ -239,11 +239,17 @@ fn lock(root: &Path) -> Result<Flock<File>, StorageError> {
     })
 }
 
-/// Removes every file in `uploads`: the sessions they belong to ended with their process.
+/// Removes everything in `uploads`: the sessions that files belong to, and the packs that
+/// directories are for, ended with their process.
 fn clear(uploads: &Path) -> Result<(), StorageError> {
     for entry in fs::read_dir(uploads).map_err(StorageError::io("list", uploads))? {
-        let path = entry.map_err(StorageError::io("list", uploads))?.path();
-        fs::remove_file(&path).map_err(StorageError::io("remove", &path))?;
+        let entry = entry.map_err(StorageError::io("list", uploads))?;
+        let path = entry.path();
+        let removed = match entry.file_type() {
+            Ok(kind) if kind.is_dir() => fs::remove_dir_all(&path),
+            _ => fs::remove_file(&path),
+        };
+        removed.map_err(StorageError::io("remove", &path))?;
     }
     Ok(())
 }
@@ -294,7 +300,10 @@ mod tests {
         drop(Storage::open(root.path()).unwrap());
         let left = root.path().join("uploads/0123456789abcdef0123456789abcdef");
         fs::write(&left, "half a lay").unwrap();
+        let pack = root.path().join("uploads/undermount-pack-x1");
+        fs::create_dir_all(pack.join("blobs")).unwrap();
+        fs::write(pack.join("blobs/part"), "half a pa").unwrap();
         Storage::open(root.path()).unwrap();
-        assert!(!left.exists());
+        assert!(!left.exists() && !pack.exists());
     }
 }

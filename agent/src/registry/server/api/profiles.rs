@@ -46,8 +46,7 @@ impl Registry {
     ) -> Answer {
         let image = Image { repository, digest: image };
         let packing = Arc::clone(self.packing(&image).await?);
-        // One at a time: so much memory they may take.
-        let _turn = packing.turn().await;
+        let _turn = packing.turn().await?;
         let too_large = |_| ApiError::Profile(format!("a profile has at most {FILE_MAX} bytes"));
         let json = axum::body::to_bytes(body, FILE_MAX as usize);
         let late = |_| ApiError::Profile(format!("it took longer than {} s", BODY.as_secs()));

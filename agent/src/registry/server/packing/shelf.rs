@@ -1,60 +1,43 @@
-//! The layers of an image in the registry's own storage, as something that contents can be read
-//! from.
+//! The layers of an image, read out of its repository in the registry's own storage.
+//!
+//! What an index artifact names is what somebody pushed: a blob that its repository does not have
+//! is not there for it, wherever else in the registry it may be.
 
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use tempfile::TempDir;
-use undermount_fs::blob::Blobs;
 use undermount_fs::digest::{Digest, Verified};
-use undermount_fs::fill::{Filler, Layer};
-use undermount_fs::index::{Backing, LayerTree};
-use undermount_fs::object::{Store, StoreLimits};
-use undermount_fs::source::{BlobRequest, BlobStream, PieceRequest, Scope, Source, SourceError};
+use undermount_fs::fill::Layer;
+use undermount_fs::source::{
+    BlobRequest, BlobStream, Piece, PieceRequest, Scope, Source, SourceError,
+};
 
 use super::super::blocking::blocking;
-use super::super::indexing::Image;
+use super::super::name::Repository;
 use super::super::storage::{Storage, StorageError};
 use super::MakingError;
 use crate::image::artifact::LayerEntry;
+use crate::profile::packable_layer;
 
-/// How long the disk may take for a piece.
-const TIMEOUT: Duration = Duration::from_secs(60);
 /// Pieces of a whole blob, in bytes.
 const CHUNK: u64 = 1 << 20;
+const ORIGIN: &str = "the registry's storage";
 
-/// The layers of an image.
+/// The blobs of a repository.
+#[derive(Clone)]
 pub struct Shelf {
     storage: Arc<Storage>,
-    scope: Scope,
-    filler: Arc<Filler>,
-    _scratch: TempDir,
+    repository: Repository,
 }
 
 impl Shelf {
-    /// The layers of `image`, whose contents are kept in a temporary directory meanwhile.
-    ///
-    /// # Errors
-    /// [`MakingError`] where there is none.
-    pub fn open(storage: Arc<Storage>, image: &Image) -> Result<Self, MakingError> {
-        let scratch = tempfile::Builder::new().tempdir_in(storage.uploads_dir())?;
-        let store = Store::open(scratch.path(), StoreLimits::default());
-        let store = store.map_err(std::io::Error::other)?;
-        let blobs = Blobs::open(&scratch.path().join("blobs"))?;
-        let source = Arc::new(Local(storage.clone()));
-        let filler = Filler::new(Arc::new(store), Arc::new(blobs), source, TIMEOUT);
-        let scope = Scope::new(&format!("registry/{}", image.repository));
-        Ok(Self { storage, scope, filler: Arc::new(filler), _scratch: scratch })
-    }
-
-    /// Reads contents of the layers.
-    pub fn filler(&self) -> &Arc<Filler> {
-        &self.filler
+    /// Those of `repository`.
+    pub fn new(storage: Arc<Storage>, repository: Repository) -> Self {
+        Self { storage, repository }
     }
 
     /// The layers that the `entries` of an index artifact name.
@@ -62,42 +45,42 @@ impl Shelf {
     /// # Errors
     /// [`MakingError`] where an index is missing or damaged.
     pub fn layers(&self, entries: &[LayerEntry]) -> Result<Vec<Arc<Layer>>, MakingError> {
+        let scope = Scope::new(&format!("registry/{}", self.repository));
         let layer = |entry: &LayerEntry| {
-            let whole = 0..entry.tree_blob.size;
-            let packed = read(&self.storage, &entry.tree_blob.digest, whole)?;
+            let packed = self.read(&entry.tree_blob.digest, 0..entry.tree_blob.size)?;
             let tree = entry.unpack_tree(&packed.ok_or(MakingError::Gone)?)?;
-            let tree = LayerTree::new(Backing::sealed(tree.bytes())?)?;
-            Ok(Arc::new(Layer::new(Arc::new(tree), self.scope.clone())))
+            Ok(packable_layer(&tree, scope.clone())?)
         };
         entries.iter().map(layer).collect()
     }
-}
 
-/// The bytes of `range` of a blob; `None` where the registry has none such, or less of it.
-///
-/// # Errors
-/// [`StorageError`] where the disk fails.
-pub fn read(
-    storage: &Storage,
-    blob: &Digest,
-    range: Range<u64>,
-) -> Result<Option<Bytes>, StorageError> {
-    let Some(found) = storage.any_blob(&(*blob).into())? else { return Ok(None) };
-    if range.start > range.end || range.end > found.size {
-        return Ok(None);
+    /// The bytes of `range` of a blob; `None` where the repository has none such, or less of it.
+    ///
+    /// # Errors
+    /// [`StorageError`] where the disk fails.
+    pub fn read(&self, blob: &Digest, range: Range<u64>) -> Result<Option<Bytes>, StorageError> {
+        let found = self.storage.blob(&self.repository, &(*blob).into())?;
+        let Some(found) = found.filter(|found| range.end <= found.size) else { return Ok(None) };
+        let Some(length) = range.end.checked_sub(range.start) else { return Ok(None) };
+        let mut bytes = vec![0; length as usize];
+        let read = found.file.read_exact_at(&mut bytes, range.start);
+        Ok(read.is_ok().then(|| bytes.into()))
     }
-    let mut bytes = vec![0; (range.end - range.start) as usize];
-    let read = found.file.read_exact_at(&mut bytes, range.start);
-    Ok(read.is_ok().then(|| bytes.into()))
-}
 
-/// The storage as a source of pieces.
-struct Local(Arc<Storage>);
+    fn bytes(&self, blob: &Digest, range: Range<u64>) -> Result<Bytes, SourceError> {
+        match self.read(blob, range) {
+            Ok(Some(bytes)) => Ok(bytes),
+            Ok(None) => Err(SourceError::NotFound { origin: ORIGIN.to_owned(), blob: *blob }),
+            Err(error) => {
+                let (origin, reason) = (ORIGIN.to_owned(), error.to_string());
+                Err(SourceError::Unavailable { origin, reason })
+            }
+        }
+    }
 
-impl Local {
-    fn pieces(storage: &Storage, request: &PieceRequest) -> Result<Vec<Verified>, SourceError> {
-        let one = |piece: &undermount_fs::source::Piece| {
-            let bytes = bytes(storage, &piece.blob, piece.range.clone())?;
+    fn pieces(&self, request: &PieceRequest) -> Result<Vec<Verified>, SourceError> {
+        let one = |piece: &Piece| {
+            let bytes = self.bytes(&piece.blob, piece.range.clone())?;
             Verified::check(bytes, &piece.digest).map_err(|wrong| SourceError::Wrong {
                 origin: ORIGIN.to_owned(),
                 blob: piece.blob,
@@ -108,32 +91,46 @@ impl Local {
     }
 }
 
-const ORIGIN: &str = "the registry's storage";
-
-fn bytes(storage: &Storage, blob: &Digest, range: Range<u64>) -> Result<Bytes, SourceError> {
-    match read(storage, blob, range) {
-        Ok(Some(bytes)) => Ok(bytes),
-        Ok(None) => Err(SourceError::NotFound { origin: ORIGIN.to_owned(), blob: *blob }),
-        Err(error) => {
-            let (origin, reason) = (ORIGIN.to_owned(), error.to_string());
-            Err(SourceError::Unavailable { origin, reason })
-        }
-    }
-}
-
-impl Source for Local {
+impl Source for Shelf {
     fn fetch(&self, request: PieceRequest) -> BoxFuture<'_, Result<Vec<Verified>, SourceError>> {
-        let storage = self.0.clone();
-        async move { blocking(move || Self::pieces(&storage, &request)).await }.boxed()
+        let shelf = self.clone();
+        async move { blocking(move || shelf.pieces(&request)).await }.boxed()
     }
 
     fn stream(&self, request: BlobRequest) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
-        let storage = self.0.clone();
+        let shelf = self.clone();
         let chunks = (0..request.size.div_ceil(CHUNK)).map(move |number| {
             let start = number * CHUNK;
-            bytes(&storage, &request.blob, start..(start + CHUNK).min(request.size))
+            shelf.bytes(&request.blob, start..(start + CHUNK).min(request.size))
         });
         let stream: BlobStream = Box::pin(futures_util::stream::iter(chunks));
         async move { Ok(stream) }.boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::storage::testing::fixture;
+    use super::*;
+
+    #[test]
+    fn a_blob_of_another_repository_is_not_there() {
+        let fixture = fixture();
+        let (storage, digest) = (Arc::new(fixture.storage), Digest::of(b"private"));
+        storage.put_blob(&digest.into(), b"private").unwrap();
+        storage.change(&fixture.repository).link_blob(&digest.into()).unwrap();
+        let read = |repository: &str, range: Range<u64>| {
+            let shelf = Shelf::new(storage.clone(), Repository::parse(repository).unwrap());
+            shelf.read(&digest, range).unwrap()
+        };
+        assert_eq!(read("a/b", 0..7).unwrap(), "private");
+        assert_eq!(read("a/b", 2..4).unwrap(), "iv");
+        #[allow(clippy::reversed_empty_ranges)]
+        let backwards = 4..2;
+        assert!(read("a/b", 0..8).is_none() && read("a/b", backwards).is_none());
+        assert!(read("other", 0..7).is_none());
+        let shelf = Shelf::new(storage.clone(), Repository::parse("other").unwrap());
+        let error = shelf.bytes(&digest, 0..7).unwrap_err();
+        assert!(matches!(error, SourceError::NotFound { .. }), "{error}");
     }
 }

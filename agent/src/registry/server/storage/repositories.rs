@@ -102,16 +102,16 @@ impl Storage {
         Ok(self.any_blob(digest)?.map(|blob| blob.size))
     }
 
-    /// The tags of `repository`, unsorted; `None` if it has neither tags nor manifests.
+    /// The tags of `repository`, unsorted; `None` if nobody has ever pushed a manifest to it.
     ///
     /// # Errors
     /// [`StorageError`] where the disk fails.
     pub fn tags(&self, repository: &Repository) -> Result<Option<Vec<String>>, StorageError> {
         let path = self.repository_path(repository);
-        let mut tags = durable::list(&path.join("_tags"))?;
-        if tags.is_empty() && !has_manifests(&path)? {
+        if !path.join("_manifests").exists() {
             return Ok(None);
         }
+        let mut tags = durable::list(&path.join("_tags"))?;
         tags.retain(|name| name.parse::<Tag>().is_ok());
         Ok(Some(tags))
     }
@@ -333,6 +333,8 @@ mod tests {
         assert!(!f.change().delete_manifest(&one.digest, None).unwrap());
         assert_eq!(f.storage.tags(&f.repository).unwrap().unwrap(), ["c"]);
         assert_eq!(f.get(Reference::Digest(one.digest)), None);
+        assert!(f.change().delete_manifest(&two.digest, None).unwrap());
+        assert_eq!(f.storage.tags(&f.repository).unwrap(), Some(vec![]));
     }
 
     #[test]
