@@ -276,6 +276,23 @@ mod tests {
     }
 
     #[test]
+    fn regression_an_image_below_the_name_of_a_deleted_one_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let tree = ImageServe::new(root.path());
+        let [outer, inner]: [Repository; 2] =
+            ["h:1/ns/nova", "h:1/ns/nova/api"].map(|name| name.parse().unwrap());
+        let raw = manifest("{\"a\":1}");
+        for image in [&outer, &inner] {
+            tree.put_manifest(image, &raw).unwrap();
+            tree.put_tag(image, "t", &[&raw]).unwrap();
+        }
+        assert!(tree.delete(&outer, &"t".parse().unwrap()).unwrap());
+        assert!(!tree.directory(&outer, "manifests").exists());
+        assert!(!tree.directory(&outer, "tags").exists());
+        assert!(tree.manifest_path(&inner, &raw.digest).join("index.json").exists());
+    }
+
+    #[test]
     fn a_link_takes_the_place_of_whatever_has_its_name() {
         let root = tempfile::tempdir().unwrap();
         let tree = ImageServe::new(root.path());

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use undermount_fs::digest::Digest;
 
@@ -50,11 +51,27 @@ impl ImageServe {
                 fs::remove_file(&path).map_err(|source| write_error(&path, source))?;
             }
         }
-        if names(&self.directory(image, "manifests")).is_empty() {
-            let path = self.v2.join(image.path());
-            fs::remove_dir_all(&path).map_err(|source| write_error(&path, source))?;
+        match names(&self.directory(image, "manifests")).is_empty() {
+            true => self.remove(image),
+            false => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Removes an image, and not those whose names begin with its name.
+    fn remove(&self, image: &Repository) -> Result<(), ImageServeError> {
+        let gone = |removed: io::Result<()>, path: &Path| match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(write_error(path, error)),
+            _ => Ok(()),
+        };
+        for kind in ["blobs", "referrers", "tags", "manifests"] {
+            let path = self.directory(image, kind);
+            gone(fs::remove_dir_all(&path), &path)?;
+        }
+        let path = self.v2.join(image.path());
+        match fs::remove_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            removed => gone(removed, &path),
+        }
     }
 
     /// The manifests that tags name, the children of lists, and what belongs to any of them.

@@ -14,7 +14,7 @@ impl ImageServe {
     /// Writes the list of the tags of `image` and the list of images anew.
     pub(super) fn rebuild_lists(&self, image: &Repository) -> Result<(), ImageServeError> {
         let _rebuilding = self.lists.lock().expect("no panic while it is held");
-        if self.v2.join(image.path()).is_dir() {
+        if self.directory(image, "manifests").is_dir() {
             let mut tags = self.tags(image);
             // Nodes know where to look for indexes; to everybody else they are no images.
             tags.retain(|tag| !referrers::is_own_tag(tag));
