@@ -43,6 +43,7 @@ mod status;
 mod tripleo;
 mod upgrade;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -120,6 +121,14 @@ impl Command {
         }
     }
 
+    /// The file that gets the events beside stderr.
+    fn log_file(&self) -> Option<PathBuf> {
+        match self {
+            Self::Tripleo(command) => command.log_file(),
+            _ => None,
+        }
+    }
+
     /// Runs the command to its end. Each one chooses its runtime, since a process that holds
     /// mounts has other needs than one that serves HTTP.
     fn run(self) -> CliResult {
@@ -163,7 +172,8 @@ impl Command {
 /// Parses the process's arguments, runs the command and reports its failure.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(error) = logging::install(&cli.log, cli.command.default_log()) {
+    let log_file = cli.command.log_file();
+    if let Err(error) = logging::install(&cli.log, cli.command.default_log(), log_file.as_deref()) {
         return exit::report(error);
     }
     passwords::cover();

@@ -9,7 +9,9 @@ use std::path::Path;
 
 use undermount_tests::archive::Member;
 use undermount_tests::image::{Image, Layer};
-use undermount_tests::process::{Outcome, Running, SOON, eventually, run, undermount};
+use undermount_tests::process::{
+    Outcome, Running, SOON, binary, eventually, program, run, undermount,
+};
 use undermount_tests::registry::Registry;
 use undermount_tests::requirement::{Need, lacking};
 
@@ -157,21 +159,126 @@ fn an_image_is_pushed_listed_and_shown() {
         "tripleo container image push --registry-url {to} --append-tag=-fix {from}/rhosp13/openstack-keystone:13.0"
     );
     call(root.path(), &push).success();
-    let list = format!("tripleo container image list --registry-url {to} -f value");
-    let listed = call(root.path(), &list).success().stdout;
-    assert_eq!(listed, format!("docker://{to}/rhosp13/openstack-keystone:13.0-fix\n"));
+    let name = format!("docker://{to}/rhosp13/openstack-keystone:13.0-fix");
+    for (flags, expected) in [
+        ("-f value", format!("{name}\n")),
+        ("-f csv", format!("\"Image Name\"\n\"{name}\"\n")),
+        ("-f yaml", format!("- Image Name: {name}\n")),
+        ("-f json --noindent", format!("[{{\"Image Name\":\"{name}\"}}]\n")),
+    ] {
+        let list = format!("tripleo container image list --registry-url docker://{to} {flags}");
+        assert_eq!(call(root.path(), &list).success().stdout, expected);
+    }
+    let list = format!("tripleo container image list --registry-url {to} -c Size");
+    let outcome = call(root.path(), &list);
+    assert!(outcome.refusal().contains("No recognized column names"), "{}", outcome.stderr);
     let delete = format!(
         "tripleo container image delete -y --registry-url {to} {to}/rhosp13/openstack-keystone:13.0-fix"
     );
     let outcome = call(root.path(), &delete);
     let words = outcome.refusal();
     assert!(words.contains("Deleting not supported via the registry API"), "{words}");
-    let show = format!("tripleo container image show {from}/rhosp13/openstack-keystone:13.0");
+    let show =
+        format!("tripleo container image show docker://{from}/rhosp13/openstack-keystone:13.0");
+    let columns = call(root.path(), &format!("{show} -f shell -c Tag -c Labels")).success().stdout;
+    assert_eq!(columns, "labels=\"{'release': '38', 'version': '13.0'}\"\ntag=\"13.0\"\n");
     let shown = call(root.path(), &show).success().stdout;
+    assert!(shown.starts_with("{\n  \"Name\": "), "{shown}");
     let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
     assert_eq!(shown["Digest"], keystone().digest().to_string());
     assert_eq!(shown["Labels"]["release"], "38");
     assert_eq!(shown["Tag"], "13.0");
+}
+
+/// Runs `undermount` with the words of `line` at a terminal, where somebody types `typed`.
+fn at_a_terminal(directory: &Path, line: &str, typed: &str) -> Outcome {
+    let mut command = program("sh");
+    let undermount = format!("{} {line}", binary().display());
+    command.arg("-c").arg(format!("printf '{typed}\\n' | script -qec '{undermount}' /dev/null"));
+    command.current_dir(directory).env("HOME", directory);
+    run(&mut command, SOON)
+}
+
+#[test]
+fn an_image_is_deleted_only_if_somebody_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let line = "tripleo container image delete h.invalid/ns/name:t --registry-url h.invalid";
+    let outcome = call(directory.path(), line);
+    let words = outcome.refusal();
+    for part in ["User interaction required, cannot confirm.", "Action not confirmed, exiting."] {
+        assert!(words.contains(part), "{words}");
+    }
+    if lacking(&[Need::Program("script")]) {
+        return;
+    }
+    let question = "Are you sure you want to delete this image [y/N]? ";
+    for (typed, goes_on) in [("n", false), ("yes", true)] {
+        // A terminal has one stream for everything.
+        let said = at_a_terminal(directory.path(), line, typed).stdout;
+        assert!(said.contains(question), "{said}");
+        assert_eq!(!said.contains("Action not confirmed"), goes_on, "{said}");
+        assert!(said.contains("error: "), "there is no such registry: {said}");
+    }
+}
+
+#[test]
+fn what_the_original_takes_is_taken() {
+    let root = tempfile::tempdir().unwrap();
+    let Some(source) = registry(&root.path().join("source")) else { return };
+    let target = Registry::docker(&root.path().join("target"));
+    let (from, to) = (source.address(), target.address());
+    let push = format!(
+        "tripleo container image push --cleanup --source-username alice --registry-url \
+         docker://{to} docker://{from}/rhosp13/openstack-keystone:13.0"
+    );
+    let outcome = call(root.path(), &push).success();
+    let words = "Skipping authentication - missing source password";
+    assert!(outcome.stderr.contains(words), "{}", outcome.stderr);
+    let discover = format!(
+        "overcloud container image tag discover --tag-from-label version --image \
+         docker://{to}/rhosp13/openstack-keystone:13.0"
+    );
+    assert_eq!(call(root.path(), &discover).success().stdout, "13.0\n");
+}
+
+#[test]
+fn events_go_to_the_log_file_of_the_original_below_the_home_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = "parameter_defaults:\n  ContainerImagePrepare:\n  - includes: [no-such-image]\n";
+    fs::write(directory.path().join("cip.yaml"), text).unwrap();
+    let line = "tripleo container image prepare -e cip.yaml --output-env-file env.yaml --log-file";
+    for _ in 0..2 {
+        call(directory.path(), &format!("{line} prepare.log")).success();
+    }
+    let log = read(directory.path(), "prepare.log");
+    assert_eq!(log.matches("no image of the template is asked for").count(), 2, "{log}");
+    let outcome = call(directory.path(), &format!("{line} /nonexistent/prepare.log"));
+    let words = outcome.refusal();
+    assert!(words.contains("cannot write the log file /nonexistent/prepare.log"), "{words}");
+}
+
+#[test]
+fn directories_of_environments_are_read_after_the_default_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    fs::create_dir_all(path.join(".tripleo/environments")).unwrap();
+    fs::create_dir(path.join("more")).unwrap();
+    let entry = "[{includes: ['openstack-keystone:'], set: {namespace: h.invalid/ns, tag: t}, \
+                 push_destination: true}]";
+    let write = |name: &str, parameters: &str| {
+        fs::write(path.join(name), format!("parameter_defaults: {{{parameters}}}")).unwrap();
+    };
+    write(
+        ".tripleo/environments/a.yaml",
+        &format!("ContainerImagePrepare: {entry}, LocalContainerRegistry: 127.0.0.3"),
+    );
+    write("more/b.yaml", "LocalContainerRegistry: 127.0.0.2");
+    let line = "tripleo container image prepare --release zed --dry-run --environment-directory \
+                more --output-env-file env.yaml";
+    call(path, line).success();
+    let environment = read(path, "env.yaml");
+    let image = "  ContainerKeystoneImage: 127.0.0.2:8787/ns/openstack-keystone:t\n";
+    assert!(environment.contains(image), "{environment}");
 }
 
 #[test]

@@ -1,9 +1,14 @@
-//! Where events go: stderr, one line each.
+//! Where events go: stderr, one line each, and where the original has one, a log file.
 
+use std::fs::File;
 use std::io::IsTerminal as _;
+use std::path::Path;
+use std::sync::Mutex;
 
 use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, fmt};
 
 use super::exit::CliResult;
 
@@ -29,21 +34,30 @@ enum LogFormat {
     Json,
 }
 
-/// Sends the process's events to stderr.
+/// Sends the process's events to stderr, and those from info on to `file` as well.
 ///
 /// # Errors
-/// Where the filter cannot be parsed, or a subscriber is installed already.
-pub fn install(args: &LogArgs, default: &str) -> CliResult<()> {
+/// Where the filter cannot be parsed, the file cannot be written, or a subscriber is installed
+/// already.
+pub fn install(args: &LogArgs, default: &str, file: Option<&Path>) -> CliResult<()> {
     let words = args.log.as_deref().filter(|words| !words.is_empty()).unwrap_or(default);
     let filter = EnvFilter::try_new(words)
         .map_err(|error| format!("`{words}` is not a log filter: {error}"))?;
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    match args.log_format {
-        LogFormat::Text => lines.try_init()?,
-        LogFormat::Json => lines.json().try_init()?,
-    }
+    let lines =
+        fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let lines = match args.log_format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().boxed(),
+    };
+    let written = file.map(open).transpose()?.map(|file| {
+        let lines = fmt::layer().with_writer(Mutex::new(file)).with_ansi(false);
+        lines.with_filter(EnvFilter::new("info"))
+    });
+    tracing_subscriber::registry().with(lines.with_filter(filter)).with(written).try_init()?;
     Ok(())
+}
+
+fn open(path: &Path) -> Result<File, String> {
+    let opened = File::options().create(true).append(true).open(path);
+    opened.map_err(|error| format!("cannot write the log file {}: {error}", path.display()))
 }

@@ -110,7 +110,7 @@ pub struct PrepareArgs {
         value_name = "FILE"
     )]
     environment_files: Vec<PathBuf>,
-    /// Directory of environment files; may be repeated
+    /// Directory of environment files, read after those of ~/.tripleo/environments; may be repeated
     #[arg(long = "environment-directory", value_name = "DIR")]
     environment_directories: Vec<PathBuf>,
     /// Roles file that tells which services run
@@ -240,7 +240,8 @@ impl PrepareArgs {
 
 impl DiscoverArgs {
     async fn run(self) -> CliResult {
-        let image: Reference = self.image.parse()?;
+        let image: Reference =
+            self.image.strip_prefix("docker://").unwrap_or(&self.image).parse()?;
         let mut config = self.client.config();
         let host = [image.repository().host().to_owned()].into();
         Insecure::among(&host, &Client::new(config.clone())).await.allow(&mut config);

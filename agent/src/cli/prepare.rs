@@ -26,7 +26,7 @@ use copying::{Index, Manifests};
 use input::InputArgs;
 use output::{OutputArgs, Told};
 
-pub use copying::{CopyArgs, copy_state, parse_cleanup};
+pub use copying::{CopyArgs, copy_state};
 pub use input::{read_environment, read_roles};
 pub use output::environment_text;
 

@@ -3,6 +3,7 @@
 //! Scripts that call the original keep working with one word exchanged. Flags are the original's.
 
 mod catalog;
+mod cliff;
 mod hotfix;
 mod push;
 mod tcib;
@@ -58,6 +59,10 @@ pub enum Image {
 pub struct Prepare {
     #[command(flatten)]
     prepare: PrepareArgs,
+    /// File that events are appended to, from info on; a relative path is below the home
+    /// directory, as in the original
+    #[arg(long, value_name = "FILE", help_heading = "Logging")]
+    log_file: Option<PathBuf>,
     #[command(subcommand)]
     topic: Option<PrepareTopic>,
 }
@@ -85,6 +90,13 @@ pub struct DefaultArgs {
 }
 
 impl Tripleo {
+    /// The file that gets the events beside stderr.
+    pub fn log_file(&self) -> Option<PathBuf> {
+        let Self::Container(Container::Image(Image::Prepare(prepare))) = self else { return None };
+        let path = prepare.log_file.as_ref()?;
+        Some(std::env::home_dir().unwrap_or_default().join(path))
+    }
+
     /// Runs the command.
     pub async fn run(self) -> CliResult {
         let Self::Container(Container::Image(image)) = self;
@@ -147,9 +159,10 @@ pub struct RegistryArgs {
 impl RegistryArgs {
     /// The registry, `host:port`.
     async fn host(&self) -> String {
-        let Some(url) = &self.registry_url else { return undercloud::registry().await };
-        let bare = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
-        bare.trim_end_matches('/').to_owned()
+        match &self.registry_url {
+            Some(url) => without_transport(url).trim_end_matches('/').to_owned(),
+            None => undercloud::registry().await,
+        }
     }
 
     /// A client that reaches `hosts`, with the flags' login at `host`.
@@ -172,6 +185,11 @@ impl RegistryArgs {
         }
         reach(config, hosts).await
     }
+}
+
+/// The name without `docker://`, which may stand before all names.
+fn without_transport(name: &str) -> &str {
+    name.split_once("://").map_or(name, |(_, rest)| rest)
 }
 
 /// A client that speaks to `hosts` in whichever way they understand.

@@ -97,9 +97,14 @@ fn goes_to_undercloud(entry: &Entry) -> bool {
     }
 }
 
+/// Whether an entry's images go to the undercloud, as all do that come from files and have no
+/// other place to go.
 fn needs_undercloud(request: &Request) -> bool {
-    request.from.is_some()
-        || request.lists().any(|(_, list)| list.entries.iter().any(goes_to_undercloud))
+    let goes = |entry: &Entry| {
+        let stays = entry.push_destination == PushDestination::None;
+        goes_to_undercloud(entry) || (request.from.is_some() && stays)
+    };
+    request.lists().any(|(_, list)| list.entries.iter().any(goes))
 }
 
 fn destination(entry: &Entry, undercloud: Option<&str>) -> Option<String> {

@@ -105,9 +105,8 @@ fn work(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
     thread::scope(|scope| {
         scope.spawn(|| obey_files(dir, &worker));
         scope.spawn(|| beat(&worker));
-        match worker.wait_for_farewell() {
-            Farewell::Orphaned => dirs.iter().for_each(|dir| detach(dir).unwrap()),
-            farewell => leave_note(dir, "farewell", &format!("{farewell:?}")).unwrap(),
+        if worker.wait_for_farewell() == Farewell::Orphaned {
+            dirs.iter().for_each(|dir| detach(dir).unwrap());
         }
         std::process::exit(0)
     })
@@ -137,8 +136,8 @@ fn obey_files(dir: &Path, worker: &Worker) {
             std::process::exit(0);
         }
         if dir.join("done").exists() {
-            // The keeper answers by ending this worker.
-            return worker.done().unwrap();
+            worker.done().unwrap();
+            std::process::exit(0);
         }
     }
 }

@@ -77,7 +77,7 @@ impl From<Manifests> for ManifestFormat {
 }
 
 /// Reads what the original's `--cleanup` takes, with its words for anything else.
-pub fn parse_cleanup(word: &str) -> Result<Cleanup, &'static str> {
+fn parse_cleanup(word: &str) -> Result<Cleanup, &'static str> {
     match word {
         "full" => Ok(Cleanup::Full),
         "partial" => Ok(Cleanup::Partial),

@@ -25,8 +25,8 @@ pub struct InputArgs {
     /// Heat environment file with ContainerImagePrepare; may be repeated, later files win
     #[arg(short = 'e', long = "environment-file", value_name = "FILE")]
     environment_files: Vec<PathBuf>,
-    /// Directory whose *.yaml files are read before the environment files; may be repeated
-    /// [default: ~/.tripleo/environments]
+    /// Directory whose *.yaml files are read before the environment files and after those of
+    /// ~/.tripleo/environments; may be repeated
     #[arg(long = "environment-directory", value_name = "DIR")]
     environment_directories: Vec<PathBuf>,
     /// Roles file: only images of services that its roles run are prepared. A relative path is
@@ -82,16 +82,12 @@ fn parse_from(text: &str) -> Result<String, String> {
     }
 }
 
-/// Merges the *.yaml files of `directories`, or of the default one, with `files`.
+/// Merges the *.yaml files of the default directory, then those of `directories`, then `files`.
 pub fn read_environment(directories: &[PathBuf], files: &[PathBuf]) -> CliResult<Environment> {
     let default = std::env::home_dir().map(|home| home.join(".tripleo/environments"));
-    let directories = match directories {
-        [] => default.into_iter().collect(),
-        named => named.to_vec(),
-    };
     let mut all = Vec::new();
-    for directory in directories {
-        all.extend(environment::files_in(&directory)?);
+    for directory in default.iter().chain(directories) {
+        all.extend(environment::files_in(directory)?);
     }
     all.extend(files.iter().cloned());
     Ok(Environment::read(&all)?)

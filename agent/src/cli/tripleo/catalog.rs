@@ -1,25 +1,28 @@
 //! `tripleo container image list|show|delete`: what a registry has.
 
-use std::io::Write as _;
+use std::io::{self, IsTerminal as _, Write as _};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::{Value, json};
 use undermount::image::{Document, Platform, Reference, Repository};
 use undermount::prepare::image_serve::ImageServe;
 use undermount::prepare::sources::Sources;
 use undermount::registry::client::{Client, Fault, RegistryError};
 
-use super::RegistryArgs;
+use super::cliff::{ListFormat, Record, RecordFormat};
+use super::{RegistryArgs, without_transport};
 use crate::cli::exit::{CliResult, Exit};
+
+/// The column of the list of images.
+const IMAGE_NAME: &str = "Image Name";
 
 /// List the images of the undercloud's registry
 #[derive(Debug, Args)]
 pub struct ListArgs {
     #[command(flatten)]
     registry: RegistryArgs,
-    /// How they are printed
-    #[arg(short = 'f', long, value_enum, default_value_t = Format::Table)]
-    format: Format,
+    #[command(flatten)]
+    format: ListFormat,
 }
 
 /// Show one image
@@ -27,9 +30,8 @@ pub struct ListArgs {
 pub struct ShowArgs {
     /// Image: host/namespace/name:tag
     image: String,
-    /// How it is printed
-    #[arg(short = 'f', long, value_enum, default_value_t = Format::Json)]
-    format: Format,
+    #[command(flatten)]
+    format: RecordFormat,
     #[command(flatten)]
     registry: RegistryArgs,
 }
@@ -46,33 +48,14 @@ pub struct DeleteArgs {
     registry: RegistryArgs,
 }
 
-/// How a result is printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// With a frame
-    Table,
-    /// Values, one per line
-    Value,
-    /// JSON
-    Json,
-}
-
 impl ListArgs {
     /// Prints the images.
     pub async fn run(self) -> CliResult {
         let host = self.registry.host().await;
         let client = self.registry.client(&host, &[&host]).await;
         let images = images(&client, &host).await?;
-        let text = match self.format {
-            Format::Value => images.iter().map(|image| format!("{image}\n")).collect(),
-            Format::Json => {
-                let rows: Vec<_> =
-                    images.iter().map(|image| json!({"Image Name": image})).collect();
-                serde_json::to_string_pretty(&rows)? + "\n"
-            }
-            Format::Table => table("Image Name", &images),
-        };
-        std::io::stdout().write_all(text.as_bytes())?;
+        let rows = images.into_iter().map(|image| Record(vec![(IMAGE_NAME, image.into())]));
+        self.format.print(&[IMAGE_NAME], rows.collect())?;
         Ok(Exit::Success)
     }
 }
@@ -100,63 +83,61 @@ async fn images(client: &Client, host: &str) -> CliResult<Vec<String>> {
     Ok(images)
 }
 
-fn table(title: &str, rows: &[String]) -> String {
-    let width = rows.iter().map(String::len).max().unwrap_or(0).max(title.len());
-    let rule = format!("+-{}-+\n", "-".repeat(width));
-    let line = |text: &str| format!("| {text:width$} |\n");
-    let body: String = rows.iter().map(|row| line(row)).collect();
-    format!("{rule}{}{rule}{body}{rule}", line(title))
-}
-
 impl ShowArgs {
     /// Prints what is known of the image.
     pub async fn run(self) -> CliResult {
-        let image: Reference = self.image.parse()?;
+        let image: Reference = without_transport(&self.image).parse()?;
         let host = image.repository().host().to_owned();
         let client = self.registry.client(&host, &[&host]).await;
         let sources = Sources::new(client, Platform::host(), std::env::temp_dir());
-        let shown = describe(&sources, &image).await?;
-        let text = match self.format {
-            Format::Json => serde_json::to_string_pretty(&shown)? + "\n",
-            _ => shown
-                .as_object()
-                .into_iter()
-                .flatten()
-                .map(|(key, value)| format!("{key}: {value}\n"))
-                .collect(),
-        };
-        std::io::stdout().write_all(text.as_bytes())?;
+        self.format.print(describe(&sources, &image).await?)?;
         Ok(Exit::Success)
     }
 }
 
-async fn describe(sources: &Sources, image: &Reference) -> CliResult<Value> {
+/// What the original tells of an image: its name, then the rest by the alphabet.
+async fn describe(sources: &Sources, image: &Reference) -> CliResult<Record> {
     let raw = sources.image(image).await?;
     let manifest = raw.document().and_then(Document::into_manifest)?;
     let config = sources.config(image).await?;
     let file: Value = serde_json::from_slice(&config.raw)?;
     let tags = sources.client().tags(image.repository()).await?;
-    Ok(json!({
-        "Name": image.repository().to_string(),
-        "Architecture": file["architecture"],
-        "Created": file["created"],
-        "Digest": raw.digest,
-        "DockerVersion": file.get("docker_version").cloned().unwrap_or_else(|| "".into()),
-        "Labels": config.labels,
-        "Layers": manifest.layers.iter().map(|layer| layer.digest).collect::<Vec<_>>(),
-        "Os": file["os"],
-        "RepoTags": tags,
-        "Tag": image.identifier(),
-    }))
+    let layers: Vec<_> = manifest.layers.iter().map(|layer| layer.digest).collect();
+    Ok(Record(vec![
+        ("Name", image.repository().to_string().into()),
+        ("Architecture", file["architecture"].clone()),
+        ("Created", file["created"].clone()),
+        ("Digest", json!(raw.digest)),
+        ("DockerVersion", file.get("docker_version").cloned().unwrap_or_else(|| "".into())),
+        ("Labels", json!(config.labels)),
+        ("Layers", json!(layers)),
+        ("Os", file["os"].clone()),
+        ("RepoTags", json!(tags)),
+        ("Tag", image.identifier().into()),
+    ]))
+}
+
+/// Asks whoever sits at the terminal; without one nothing is confirmed.
+fn is_confirmed() -> io::Result<bool> {
+    if !io::stdin().is_terminal() {
+        tracing::error!("User interaction required, cannot confirm.");
+        return Ok(false);
+    }
+    let mut output = io::stdout();
+    output.write_all(b"Are you sure you want to delete this image [y/N]? ")?;
+    output.flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    Ok(answer.to_lowercase().starts_with('y'))
 }
 
 impl DeleteArgs {
     /// Deletes the image from the tree of the Apache that serves it.
     pub async fn run(self) -> CliResult {
-        if !self.yes {
+        if !self.yes && !is_confirmed()? {
             return Err("Action not confirmed, exiting.".into());
         }
-        let image: Reference = self.image.parse()?;
+        let image: Reference = without_transport(&self.image).parse()?;
         let host = self.registry.host().await;
         let client = self.registry.client(&host, &[&host]).await;
         let repository = Repository::new(&host, image.repository().path())?;

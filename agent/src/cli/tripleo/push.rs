@@ -7,18 +7,18 @@ use undermount::image::{Platform, Reference};
 use undermount::prepare::copy::{
     self, Attached, CopyJob, CopyOptions, Indexing, Location, ManifestFormat,
 };
-use undermount::prepare::modify::Cleanup;
 use undermount::prepare::progress::Unseen;
 use undermount::prepare::sources::Sources;
+use undermount::registry::client::Client;
 
-use super::RegistryArgs;
+use super::{RegistryArgs, without_transport};
 use crate::cli::exit::{CliResult, Exit};
-use crate::cli::prepare::parse_cleanup;
 
 /// Push an image to the undercloud's registry
 #[derive(Debug, Args)]
 pub struct PushArgs {
-    /// Image to push: host/namespace/name[:tag]
+    /// Image to push: host/namespace/name[:tag]; with `containers-storage:` before it, or with
+    /// `--local`, one of this host
     image: String,
     /// Take the image from the images of this host (buildah, podman)
     #[arg(long)]
@@ -33,33 +33,51 @@ pub struct PushArgs {
     #[arg(long)]
     dry_run: bool,
     /// User at the image's registry
-    #[arg(long, value_name = "USER", requires = "source_password")]
+    #[arg(long, value_name = "USER")]
     source_username: Option<String>,
     /// Password at the image's registry; better kept in the file of `podman login`
-    #[arg(long, value_name = "PASSWORD", requires = "source_username")]
+    #[arg(long, value_name = "PASSWORD")]
     source_password: Option<String>,
     /// Of no use here: no local copy is made. Taken because the original takes it
-    #[arg(long, value_name = "WHICH", default_value = "full", value_parser = parse_cleanup, hide = true)]
-    cleanup: Cleanup,
+    #[arg(long, hide = true)]
+    cleanup: bool,
     #[command(flatten)]
     registry: RegistryArgs,
 }
 
+/// The transport of images of this host.
+const STORAGE: &str = "containers-storage:";
+
 impl PushArgs {
     /// Pushes as the flags say.
     pub async fn run(self) -> CliResult {
-        let (name, tag) = split(&self.image)?;
+        let is_local = self.local || self.image.starts_with(STORAGE);
+        let image = without_transport(self.image.strip_prefix(STORAGE).unwrap_or(&self.image));
+        let (name, tag) = split(image, is_local)?;
         let host = self.registry.host().await;
-        let source: Reference = format!("{}:{tag}", without_tag(&self.image)).parse()?;
         let target: Reference = format!("{host}/{name}:{tag}{}", self.append_tag).parse()?;
-        let hosts = [host.as_str(), source.repository().host()];
-        let login = self.source_username.as_deref().zip(self.source_password.as_deref());
-        let login = login.map(|login| (source.repository().host(), login));
-        let client = self.registry.client_with(&host, &hosts, login).await;
+        let source = format!("{}:{tag}", without_tag(image));
+        let (source, client) = if is_local {
+            (Location::Storage(source), self.registry.client(&host, &[&host]).await)
+        } else {
+            let source: Reference = source.parse()?;
+            let from = source.repository().host();
+            let login = self.source_login().map(|login| (from, login));
+            let client = self.registry.client_with(&host, &[&host, from], login).await;
+            (source.into(), client)
+        };
+        if is_local && (self.source_username.is_some() || self.source_password.is_some()) {
+            tracing::warn!("Source credentials ignored for local images");
+        }
+        self.push(CopyJob { source, target: target.into(), multi_arch: self.multi_arch }, client)
+            .await
+    }
+
+    async fn push(&self, job: CopyJob, client: Client) -> CliResult {
         let sources = Sources::new(client, Platform::host(), std::env::temp_dir());
         if self.dry_run {
-            if !self.local {
-                sources.manifest(&source).await?;
+            if let Location::Registry(source) = &job.source {
+                sources.manifest(source).await?;
             }
             return Ok(Exit::Success);
         }
@@ -74,21 +92,33 @@ impl PushArgs {
             scratch: std::env::temp_dir(),
             state: None,
         };
-        let source = match self.local {
-            true => Location::Storage(source.to_string()),
-            false => source.into(),
-        };
-        let job = CopyJob { source, target: target.into(), multi_arch: self.multi_arch };
         let report = copy::run(vec![job], &sources, &options, Arc::new(Unseen)).await?;
         match report.outcomes.into_iter().find_map(|(_, outcome)| outcome.err()) {
             Some(error) => Err(error.into()),
             None => Ok(Exit::Success),
         }
     }
+
+    /// User and password at the image's registry; half of them is none, as in the original.
+    fn source_login(&self) -> Option<(&str, &str)> {
+        match (self.source_username.as_deref(), self.source_password.as_deref()) {
+            (Some(user), Some(password)) => Some((user, password)),
+            (None, None) => None,
+            (None, _) => {
+                tracing::warn!("Skipping authentication - missing source username");
+                None
+            }
+            (_, None) => {
+                tracing::warn!("Skipping authentication - missing source password");
+                None
+            }
+        }
+    }
 }
 
-/// `namespace/name` and the tag of an image with exactly one namespace component.
-fn split(image: &str) -> Result<(&str, &str), String> {
+/// What the image is called below its registry, and its tag. One of a registry has exactly one
+/// component before its name.
+fn split(image: &str, is_local: bool) -> Result<(&str, &str), String> {
     let bare = without_tag(image);
     let wrong = || {
         format!(
@@ -96,7 +126,8 @@ fn split(image: &str) -> Result<(&str, &str), String> {
         )
     };
     let (_, name) = bare.split_once('/').ok_or_else(wrong)?;
-    if name.split('/').count() != 2 || name.split('/').any(str::is_empty) {
+    let depth = name.split('/').count();
+    if name.split('/').any(str::is_empty) || (depth != 2 && !is_local) {
         return Err(wrong());
     }
     let tag = image[bare.len()..].trim_start_matches(':');
@@ -116,10 +147,13 @@ mod tests {
 
     #[test]
     fn an_image_has_one_namespace() {
-        assert_eq!(split("h:5000/ns/name:t"), Ok(("ns/name", "t")));
-        assert_eq!(split("h:5000/ns/name"), Ok(("ns/name", "latest")));
+        assert_eq!(split("h:5000/ns/name:t", false), Ok(("ns/name", "t")));
+        assert_eq!(split("h:5000/ns/name", false), Ok(("ns/name", "latest")));
         for image in ["name", "h/name:t", "h:5000/a/b/name:t", "h//name"] {
-            assert!(split(image).unwrap_err().starts_with("Invalid container"), "{image}");
+            assert!(split(image, false).unwrap_err().starts_with("Invalid container"), "{image}");
         }
+        assert_eq!(split("localhost/name:t", true), Ok(("name", "t")));
+        assert_eq!(split("localhost/a/b/name", true), Ok(("a/b/name", "latest")));
+        assert!(split("name:t", true).is_err() && split("localhost//name", true).is_err());
     }
 }

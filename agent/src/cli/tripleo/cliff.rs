@@ -1,0 +1,242 @@
+//! Results as the original's commands print them: the formats of cliff, OpenStack's command line.
+
+use std::io::Write as _;
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use serde_json::Value;
+use undermount::prepare::yaml;
+
+use crate::cli::exit::CliResult;
+
+/// How a list is printed.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub struct ListFormat {
+    /// How the list is printed
+    #[arg(short = 'f', long, value_enum, default_value_t = ListForm::Table)]
+    format: ListForm,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// How one thing is printed.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub struct RecordFormat {
+    /// How it is printed
+    #[arg(short = 'f', long, value_enum, default_value_t = RecordForm::Json)]
+    format: RecordForm,
+    /// What names begin with in the format `shell`
+    #[arg(long, value_name = "PREFIX", default_value = "")]
+    prefix: String,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Column to print; may be repeated [default: all]
+    #[arg(short = 'c', long = "column", value_name = "COLUMN")]
+    columns: Vec<String>,
+    /// JSON in one line
+    #[arg(long)]
+    noindent: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ListForm {
+    /// With a frame
+    Table,
+    /// Values, one row per line
+    Value,
+    /// Values with commas between them
+    Csv,
+    /// JSON
+    Json,
+    /// YAML
+    Yaml,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RecordForm {
+    /// JSON
+    Json,
+    /// Assignments for a shell
+    Shell,
+    /// With a frame
+    Table,
+    /// Values, one per line
+    Value,
+    /// YAML
+    Yaml,
+}
+
+/// Names and values, in order.
+#[derive(Debug, Clone, Default)]
+pub struct Record(pub Vec<(&'static str, Value)>);
+
+impl Serialize for Record {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
+}
+
+impl Record {
+    /// The columns that were asked for.
+    fn chosen(self, columns: &[String]) -> Result<Self, String> {
+        if columns.is_empty() {
+            return Ok(self);
+        }
+        let names: Vec<_> = self.0.iter().map(|(name, _)| *name).collect();
+        let wanted = |name: &str| columns.iter().any(|column| column == name);
+        let chosen = Self(self.0.into_iter().filter(|(name, _)| wanted(name)).collect());
+        match chosen.0.is_empty() {
+            true => Err(format!(
+                "No recognized column names in {columns:?}. Recognized columns are {names:?}."
+            )),
+            false => Ok(chosen),
+        }
+    }
+
+    fn texts(&self) -> impl Iterator<Item = String> {
+        self.0.iter().map(|(_, value)| text(value))
+    }
+}
+
+impl ListFormat {
+    /// Prints rows that have the columns `titles`.
+    ///
+    /// # Errors
+    /// Where a column that is asked for does not exist.
+    pub fn print(&self, titles: &[&'static str], rows: Vec<Record>) -> CliResult<()> {
+        let named = Record(titles.iter().map(|title| (*title, Value::Null)).collect());
+        let titles = named.chosen(&self.common.columns)?;
+        let titles: Vec<_> = titles.0.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let rows: Result<Vec<_>, _> =
+            rows.into_iter().map(|row| row.chosen(&self.common.columns)).collect();
+        let rows = rows?;
+        let cells = || rows.iter().map(|row| row.texts().collect::<Vec<_>>());
+        print(&match self.format {
+            ListForm::Table => table(&titles, &cells().collect::<Vec<_>>()),
+            ListForm::Value => cells().map(|row| row.join(" ") + "\n").collect(),
+            ListForm::Csv => std::iter::once(titles).chain(cells()).map(|row| csv(&row)).collect(),
+            ListForm::Json => self.common.json(&rows)?,
+            ListForm::Yaml => in_yaml(&rows)?,
+        })
+    }
+}
+
+impl RecordFormat {
+    /// Prints one thing.
+    ///
+    /// # Errors
+    /// Where a column that is asked for does not exist.
+    pub fn print(&self, record: Record) -> CliResult<()> {
+        let record = record.chosen(&self.common.columns)?;
+        let pairs = || record.0.iter().map(|(name, _)| *name).zip(record.texts());
+        print(&match self.format {
+            RecordForm::Json => self.common.json(&record)?,
+            RecordForm::Yaml => in_yaml(&record)?,
+            RecordForm::Value => record.texts().map(|value| value + "\n").collect(),
+            RecordForm::Shell => {
+                pairs().map(|(name, value)| shell(&self.prefix, name, &value)).collect()
+            }
+            RecordForm::Table => {
+                let rows: Vec<_> = pairs().map(|(name, value)| vec![name.into(), value]).collect();
+                table(&["Field".into(), "Value".into()], &rows)
+            }
+        })
+    }
+}
+
+impl Common {
+    fn json<T: Serialize>(&self, data: &T) -> serde_json::Result<String> {
+        let text = match self.noindent {
+            true => serde_json::to_string(data),
+            false => serde_json::to_string_pretty(data),
+        };
+        Ok(text? + "\n")
+    }
+}
+
+fn print(text: &str) -> CliResult<()> {
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
+}
+
+/// JSON is YAML.
+fn in_yaml<T: Serialize>(data: &T) -> CliResult<String> {
+    Ok(yaml::write(&yaml::read(&serde_json::to_string(data)?)?))
+}
+
+/// The value as Python prints it.
+fn text(value: &Value) -> String {
+    yaml::read(&value.to_string()).map_or_else(|_| value.to_string(), |value| value.to_string())
+}
+
+fn shell(prefix: &str, name: &str, value: &str) -> String {
+    let name = name.to_lowercase().replace([' ', '-', ':'], "_");
+    format!("{prefix}{name}=\"{}\"\n", value.replace('"', "\\\""))
+}
+
+fn csv(row: &[String]) -> String {
+    let quoted = row.iter().map(|cell| format!("\"{}\"", cell.replace('"', "\"\"")));
+    quoted.collect::<Vec<_>>().join(",") + "\n"
+}
+
+fn table(titles: &[String], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().chain([titles.to_vec()].iter()).map(|row| row[column].len()).max();
+        cells.unwrap_or_default()
+    };
+    let widths: Vec<_> = (0..titles.len()).map(width).collect();
+    let line = |row: &[String]| {
+        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!(" {cell:width$} |"));
+        format!("|{}\n", cells.collect::<String>())
+    };
+    let dashes = widths.iter().map(|width| "-".repeat(width + 2) + "+");
+    let rule = format!("+{}\n", dashes.collect::<String>());
+    let body: String = rows.iter().map(|row| line(row)).collect();
+    format!("{rule}{}{rule}{body}{rule}", line(titles))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn record() -> Record {
+        Record(vec![("Name", json!("n")), ("Labels", json!({ "a": "1", "b": null }))])
+    }
+
+    #[test]
+    fn values_print_as_python_prints_them() {
+        let texts: Vec<_> = record().texts().collect();
+        assert_eq!(texts, ["n", "{'a': '1', 'b': None}"]);
+    }
+
+    #[test]
+    fn columns_are_chosen_by_name_and_unknown_ones_refused() {
+        let columns = |names: &[&str]| {
+            let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+            record().chosen(&names)
+        };
+        assert_eq!(serde_json::to_string(&columns(&["Name"]).unwrap()).unwrap(), r#"{"Name":"n"}"#);
+        assert_eq!(columns(&[]).unwrap().0.len(), 2);
+        let words = columns(&["Size"]).unwrap_err();
+        assert!(words.contains("No recognized column names in [\"Size\"]"), "{words}");
+    }
+
+    #[test]
+    fn frames_commas_and_assignments_are_cliffs() {
+        let (titles, rows) = (["A".to_owned(), "B".into()], [vec!["long".to_owned(), "x".into()]]);
+        let rule = "+------+---+\n";
+        assert_eq!(
+            table(&titles, &rows),
+            format!("{rule}| A    | B |\n{rule}| long | x |\n{rule}")
+        );
+        assert_eq!(csv(&["a \"b\"".into(), "c".into()]), "\"a \"\"b\"\"\",\"c\"\n");
+        assert_eq!(shell("i_", "Docker Version", "a \"b\""), "i_docker_version=\"a \\\"b\\\"\"\n");
+    }
+}
