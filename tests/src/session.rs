@@ -128,6 +128,11 @@ impl Node {
         text.parse().unwrap_or_default()
     }
 
+    /// How the last worker was told to end, if it was.
+    pub fn farewell(&self) -> String {
+        fs::read_to_string(self.dir.path().join("farewell")).unwrap_or_default()
+    }
+
     /// Waits until the present worker is not `former`.
     pub fn wait_for_successor(&self, former: Pid) -> Pid {
         eventually("another worker", SOON, || self.worker().is_some_and(|pid| pid != former));

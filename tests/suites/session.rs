@@ -352,6 +352,7 @@ fn an_orderly_end_leaves_no_mount_and_no_process() {
         }
         assert!(!node.is_mounted());
         assert!(!is_alive(worker));
+        assert_eq!(node.farewell(), "Stop", "the keeper ends its worker at once");
         let error = (&held).read(&mut [0; 10]).unwrap_err();
         assert_eq!(
             error.raw_os_error(),

@@ -130,7 +130,7 @@ impl Peers {
 pub fn member_client(tls: Option<&PeersTls>) -> Result<reqwest::Client, PeersError> {
     let builder = client_builder().connect_timeout(CONNECT);
     let builder = match tls {
-        None => builder,
+        None => builder.tls_certs_only([]),
         Some(PeersTls { certificate, key, ca }) => {
             let wrong = |path: &Path, reason: String| PeersError::Certificate {
                 path: path.to_owned(),
@@ -164,6 +164,7 @@ fn client_builder() -> reqwest::ClientBuilder {
 fn seed_client() -> Result<reqwest::Client, PeersError> {
     client_builder()
         .connect_timeout(CONNECT * 4)
+        .tls_certs_only([])
         .tls_danger_accept_invalid_certs(true)
         .build()
         .map_err(PeersError::Client)

@@ -312,7 +312,10 @@ impl Keeper {
             match message {
                 ToKeeper::Ready => self.worker_is_ready(now),
                 ToKeeper::Alive => self.watch.alive(now),
-                ToKeeper::Done => self.watch.stopping(now),
+                ToKeeper::Done => {
+                    self.watch.stopping(now);
+                    self.ask_worker_to_stop();
+                }
                 ToKeeper::Replace { program } => self.plan_upgrade(program),
                 ToKeeper::Failed { reason } => {
                     if let Some(worker) = &mut self.worker {

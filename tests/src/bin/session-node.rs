@@ -105,8 +105,9 @@ fn work(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
     thread::scope(|scope| {
         scope.spawn(|| obey_files(dir, &worker));
         scope.spawn(|| beat(&worker));
-        if worker.wait_for_farewell() == Farewell::Orphaned {
-            dirs.iter().for_each(|dir| detach(dir).unwrap());
+        match worker.wait_for_farewell() {
+            Farewell::Orphaned => dirs.iter().for_each(|dir| detach(dir).unwrap()),
+            farewell => leave_note(dir, "farewell", &format!("{farewell:?}")).unwrap(),
         }
         std::process::exit(0)
     })
@@ -136,8 +137,8 @@ fn obey_files(dir: &Path, worker: &Worker) {
             std::process::exit(0);
         }
         if dir.join("done").exists() {
-            worker.done().unwrap();
-            std::process::exit(0);
+            // The keeper answers by ending this worker.
+            return worker.done().unwrap();
         }
     }
 }
