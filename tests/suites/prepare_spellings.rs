@@ -327,6 +327,10 @@ fn flags_stand_for_an_entry_as_in_osp_13() {
              push_destination: h.invalid:8787\n"
         )
     );
+    // Files that map no service to a container leave nothing.
+    std::fs::write(path.join("none.yaml"), "parameter_defaults: {ControllerCount: 1}\n").unwrap();
+    let line = line.replace("services.yaml", "none.yaml").replace("env.yaml", "none-env.yaml");
+    assert_eq!(call(path, &line).success().stdout, "container_images: []\n");
     let environment = read(path, "env.yaml");
     let (_, body) = environment.split_once("\n\n").unwrap();
     assert_eq!(

@@ -173,7 +173,12 @@ impl PrepareArgs {
             files => {
                 let environment = read_environment(&self.environment_directories, files)?;
                 let roles = read_roles(self.roles_file.as_deref())?;
-                role::service_filter(&roles, &environment, release)?
+                let mut services = role::service_filter(&roles, &environment, release)?;
+                // The files tell which services are containers: what they do not map is none.
+                if let Some(services) = &mut services {
+                    services.retain(|service| environment.resource(service).is_some());
+                }
+                services
             }
         };
         let runs = |service: &str| {
