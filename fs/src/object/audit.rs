@@ -44,7 +44,11 @@ impl Store {
         let damaged = hashed != Some(key);
         if damaged {
             match self.large(&key, object.length).filter(|_| object.length > CHUNK) {
-                Some(partial) => self.demote(&key, &partial),
+                Some(partial) => {
+                    // The disk has changed what it gives without anybody's touching the file.
+                    partial.doubt();
+                    self.demote(&key, &partial);
+                }
                 None => self.drop_damaged(&key, &object.path),
             }
         }

@@ -98,8 +98,19 @@ impl Store {
         let open = self.open_objects();
         let stays = |key: &ObjectKey| pinned.contains(key) || open.contains(key);
         found.retain(|object| !object.key.as_ref().is_some_and(stays));
-        found.sort_unstable_by_key(|object| object.last_use);
+        let warm = self.warm_objects();
+        let is_warm = |object: &Surveyed| object.key.is_some_and(|key| warm.contains(&key));
+        found.sort_by_cached_key(|object| (is_warm(object), object.last_use));
         found
+    }
+
+    /// Objects whose descriptors are kept: those that were read last, of which only the first read
+    /// is written down.
+    fn warm_objects(&self) -> HashSet<ObjectKey> {
+        let mut warm: HashSet<ObjectKey> =
+            lock(&self.handles).iter().map(|(key, _)| *key).collect();
+        warm.extend(lock(&self.partials).iter().map(|(key, _)| *key));
+        warm
     }
 
     /// The objects that must stay.

@@ -36,15 +36,15 @@ struct Batch {
 }
 
 impl Fresh {
-    /// Holds `objects`, which share one piece of memory.
-    pub fn hold(&self, objects: &[Object]) {
+    /// Holds `objects`, which share one piece of memory and came in `now`.
+    pub fn hold(&self, now: Instant, objects: &[Object]) {
         let bytes = objects.iter().map(|object| object.bytes().len()).sum();
         let keys = objects.iter().map(|object| *object.key()).collect();
         let mut state = self.state();
         for object in objects {
             state.contents.insert(*object.key(), object.bytes().clone());
         }
-        state.batches.push_back(Batch { came: Instant::now(), keys, bytes });
+        state.batches.push_back(Batch { came: now, keys, bytes });
         state.bytes += bytes;
         while state.bytes > LIMIT && state.forget_oldest() {}
     }
@@ -54,10 +54,10 @@ impl Fresh {
         self.state().contents.get(key).cloned()
     }
 
-    /// Lets go of what came in longer than `age` ago.
-    pub fn forget(&self, age: Duration) {
+    /// Lets go of what is `age` or older `now`.
+    pub fn forget(&self, now: Instant, age: Duration) {
         let mut state = self.state();
-        while state.batches.front().is_some_and(|batch| batch.came.elapsed() >= age) {
+        while state.batches.front().is_some_and(|batch| now.duration_since(batch.came) >= age) {
             state.forget_oldest();
         }
     }
@@ -91,7 +91,7 @@ mod tests {
         let fresh = Fresh::default();
         let size = 1024 * 1024;
         for number in 0..=LIMIT / size {
-            fresh.hold(&[object(number, size)]);
+            fresh.hold(Instant::now(), &[object(number, size)]);
         }
         assert!(fresh.get(object(0, size).key()).is_none());
         assert!(fresh.get(object(1, size).key()).is_some());
@@ -102,13 +102,13 @@ mod tests {
     fn what_is_old_is_let_go_of() {
         let fresh = Fresh::default();
         let (old, new) = (object(1, 10), object(2, 10));
-        fresh.hold(std::slice::from_ref(&old));
-        std::thread::sleep(Duration::from_millis(20));
-        fresh.hold(std::slice::from_ref(&new));
-        fresh.forget(Duration::from_millis(20));
+        let (begin, age) = (Instant::now(), Duration::from_secs(10));
+        fresh.hold(begin, std::slice::from_ref(&old));
+        fresh.hold(begin + age / 2, std::slice::from_ref(&new));
+        fresh.forget(begin + age, age);
         assert!(fresh.get(old.key()).is_none());
         assert_eq!(fresh.get(new.key()).unwrap(), *new.bytes());
-        fresh.forget(Duration::ZERO);
+        fresh.forget(begin + age * 2, age);
         let state = fresh.state();
         assert_eq!((state.bytes, state.contents.len()), (0, 0));
     }

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -83,12 +83,19 @@ impl Partial {
     }
 
     /// Moves the file by `step` to or from the complete objects.
+    ///
+    /// # Errors
+    /// Those of `step`, and `NotFound` where the file was removed: what has its name by now is
+    /// another one.
     pub(super) fn transfer(
         &self,
         placed: bool,
         step: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<()> {
         let mut stamp = self.stamp.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.file.metadata()?.nlink() == 0 {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         let untouched = *stamp == Stamp::of(&self.file);
         step()?;
         self.placed.store(placed, Ordering::Release);
@@ -176,7 +183,7 @@ impl Partial {
     }
 
     /// Forgets what is known of the chunks.
-    fn doubt(&self) {
+    pub(super) fn doubt(&self) {
         for state in &self.chunks {
             if state.swap(UNKNOWN, Ordering::AcqRel) == PRESENT {
                 self.present.fetch_sub(1, Ordering::AcqRel);

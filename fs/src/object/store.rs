@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -290,7 +290,7 @@ impl Store {
     /// Holds `objects`, which share one piece of memory, until others need the room, so that they
     /// can be read before [`Self::insert`] has kept them.
     pub fn hold(&self, objects: &[Object]) {
-        self.fresh.hold(objects);
+        self.fresh.hold(Instant::now(), objects);
     }
 
     /// The content of an object that is held in memory.
@@ -300,7 +300,7 @@ impl Store {
 
     /// Lets go of what is held for `age` or longer.
     pub fn release_held(&self, age: Duration) {
-        self.fresh.forget(age);
+        self.fresh.forget(Instant::now(), age);
     }
 
     /// Carries out `step`, which keeps `size` bytes, where there is room or room can be made.

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use super::*;
+use crate::digest::{Digest, Verified};
 
 fn object(text: &str) -> Object {
     Object::name(Bytes::copy_from_slice(text.as_bytes()))
@@ -93,6 +94,24 @@ fn a_quota_drops_what_was_not_used_for_longest() {
     assert!(!store.contains(objects[0].key()));
 }
 
+#[test]
+fn regression_what_is_read_again_and_again_goes_last() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, objects) = crowded(root.path(), None);
+    let here: Vec<&Object> = objects.iter().filter(|o| store.contains(o.key())).collect();
+    let (first, second) = (here[0], here[1]);
+    // The first read is written down; it is long ago by now, the last one is not.
+    assert!(store.get(first.key(), first.bytes().len() as u64).is_some());
+    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(5);
+    let file = fs::File::options().write(true).open(store.layout.object(first.key())).unwrap();
+    file.set_modified(long_ago).unwrap();
+    assert!(store.get(first.key(), first.bytes().len() as u64).is_some());
+    file.set_modified(long_ago).unwrap();
+    store.make_room(1).unwrap();
+    assert!(store.contains(first.key()));
+    assert!(!store.contains(second.key()));
+}
+
 struct Pinned(Vec<ObjectKey>);
 
 impl Pins for Pinned {
@@ -118,4 +137,61 @@ fn what_is_pinned_or_open_stays_and_a_store_full_of_it_takes_nothing_more() {
     assert!(store.usage().unkept > 0);
     assert!(here.iter().all(|object| store.contains(object.key())));
     drop(open);
+}
+
+/// A large content, and the store in `root` that has all of it.
+fn with_large(root: &Path) -> (Store, ObjectKey, Vec<Verified>, Vec<Digest>) {
+    let content = vec![7; 2 * CHUNK as usize + 5];
+    let chunks: Vec<Verified> = content
+        .chunks(CHUNK as usize)
+        .map(|chunk| Verified::name(Bytes::copy_from_slice(chunk)))
+        .collect();
+    let digests: Vec<Digest> = chunks.iter().map(|chunk| *chunk.digest()).collect();
+    let key = ObjectKey::large(content.len() as u64, &digests);
+    (open(root), key, chunks, digests)
+}
+
+const LARGE: u64 = 2 * CHUNK + 5;
+
+#[test]
+fn regression_an_audit_that_finds_a_decayed_chunk_is_believed_by_who_reads_the_object() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, key, chunks, digests) = with_large(root.path());
+    let partial = store.large_or_new(&key, LARGE).unwrap();
+    for (number, chunk) in chunks.iter().enumerate() {
+        store.fill_chunk(&key, &partial, number, chunk, &digests).unwrap();
+    }
+    // As a disk that decays does: nothing but the bytes tells.
+    let decay = || fs::File::options().write(true).open(store.layout.object(&key));
+    partial.transfer(true, || decay()?.write_all_at(b"decay", CHUNK + 9)).unwrap();
+    assert!(partial.has(1, &digests[1]) && !partial.is_touched(), "nobody could know");
+
+    let survey = store.survey().unwrap();
+    let object = survey.iter().find(|object| object.key == Some(key)).unwrap();
+    assert!(store.audit(object).damaged);
+    let partial = store.large(&key, LARGE).unwrap();
+    let has = |chunk: usize| store.has_chunk(&key, &partial, chunk, &digests[chunk]);
+    assert_eq!([has(0), has(1), has(2)], [true, false, true]);
+    store.fill_chunk(&key, &partial, 1, &chunks[1], &digests).unwrap();
+    assert!(store.contains(&key));
+}
+
+#[test]
+fn regression_who_completes_an_evicted_object_gives_no_other_file_its_place() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, key, chunks, digests) = with_large(root.path());
+    let evicted = store.large_or_new(&key, LARGE).unwrap();
+    store.fill_chunk(&key, &evicted, 0, &chunks[0], &digests).unwrap();
+    let found = store.survey().unwrap().into_iter().find(|object| object.key == Some(key));
+    assert!(store.discard(&found.unwrap()) > 0);
+    let begun_again = store.large_or_new(&key, LARGE).unwrap();
+    store.fill_chunk(&key, &begun_again, 2, &chunks[2], &digests).unwrap();
+    for number in [1, 2] {
+        store.fill_chunk(&key, &evicted, number, &chunks[number], &digests).unwrap();
+    }
+    assert!(!store.contains(&key), "the file that was begun again lacks two chunks");
+    for number in [0, 1] {
+        store.fill_chunk(&key, &begun_again, number, &chunks[number], &digests).unwrap();
+    }
+    assert!(store.contains(&key));
 }
