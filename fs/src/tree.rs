@@ -8,6 +8,7 @@
 //! The order is breadth first and depends only on the layers: numbers are the same after every
 //! restart.
 
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -20,6 +21,10 @@ const LAYERS_MAX: usize = 500;
 
 /// Symbolic links followed on the way to the target of one hard link, as in path_resolution(7).
 const LINKS_MAX: usize = 40;
+
+/// Names that all such links of an image may add to the ways to the targets: what a hostile image
+/// could make of more would take minutes.
+const DETOUR_MAX: usize = 1 << 24;
 
 /// Marks a [`MergedEntry`] that is a directory.
 const DIRECTORY: u16 = u16::MAX;
@@ -123,7 +128,8 @@ impl ImageTree {
             extra_links: HashMap::new(),
         };
         let merged = vec![0; tree.layers.len()];
-        Merge { tree, visited, merged, queue: VecDeque::new() }.run()
+        let (queue, detour) = Default::default();
+        Merge { tree, visited, merged, queue, detour }.run()
     }
 
     /// The layers, the lowest first.
@@ -224,6 +230,8 @@ struct Merge {
     merged: Vec<usize>,
     /// Directories whose entries are still to be merged, with their parts, the topmost first.
     queue: VecDeque<(u32, Vec<Part>)>,
+    /// Names that symbolic links have added to the ways to the targets of hard links.
+    detour: Cell<usize>,
 }
 
 /// An entry of one of the parts that make a directory.
@@ -419,15 +427,26 @@ impl Merge {
                     if target.starts_with(b"/") {
                         trail.truncate(1);
                     }
+                    let before = left.len();
                     for name in target.split(|&byte| byte == b'/').rev() {
                         left.push_front(name.to_vec());
                     }
+                    self.take_detour(left.len() - before)?;
                 }
                 (directories, None) if !directories.is_empty() => trail.push(directories),
                 _ => return Ok(None),
             }
         }
         Ok(None)
+    }
+
+    fn take_detour(&self, names: usize) -> Result<(), TreeError> {
+        self.detour.set(self.detour.get() + names);
+        if self.detour.get() > DETOUR_MAX {
+            let what = "names in the symbolic links that its hard links lead through";
+            return Err(TreeError::TooLarge { what });
+        }
+        Ok(())
     }
 
     /// The target of a symbolic link; `None` for everything else.

@@ -70,6 +70,14 @@ impl Model {
         }
         for path in &overlay.deleted {
             remove(&mut self.paths, path);
+            // Implied by further deletions only, it is not made again.
+            let from = overlay.own.range(path.clone()..);
+            if from
+                .take_while(|(it, _)| it.starts_with(path))
+                .all(|(_, id)| self.nodes[*id].implied)
+            {
+                remove(&mut overlay.own, path);
+            }
         }
         for path in &overlay.opaque {
             remove_below(&mut self.paths, path);

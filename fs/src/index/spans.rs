@@ -18,6 +18,10 @@ const RECORD: usize = size_of::<SpanRecord>();
 /// Windows are compressed at this zstd level; another one is another format version.
 const WINDOW_LEVEL: i32 = 3;
 
+/// No window is longer, compressed, in bytes: it holds 32 KiB at most, of which zstd makes little
+/// more where it cannot make less.
+const WINDOW_LENGTH_MAX: u32 = 64 * 1024;
+
 /// Encodes what a pass over the layer blob found. The first element is the file, the second the
 /// number of its bytes that are the table.
 ///
@@ -92,7 +96,7 @@ impl SpanTable {
     /// Reads the table at the start of `bytes`.
     ///
     /// # Errors
-    /// [`IndexError`] where the bytes are not a table, or its positions do not ascend.
+    /// [`IndexError`] where the bytes are not a table, or say something impossible.
     pub fn new(bytes: Backing) -> Result<Self, IndexError> {
         let damaged = |what| IndexError::Damaged { kind: KIND, what };
         let (header, _) =
@@ -106,11 +110,11 @@ impl SpanTable {
             .filter(|&count| count >= 1 && count < room)
             .ok_or_else(|| damaged("fewer records than it says"))?;
         let table = Self { bytes, codec, layer, count };
-        table.check_order()?;
+        table.check_records()?;
         Ok(table)
     }
 
-    fn check_order(&self) -> Result<(), IndexError> {
+    fn check_records(&self) -> Result<(), IndexError> {
         let records = self.records();
         let ascending = records.windows(2).all(|pair| {
             pair[0].bit.get() <= pair[1].bit.get()
@@ -118,11 +122,14 @@ impl SpanTable {
                 && pair[1].bit.get() < u64::MAX - 8
         });
         let from_zero = records.first().is_some_and(|first| first.bit == 0 && first.out == 0);
-        if ascending && from_zero {
-            Ok(())
-        } else {
-            Err(IndexError::Damaged { kind: KIND, what: "positions do not ascend from zero" })
+        let damaged = |what| Err(IndexError::Damaged { kind: KIND, what });
+        if !ascending || !from_zero {
+            return damaged("positions do not ascend from zero");
         }
+        if records.iter().any(|record| record.window_length.get() > WINDOW_LENGTH_MAX) {
+            return damaged("a window is longer than windows can be");
+        }
+        Ok(())
     }
 
     /// The records, the end included.
@@ -260,5 +267,21 @@ mod tests {
             damaged[position] ^= 0xff;
             assert!(SpanTable::new(damaged.into()).is_err(), "{position}");
         }
+    }
+
+    /// Nobody fetches 4 GiB of what is to be a window.
+    #[test]
+    fn regression_a_window_of_impossible_length_is_refused() {
+        let (file, _) = encode_spans(&Digest::of(b"layer"), &scan()).unwrap();
+        let with_window = |length: u32| {
+            let mut file = file.clone();
+            let (_, records) = file.split_at_mut(HEADER);
+            let (record, _) = SpanRecord::mut_from_prefix(&mut records[RECORD..]).unwrap();
+            record.window_length = length.into();
+            SpanTable::new(file.into()).map(drop)
+        };
+        assert_eq!(with_window(WINDOW_LENGTH_MAX), Ok(()));
+        let error = with_window(WINDOW_LENGTH_MAX + 1).unwrap_err();
+        assert!(error.to_string().contains("longer than windows can be"), "{error}");
     }
 }

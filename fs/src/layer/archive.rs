@@ -192,6 +192,9 @@ fn read_pax(stream: &mut TarStream, size: u64) -> Result<PaxRecords, LayerError>
         rest = &rest[length..];
         let equals = record.iter().position(|&byte| byte == b'=').ok_or_else(damaged)?;
         let (key, value) = (&record[..equals], &record[equals + 1..]);
+        if key.is_empty() || key.contains(&0) {
+            return Err(damaged());
+        }
         if sparse::is_map_part(key) {
             sparse::extend_map(&mut records, value);
         } else {
@@ -228,6 +231,12 @@ fn member(
         Some(text) => pax_time(text).ok_or(damaged("its PAX mtime is not a time"))?,
         None => (field(&fields.mtime).ok_or(damaged("its mtime is not a number"))?, 0),
     };
+    for key in ["atime", "ctime"] {
+        // Nobody is shown them; but a writer that gets them wrong got more wrong.
+        if text(key).is_some_and(|text| pax_time(text).is_none()) {
+            return Err(damaged("a PAX time of it is not a time"));
+        }
+    }
     let id = |key: &str, bytes: &[u8], what| match text(key) {
         Some(text) => pax_signed(text).and_then(owner).ok_or(damaged(what)),
         None => field(bytes).and_then(owner).ok_or(damaged(what)),

@@ -351,9 +351,11 @@ impl Builder {
                     if target.starts_with(b"/") {
                         trail.truncate(1);
                     }
+                    let before = left.len();
                     for part in target.split(|&byte| byte == b'/').rev() {
                         left.push_front(part.to_vec());
                     }
+                    self.budget.take_detour(left.len() - before)?;
                 }
                 _ => return Err(NOT_A_DIRECTORY),
             }

@@ -64,9 +64,9 @@ impl Layout {
                 .collect();
         for hidden in std::mem::take(&mut directory.whiteouts) {
             match children.get(&hidden) {
-                Some(Some(child)) => self.hide_below(*child),
+                Some(Some(child)) if !self.is_marker_only(*child) => self.hide_below(*child),
                 Some(None) => {}
-                None => drop(children.insert(hidden, None)),
+                _ => drop(children.insert(hidden, None)),
             }
         }
         let first = count(self.sections.entries.len(), "directory entries")?;
@@ -82,6 +82,18 @@ impl Layout {
         inode.data = pack(first, length).into();
         inode.nlink = (2 + subdirectories).into();
         Ok(())
+    }
+
+    /// Whether a node is only there because markers lie below it. Some tools write the deletion of
+    /// a directory and, apart from it, of what was in it.
+    fn is_marker_only(&self, node: NodeId) -> bool {
+        match &self.builder.nodes[node].kind {
+            NodeKind::Directory(directory) => {
+                directory.implicit
+                    && directory.children.values().all(|&child| self.is_marker_only(child))
+            }
+            _ => false,
+        }
     }
 
     /// A whiteout of something that the same layer adds hides only what lies below it.

@@ -31,6 +31,12 @@ const IMPLIED_MAX: usize = 1 << 16;
 /// record of the highest user id makes a hole of 1.25 TB.
 const HOLES_MAX: u64 = 2 << 40;
 
+/// Names that are walked because a symbolic link on the way to a member says so: so many for each
+/// member, and so many more. Forty links of 4 KB each, which compress to nothing, could name 80,000
+/// for every member, and take minutes.
+const DETOUR_PER_MEMBER: usize = 64;
+const DETOUR_MAX: usize = 1 << 22;
+
 /// What a layer has cost so far.
 #[derive(Default)]
 pub struct Budget {
@@ -38,6 +44,7 @@ pub struct Budget {
     xattrs: usize,
     members: usize,
     implied: usize,
+    detour: usize,
     holes: u64,
 }
 
@@ -70,6 +77,18 @@ impl Budget {
             return Err("it and those before it name far more directories than are listed");
         }
         self.take(NODE_SIZE + name.len())
+    }
+
+    /// Counts the names that a symbolic link on the way to a member adds to it.
+    ///
+    /// # Errors
+    /// What is too much, in words.
+    pub fn take_detour(&mut self, names: usize) -> Result<(), &'static str> {
+        self.detour += names;
+        if self.detour > DETOUR_MAX + DETOUR_PER_MEMBER * self.members {
+            return Err("it and those before it lead through far too many symbolic links");
+        }
+        Ok(())
     }
 
     fn take(&mut self, bytes: usize) -> Result<(), &'static str> {
@@ -152,5 +171,12 @@ mod tests {
         assert_eq!(budget.take_member(&member(1)), Ok(()));
         assert_eq!(budget.take_directory(b"d"), Ok(()));
         assert!(budget.take_member(&member(XATTRS_MAX)).unwrap_err().contains("attributes"));
+    }
+
+    #[test]
+    fn regression_links_that_lead_through_thousands_of_names_are_refused() {
+        let mut budget = Budget::default();
+        assert_eq!(budget.take_detour(DETOUR_MAX), Ok(()));
+        assert!(budget.take_detour(1).unwrap_err().contains("symbolic links"));
     }
 }

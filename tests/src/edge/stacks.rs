@@ -125,6 +125,14 @@ fn whiteouts() -> Vec<Case> {
     let above = [Member::dir("d"), Member::file("d/third", "3")];
     let again = [Member::whiteout("", "d"), Member::dir("d"), Member::file("d/new", "n")];
     let again_last = [Member::dir("d"), Member::file("d/new", "n"), Member::whiteout("", "d")];
+    let apart = [
+        Member::whiteout("", "d"),
+        Member::whiteout("d", "f"),
+        Member::whiteout("d/s", "x"),
+        Member::opaque("d/s"),
+    ];
+    let apart_first = [Member::whiteout("d", "f"), Member::whiteout("", "d"), Member::opaque("d")];
+    let apart_and_new = [Member::whiteout("", "d"), apart[1].clone(), Member::file("d/s/n", "n")];
     let device = [Member::char_device("a", 0, 0).mode(0), Member::char_device("nothing", 0, 0)];
     let device_and_file = [
         Member::file("a", "new"),
@@ -135,6 +143,9 @@ fn whiteouts() -> Vec<Case> {
     vec![
         Case::layers("whiteouts", &[&lower, &deletes]),
         Case::layers("whiteout of a directory", &[&lower, &tree]),
+        Case::layers("directory deleted, and its content apart", &[&lower, &apart]),
+        Case::layers("content deleted, then its directory", &[&lower, &apart_first]),
+        Case::layers("directory deleted, its content apart, and new", &[&lower, &apart_and_new]),
         Case::layers("opaque directory", &[&lower, &opaque, &above]),
         Case::layers("opaque marker after the members", &[&lower, &opaque_last, &above]),
         Case::layers("deleted and made again in one layer", &[&lower, &again]),
