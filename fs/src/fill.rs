@@ -16,6 +16,7 @@
 
 mod ahead;
 mod awaited;
+mod catch;
 mod extract;
 mod follow;
 mod gauge;
@@ -52,6 +53,7 @@ use bytes::Bytes;
 use self::awaited::Awaited;
 use self::extract::{ExtractError, extract};
 use self::gauge::Gauge;
+use self::outage::Aftermath;
 use self::plan::{Run, plan};
 use self::recent::Recent;
 use crate::blob::Blobs;
@@ -96,6 +98,7 @@ pub struct Filler {
     gauge: Gauge,
     patience: Patience,
     outages: Outages,
+    aftermath: Aftermath,
 }
 
 impl Filler {
@@ -107,8 +110,8 @@ impl Filler {
         patience: impl Into<Patience>,
     ) -> Self {
         let (patience, recent, gauge) = (patience.into(), Recent::new(), Gauge::new());
-        let (awaited, meter, outages) = Default::default();
-        Self { store, blobs, source, recent, awaited, meter, gauge, patience, outages }
+        let (awaited, meter, outages, aftermath) = Default::default();
+        Self { store, blobs, source, recent, awaited, meter, gauge, patience, outages, aftermath }
     }
 
     /// What reads cost.

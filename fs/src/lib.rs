@@ -15,6 +15,7 @@ pub mod fill;
 pub mod fuse;
 pub mod index;
 pub mod layer;
+pub mod line_log;
 pub mod memory;
 pub mod object;
 pub mod pack;

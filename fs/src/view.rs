@@ -7,7 +7,7 @@
 //! ```text
 //! /                         nodeid 1
 //! /images                   nodeid 2
-//! /images/<64 hex digits>   the merged tree of an image, by the digest of its manifest
+//! /images/<64 hex digits>   the merged tree of an image (see [`image_name`])
 //! /layers                   nodeid 3
 //! /layers/<64 hex digits>   one layer as a lower directory of overlayfs (see [`LayerView`])
 //! ```
@@ -27,7 +27,7 @@ mod missed;
 mod recorder;
 mod slots;
 
-pub use image::NewImage;
+pub use image::{NewImage, image_name};
 pub use layer::{LayerView, Opaque, has_lower_links, has_opaque};
 pub use missed::Miss;
 pub use recorder::{Recorder, Recording};

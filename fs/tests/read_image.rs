@@ -12,6 +12,7 @@ use undermount_fs::digest::Digest;
 use undermount_fs::fill::{IngestError, Layer, Pace, Progress};
 use undermount_fs::index::LayerTree;
 use undermount_fs::layer::LayerIndex;
+use undermount_fs::object::StoreLimits;
 use undermount_fs::source::{Priority, Scope};
 use undermount_fs::view::ViewError;
 
@@ -226,6 +227,21 @@ async fn regression_a_layer_whose_spans_nobody_has_is_fetched_whole() {
     let machine = Machine::new(source);
     let root = machine.mount(&[index]);
     assert!(machine.files(root).await == expected);
+}
+
+#[tokio::test]
+async fn regression_a_layer_that_comes_whole_is_read_where_the_store_has_no_room() {
+    let (source, index, expected) = sample(gzip);
+    source.blobs.lock().unwrap().remove(&Digest::of(&index.spans));
+    let limits = StoreLimits { quota: Some(0), ..StoreLimits::default() };
+    let machine = Machine::with_limits(source, limits);
+    let root = machine.mount(&[index]);
+    for (path, offset) in [("lib/d3/f3", 0), ("large", (3 << 20) - 50_000)] {
+        let node = machine.find(root, path).unwrap();
+        let whole = &expected[&format!("/{path}")][offset as usize..];
+        let bytes = machine.read(node, offset, 100_000).await.unwrap();
+        assert!(bytes == whole[..whole.len().min(100_000)], "{path}");
+    }
 }
 
 /// A layer of many small files of noise that no compression makes small; `changed` have other

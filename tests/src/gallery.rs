@@ -23,13 +23,13 @@ use undermount_fs::blob::Blobs;
 use undermount_fs::digest::{Digest, Verified};
 use undermount_fs::fill::{Filler, Layer};
 use undermount_fs::index::LayerTree;
-use undermount_fs::layer::Indexer;
+use undermount_fs::layer::{Indexer, LayerIndex};
 use undermount_fs::object::{Store, StoreLimits};
 use undermount_fs::source::{
     BlobRequest, BlobStream, Piece, PieceRequest, Scope, Source, SourceError,
 };
 use undermount_fs::tree::ImageTree;
-use undermount_fs::view::{NewImage, SlotTable, View};
+use undermount_fs::view::{NewImage, SlotTable, View, image_name};
 
 use crate::image::Image;
 use crate::session::{Node, NodeConfig};
@@ -61,9 +61,7 @@ impl Gallery {
         for image in images {
             let mut trees = Vec::new();
             for (layer, _) in image.layers() {
-                let mut indexer = Indexer::new();
-                indexer.write_all(&image.blobs[&layer]).unwrap();
-                let index = indexer.finish().unwrap();
+                let index = index(&image.blobs[&layer]);
                 put(&image.blobs[&layer]);
                 put(&index.spans);
                 trees.push(put(&index.tree));
@@ -86,7 +84,9 @@ impl Gallery {
 
     /// The root of an image in a node's mount called `mount`.
     pub fn root(node: &Node, mount: &str, image: &Image) -> PathBuf {
-        node.dir().join(mount).join("images").join(image.digest().hex())
+        let layers = image.layers();
+        let trees = layers.iter().map(|(layer, _)| Digest::of(&index(&image.blobs[layer]).tree));
+        node.dir().join(mount).join("images").join(image_name(&image.digest(), trees).hex())
     }
 
     /// The view of the images in `dir`; `None` if none hang there.
@@ -114,6 +114,12 @@ impl Gallery {
         }
         Ok(Some(Arc::new(view)))
     }
+}
+
+fn index(blob: &[u8]) -> LayerIndex {
+    let mut indexer = Indexer::new();
+    indexer.write_all(blob).unwrap();
+    indexer.finish().unwrap()
 }
 
 /// Delivers the blobs of a directory, slowly.

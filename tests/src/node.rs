@@ -84,6 +84,17 @@ impl Node {
         directory
     }
 
+    /// Mounts an image on a new directory, to be local within so many seconds.
+    #[track_caller]
+    pub fn mount_completing(&mut self, reference: &str, seconds: u32) -> PathBuf {
+        let directory = self.directory(&format!("mount-{}", self.mounts.len()));
+        self.mounts.push(directory.clone());
+        let mut command = self.command("mount");
+        command.args(["--complete-within", &seconds.to_string()]).arg(reference).arg(&directory);
+        run(&mut command, PATIENCE).success();
+        directory
+    }
+
     /// Tries to mount an image.
     #[track_caller]
     pub fn try_mount(&mut self, reference: &str, directory: &Path) -> Outcome {

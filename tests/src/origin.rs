@@ -17,6 +17,7 @@ use undermount::image::artifact::{Artifact, LayerBlobs};
 use undermount_fs::digest::Digest;
 use undermount_fs::layer::Indexer;
 
+use crate::archive::Member;
 use crate::http::{Fault, Request, Response, Server};
 use crate::image::{Image, MANIFEST};
 
@@ -149,6 +150,17 @@ impl Origin {
     pub fn blob_bytes(&self) -> u64 {
         lock(&self.state).blob_bytes
     }
+}
+
+/// The right index of a layer with `members`, which says that it is the one of the layer of
+/// `image`.
+pub fn index_of_other_members(image: &Image, members: &[Member]) -> Vec<LayerBlobs> {
+    let blob = |image: &Image| image.blobs[&image.layers()[0].0].clone();
+    let (right, other) = (index_of(&blob(image)), index_of(&blob(&Image::of(&[members]))));
+    let mut tree = other.tree.to_vec();
+    // Digests and sizes of the layer and its spans, see `undermount_fs::index::TreeHeader`.
+    tree[16..176].copy_from_slice(&right.tree[16..176]);
+    vec![LayerBlobs { tree: tree.into(), ..right }]
 }
 
 /// The index of a layer blob.

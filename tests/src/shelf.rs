@@ -83,8 +83,9 @@ impl Shelf {
         let layers = trees.into_iter().map(layer).collect();
         let mut slots = SlotTable::open(&directory.path().join("slots")).unwrap();
         let manifest = Digest::of(b"manifest");
-        view.add_image(NewImage { manifest, tree: merged, layers }, &mut slots).unwrap();
-        let root = match view.lookup(NodeId::IMAGES, manifest.hex().as_bytes()) {
+        let image = NewImage { manifest, tree: merged, layers };
+        let name = view.add_image(image, &mut slots).unwrap();
+        let root = match view.lookup(NodeId::IMAGES, name.hex().as_bytes()) {
             Ok(undermount_fs::view::Lookup::Found(attr)) => attr.node,
             other => return Err(format!("the image is not in the view: {other:?}")),
         };

@@ -3,9 +3,12 @@
 //! out of proportion.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use undermount::image::artifact::LayerBlobs;
 use undermount_fs::digest::Digest;
@@ -13,8 +16,9 @@ use undermount_tests::archive::{Member, noise};
 use undermount_tests::http::{Fault, Request, Response};
 use undermount_tests::image::{Image, MANIFEST};
 use undermount_tests::model::Model;
-use undermount_tests::node::{self, Node, is_mounted};
-use undermount_tests::origin::{Origin, index_of};
+use undermount_tests::node::{self, Node, PATIENCE, is_mounted};
+use undermount_tests::origin::{Origin, index_of, index_of_other_members};
+use undermount_tests::process::{SOON, eventually, run};
 use undermount_tests::requirement::lacking;
 use undermount_tests::tree::Tree;
 
@@ -363,4 +367,56 @@ fn lies_about_what_is_attached_are_made_up_for() {
 #[test]
 fn indexes_that_lie_are_noticed_and_built_anew() {
     tell(indexes());
+}
+
+fn listing(directory: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn regression_what_a_lying_index_has_shown_is_gone_at_the_next_mount() {
+    if lacking(node::NEEDS) {
+        return;
+    }
+    let (origin, mut node) = (Origin::new(), Node::new());
+    // Keeps the content mounts, and with them what the kernel remembers of them.
+    let well = origin.add("lies/well", Image::of(&[&[Member::file("well", "well")]]));
+    node.mount(&well);
+    let right = [
+        Member::dir("a"),
+        Member::file("a/true", "x"),
+        Member::dir("b"),
+        Member::file("b/right", "x"),
+    ];
+    let lie = [
+        Member::dir("a"),
+        Member::dir("a/deep"),
+        Member::file("a/deep/false", "x"),
+        Member::dir("b"),
+        Member::file("b/wrong", "x"),
+        Member::dir("c"),
+    ];
+    let image = Image::of(&[&right]);
+    let reference = origin.add("lies/tree", image.clone());
+    origin.attach("lies/tree", &index_of_other_members(&image, &lie));
+    let directory = node.directory("lying");
+    node.try_mount(&reference, &directory).success();
+    assert_eq!(listing(&directory), ["a", "b", "c"]);
+    assert_eq!(listing(&directory.join("a")), ["deep"]);
+
+    let pull = run(node.command("pull").arg(&reference), PATIENCE);
+    assert!(pull.refusal().contains("not the one of its bytes"), "{}", pull.stderr);
+    // Whoever uses the mount keeps what it was made of, also with another worker.
+    let worker = node.worker();
+    kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+    eventually("another worker", SOON, || node.worker() != worker);
+    assert_eq!(listing(&directory.join("b")), ["wrong"]);
+    node.umount(&directory);
+
+    node.try_mount(&reference, &directory).success();
+    let found = Tree::read(&directory).unwrap().differences(&Model::tree_of(&[&right]));
+    assert!(found.is_empty(), "{found:#?}");
 }

@@ -452,13 +452,16 @@ impl Images {
             progress.expect(layer.tree.header().layer_size.get());
             self.filler.complete(&layer, pace, progress).await.map(drop)
         };
-        if let Err(IngestError::WrongIndex { .. }) = outcome {
+        if let Err(IngestError::WrongIndex { right, .. }) = &outcome {
             tracing::error!(layer = %digest, "quarantined an index that lies");
             self.distrust(&layer);
+            // What is mounted goes on as it is; the next mount shows what the bytes say.
+            if let Err(error) = self.keep_index(right) {
+                tracing::warn!(layer = %digest, %error, "cannot keep an index");
+            }
         }
         outcome?;
-        let tree = Digest::of(layer.tree.bytes());
-        let record = LayerRecord { tree, trust: Trust::Own };
+        let record = LayerRecord { tree: layer.tree_digest(), trust: Trust::Own };
         Ok(self.cache.put_layer(&digest, &record)?)
     }
 
@@ -477,12 +480,13 @@ impl Images {
 
     /// Whether the index of `layer` was built here.
     fn is_own(&self, layer: &Layer) -> bool {
-        self.cache.layer(&layer.digest()).is_some_and(|record| record.trust == Trust::Own)
+        let own = LayerRecord { tree: layer.tree_digest(), trust: Trust::Own };
+        self.cache.layer(&layer.digest()) == Some(own)
     }
 
     /// Forgets the index of `layer` and does not believe it again.
     fn distrust(&self, layer: &Layer) {
-        self.note_liar(Digest::of(layer.tree.bytes()));
+        self.note_liar(layer.tree_digest());
         self.cache.forget_layer(&layer.digest());
     }
 

@@ -4,13 +4,14 @@
 //! that the next worker shows the same images under the same nodeids. The bind mounts themselves
 //! outlive any worker.
 
+mod records;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use undermount_fs::digest::Digest;
 use undermount_fs::fill::{Pace, Progress};
@@ -18,8 +19,8 @@ use undermount_fs::session::DataMode;
 use undermount_fs::source::Priority;
 use undermount_fs::view::{NewImage, SlotTable, View};
 
+use self::records::Record;
 use super::binding::{self, BindError};
-use super::cache::write_for_this_boot;
 use super::completion::{Completer, Completion};
 use super::images::{ImageError, Images, Ready, has_xattrs};
 use super::upkeep::{Recorded, Upkeep};
@@ -73,22 +74,22 @@ pub enum OwnerError {
         /// Why.
         source: io::Error,
     },
+    /// What is not here any more of an image that was shown does not come back in time.
+    #[error("its manifest or an index is not in the cache, and cannot be fetched in time")]
+    Late,
     /// The process is shutting down.
     #[error("interrupted by a shutdown")]
     Interrupted,
 }
 
-/// A mount as it is written down.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Record {
-    dir: PathBuf,
-    reference: String,
-    manifest: Digest,
-    plain_http: bool,
-}
+/// All mounts that wait for the network to be shown again have so long: the others wait for them,
+/// and a keeper kills a worker that takes a minute.
+const RESTORE_WITHIN: Duration = Duration::from_secs(20);
 
 struct Mounted {
     record: Record,
+    /// What the view calls it.
+    name: Digest,
     ready: Arc<Ready>,
     completion: Completion,
 }
@@ -130,7 +131,7 @@ impl Owner {
 
     /// Detaches and forgets what an owner that is gone, or about to go, has mounted.
     pub fn clear(runtime: &Runtime) {
-        for record in read_records(&runtime.mounts()) {
+        for record in records::read(&runtime.mounts()) {
             tracing::warn!(dir = %record.dir.display(), "detaching a mount that lost its server");
             if let Err(error) = binding::unbind(&record.dir, true) {
                 tracing::error!(%error, "cannot detach a dead mount");
@@ -146,8 +147,10 @@ impl Owner {
     /// Shows again what the worker before showed. An image that cannot be had any more is logged:
     /// its mount answers with errors.
     pub async fn restore(&self) {
-        for record in read_records(&self.parts.runtime.mounts()) {
-            if let Err(error) = self.restore_one(&record).await {
+        let end = tokio::time::Instant::now() + RESTORE_WITHIN;
+        for record in records::read(&self.parts.runtime.mounts()) {
+            let restored = tokio::time::timeout_at(end, self.restore_one(&record)).await;
+            if let Err(error) = restored.unwrap_or(Err(OwnerError::Late)) {
                 let error = &error as &dyn std::error::Error;
                 tracing::error!(dir = %record.dir.display(), error, "cannot restore a mount");
             }
@@ -155,12 +158,17 @@ impl Owner {
     }
 
     async fn restore_one(&self, record: &Record) -> Result<(), OwnerError> {
-        let pinned: Reference = record.reference.parse::<Reference>()?.pinned(record.manifest);
-        let ready = self.prepare(&pinned, record.plain_http, false, &Progress::default()).await?;
+        let Record { manifest, plain_http, trees, .. } = record;
+        let pinned: Reference = record.reference.parse::<Reference>()?.pinned(*manifest);
+        self.allow(&pinned, *plain_http);
+        let ready = match self.parts.images.ready_again(&pinned, manifest, trees) {
+            Some(ready) => Arc::new(ready),
+            None => self.prepare(&pinned, *plain_http, false, &Progress::default()).await?,
+        };
         let mut mounts = self.mounts.lock().await;
-        self.show(&mut mounts, &ready)?;
+        let name = self.show(&mut mounts, &ready)?;
         let completion = self.parts.completer.begin(ready.clone(), true);
-        let mounted = Mounted { record: record.clone(), ready, completion };
+        let mounted = Mounted { record: record.clone(), name, ready, completion };
         mounts.insert(record.dir.clone(), mounted);
         Ok(())
     }
@@ -173,9 +181,7 @@ impl Owner {
         starts: bool,
         progress: &Progress,
     ) -> Result<Arc<Ready>, OwnerError> {
-        if plain_http {
-            self.parts.client.allow_plain_http(reference.repository().host());
-        }
+        self.allow(reference, plain_http);
         let image = self.parts.images.resolve(reference).await?;
         if starts {
             self.parts.images.expect_start(&image);
@@ -183,9 +189,16 @@ impl Owner {
         Ok(Arc::new(self.parts.images.make_ready(image, progress).await?))
     }
 
-    /// Puts an image into the view. Not while another is put there or taken away, which is what
-    /// the lock on the mounts is for.
-    fn show(&self, _mounts: &mut Mounts, ready: &Ready) -> Result<(), OwnerError> {
+    /// Speaks plain HTTP with the registry of `reference`, where that was asked for.
+    fn allow(&self, reference: &Reference, plain_http: bool) {
+        if plain_http {
+            self.parts.client.allow_plain_http(reference.repository().host());
+        }
+    }
+
+    /// Puts an image into the view; its name there. Not while another is put there or taken away,
+    /// which is what the lock on the mounts is for.
+    fn show(&self, _mounts: &mut Mounts, ready: &Ready) -> Result<Digest, OwnerError> {
         let tree = self.parts.images.merge(ready)?;
         let image = NewImage { manifest: ready.image.digest, tree, layers: ready.layers.clone() };
         let path = self.parts.runtime.slots();
@@ -217,18 +230,19 @@ impl Owner {
         let mut mounts = self.mounts.lock().await;
         // Preparing takes time: somebody else may have mounted there meanwhile.
         check_free(&mounts, dir)?;
-        self.show(&mut mounts, &ready)?;
+        let name = self.show(&mut mounts, &ready)?;
         let record = Record {
             dir: dir.clone(),
             reference: parsed.to_string(),
             manifest,
             plain_http: *plain_http,
+            trees: ready.layers.iter().map(|layer| layer.tree_digest()).collect(),
         };
         let content = self.parts.runtime.content(has_xattrs(&ready));
         let completion = self.parts.completer.begin(ready.clone(), !request.no_packs);
-        mounts.insert(dir.clone(), Mounted { record, ready, completion });
+        mounts.insert(dir.clone(), Mounted { record, name, ready, completion });
         let shown = match self.write_records(&mounts) {
-            Ok(()) => bind(content.join("images").join(manifest.hex()), dir.clone()).await,
+            Ok(()) => bind(content.join("images").join(name.hex()), dir.clone()).await,
             Err(error) => Err(error),
         };
         if let Err(error) = shown {
@@ -256,9 +270,8 @@ impl Owner {
     /// No longer counts `dir` as mounted, and drops its image where no other mount shows it.
     fn forget(&self, mounts: &mut Mounts, dir: &Path) -> Result<(), OwnerError> {
         let Some(gone) = mounts.remove(dir) else { return Ok(()) };
-        let manifest = gone.record.manifest;
-        if mounts.values().all(|mounted| mounted.record.manifest != manifest) {
-            self.parts.view.remove_image(&manifest);
+        if mounts.values().all(|mounted| mounted.name != gone.name) {
+            self.parts.view.remove_image(&gone.name);
         }
         self.write_records(mounts)
     }
@@ -278,12 +291,9 @@ impl Owner {
     }
 
     fn write_records(&self, mounts: &Mounts) -> Result<(), OwnerError> {
-        let records: Vec<&Record> = mounts.values().map(|mounted| &mounted.record).collect();
-        let json = serde_json::to_vec_pretty(&records).expect("records are plain data");
-        let path = self.parts.runtime.mounts();
-        // The mounts themselves do not outlive a power cut.
-        write_for_this_boot(self.parts.runtime.root(), "mounts.json", &json)
-            .map_err(|source| OwnerError::Record { path, source })
+        let runtime = &self.parts.runtime;
+        records::write(runtime, mounts.values().map(|mounted| &mounted.record))
+            .map_err(|source| OwnerError::Record { path: runtime.mounts(), source })
     }
 
     /// Fetches all of an image; the digest of its manifest.
@@ -405,13 +415,4 @@ async fn blocking<T: Send + 'static>(
     let work = tokio::task::spawn_blocking(work);
     let done = tokio::time::timeout(BIND_TIMEOUT, work).await;
     done.map_err(|_| OwnerError::Interrupted)?.map_err(|_| OwnerError::Interrupted)
-}
-
-/// What was mounted; nothing where the file is missing or damaged.
-fn read_records(path: &Path) -> Vec<Record> {
-    let Ok(json) = std::fs::read(path) else { return Vec::new() };
-    serde_json::from_slice(&json).unwrap_or_else(|error| {
-        tracing::error!(path = %path.display(), %error, "damaged list of mounts");
-        Vec::new()
-    })
 }

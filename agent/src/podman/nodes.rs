@@ -13,11 +13,11 @@
 //! names nodes that its predecessor has numbered.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::path::Path;
 
 use undermount_fs::digest::Digest;
+use undermount_fs::line_log::LineLog;
 
 use super::key::LayerKey;
 use crate::image::Reference;
@@ -74,7 +74,7 @@ enum Directory {
 
 /// The directories of a store and their numbers.
 pub struct NodeTable {
-    file: File,
+    log: LineLog,
     /// Directory `n` is at `n - 1`.
     directories: Vec<Directory>,
     numbers: HashMap<Directory, u64>,
@@ -86,11 +86,9 @@ impl NodeTable {
     /// # Errors
     /// Those of reading, and `InvalidData` for lines that are none.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
-        let mut text = String::new();
-        file.read_to_string(&mut text)?;
-        let mut table = Self { file, directories: Vec::new(), numbers: HashMap::new() };
-        for line in text.lines() {
+        let (log, lines) = LineLog::open(path)?;
+        let mut table = Self { log, directories: Vec::new(), numbers: HashMap::new() };
+        for line in lines.lines() {
             let directory = table.parse(line).ok_or_else(|| {
                 let message = format!("{}: `{line}` is not a directory", path.display());
                 io::Error::new(io::ErrorKind::InvalidData, message)
@@ -145,10 +143,10 @@ impl NodeTable {
             return Err(io::Error::other("the store has too many directories"));
         }
         let line = match &directory {
-            Directory::Reference(reference) => format!("reference {reference}\n"),
-            Directory::Layer { parent, key } => format!("layer {parent} {}\n", key.digest),
+            Directory::Reference(reference) => format!("reference {reference}"),
+            Directory::Layer { parent, key } => format!("layer {parent} {}", key.digest),
         };
-        self.file.write_all(line.as_bytes())?;
+        self.log.append(&line)?;
         Ok(self.push(directory) * PER_DIRECTORY)
     }
 

@@ -49,6 +49,8 @@ pub enum IngestError {
     WrongIndex {
         /// The layer.
         layer: Digest,
+        /// The index that its bytes have.
+        right: Arc<LayerIndex>,
     },
     /// The process is shutting down.
     #[error("layer {layer}: interrupted by a shutdown")]
@@ -102,11 +104,10 @@ impl Pace {
         Self { priority, bytes_per_second: None }
     }
 
-    /// Waits until `bytes` since `start` are no more than they may be.
-    async fn keep(self, bytes: u64, start: Instant) {
-        let Some(limit) = self.bytes_per_second else { return };
-        let due = Duration::from_secs_f64(bytes as f64 / limit.max(1) as f64);
-        tokio::time::sleep(due.saturating_sub(start.elapsed())).await;
+    /// How long to wait before more is taken, `elapsed` after the beginning and with `bytes` here.
+    fn wait(self, bytes: u64, elapsed: Duration) -> Duration {
+        let Some(limit) = self.bytes_per_second else { return Duration::ZERO };
+        Duration::from_secs_f64(bytes as f64 / limit.max(1) as f64).saturating_sub(elapsed)
     }
 }
 
@@ -132,16 +133,23 @@ impl Filler {
         pace: Pace,
         progress: &Progress,
     ) -> Result<LayerIndex, IngestError> {
-        self.take_in(blob, Arc::default(), pace, progress).await
+        let sink = Box::new(self.store_sink());
+        self.take_in(blob, Arc::default(), pace, progress, sink).await
     }
 
-    /// The same, for a blob whose `pieces` are known, or none.
+    /// What puts contents into the store.
+    pub(super) fn store_sink(&self) -> StoreSink {
+        StoreSink { store: self.store.clone(), content: None }
+    }
+
+    /// The same, for a blob whose `pieces` are known, or none, and whose contents go to `sink`.
     async fn take_in(
         &self,
         blob: &Blob,
         pieces: Arc<[Piece]>,
         pace: Pace,
         progress: &Progress,
+        sink: Box<dyn ObjectSink>,
     ) -> Result<LayerIndex, IngestError> {
         let layer = blob.digest;
         let interrupted = || IngestError::Interrupted { layer };
@@ -151,7 +159,6 @@ impl Filler {
         let request = BlobRequest { scope, blob: layer, size, pieces, priority, deadline };
         let mut stream = self.source.stream(request).await?;
         let (sender, mut chunks) = tokio::sync::mpsc::channel::<Bytes>(8);
-        let sink = Box::new(StoreSink::new(self.store.clone()));
         let indexing = tokio::task::spawn_blocking(move || {
             let mut indexer = Indexer::with_sink(sink);
             while let Some(chunk) = chunks.blocking_recv() {
@@ -169,7 +176,11 @@ impl Filler {
                 Ok(chunk) => {
                     arrived += chunk.len() as u64;
                     progress.advance(chunk.len() as u64);
-                    pace.keep(arrived, start).await;
+                    let wait = pace.wait(arrived, start.elapsed());
+                    // A timer rounds up to a millisecond, which a whole blob pays for often.
+                    if !wait.is_zero() {
+                        tokio::time::sleep(wait).await;
+                    }
                     if sender.send(chunk).await.is_err() {
                         break;
                     }
@@ -202,13 +213,24 @@ impl Filler {
         pace: Pace,
         progress: &Progress,
     ) -> Result<LayerIndex, IngestError> {
+        self.complete_into(layer, pace, progress, Box::new(self.store_sink())).await
+    }
+
+    /// The same, with the contents going to `sink`.
+    pub(super) async fn complete_into(
+        &self,
+        layer: &Layer,
+        pace: Pace,
+        progress: &Progress,
+        sink: Box<dyn ObjectSink>,
+    ) -> Result<LayerIndex, IngestError> {
         let header = layer.tree.header();
         let (scope, digest) = (layer.scope.clone(), header.layer);
         let blob = Blob { scope, digest, size: header.layer_size.get() };
         let pieces = self.pieces(layer).await;
-        let index = self.take_in(&blob, pieces, pace, progress).await?;
+        let index = self.take_in(&blob, pieces, pace, progress, sink).await?;
         if index.tree != layer.tree.bytes() {
-            return Err(IngestError::WrongIndex { layer: digest });
+            return Err(IngestError::WrongIndex { layer: digest, right: Arc::new(index) });
         }
         layer.checked.store(true, Ordering::Release);
         Ok(index)
@@ -216,7 +238,7 @@ impl Filler {
 }
 
 /// Puts contents into a store as they go by. What the store cannot take is left out.
-struct StoreSink {
+pub(super) struct StoreSink {
     store: Arc<Store>,
     content: Option<Incoming>,
 }
@@ -227,10 +249,6 @@ enum Incoming {
 }
 
 impl StoreSink {
-    fn new(store: Arc<Store>) -> Self {
-        Self { store, content: None }
-    }
-
     /// Gives up the current content where `step` fails.
     fn attempt(&mut self, step: impl FnOnce(&mut Incoming) -> io::Result<()>) {
         let Some(content) = &mut self.content else { return };
@@ -290,5 +308,23 @@ impl ObjectSink for StoreSink {
         if let Err(error) = self.keep(content, &key) {
             note_unkept(&key, &error);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pace_is_kept_on_average() {
+        let pace = |bytes_per_second| Pace { priority: Priority::Background, bytes_per_second };
+        let wait = |limit, bytes, elapsed| {
+            pace(limit).wait(bytes, Duration::from_millis(elapsed)).as_millis()
+        };
+        assert_eq!(wait(Some(1000), 500, 100), 400);
+        assert_eq!(wait(Some(1000), 500, 500), 0);
+        assert_eq!(wait(Some(1000), 500, 9000), 0, "what was slow before may be made up for");
+        assert_eq!(wait(Some(0), 2, 0), 2000, "no pace stands still");
+        assert_eq!(wait(None, u64::MAX, 0), 0);
     }
 }

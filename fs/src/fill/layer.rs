@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::{OnceCell, OwnedMutexGuard};
 
@@ -20,6 +20,7 @@ pub struct Layer {
     pub tree: Arc<LayerTree>,
     /// In whose name its bytes are fetched.
     pub scope: Scope,
+    tree_digest: OnceLock<Digest>,
     pub(super) table: OnceCell<Arc<SpanTable>>,
     /// Whether its index was held against its bytes.
     pub(super) checked: AtomicBool,
@@ -39,6 +40,7 @@ impl Layer {
         Self {
             tree,
             scope,
+            tree_digest: OnceLock::new(),
             table: OnceCell::default(),
             checked: AtomicBool::default(),
             running: Mutex::default(),
@@ -52,6 +54,11 @@ impl Layer {
     /// The digest of the layer blob.
     pub fn digest(&self) -> Digest {
         self.tree.header().layer
+    }
+
+    /// The digest of the tree file, which names the index.
+    pub fn tree_digest(&self) -> Digest {
+        *self.tree_digest.get_or_init(|| Digest::of(self.tree.bytes()))
     }
 
     /// Notes that somebody reads what lies at byte `position` of the tar.

@@ -1,10 +1,10 @@
 //! Reads while a source is out: how long they wait, and what the log says of it.
 //!
 //! ```text
-//! attempt -- bytes ----------------------------------------> answer
-//!    ^    `- error that may pass -- "wait", time left --.
-//!    `------------- pause <-----------------------------'
-//!                                `- "eio", or no time left --> EIO
+//! just failed? -- attempt -- bytes -------------------------------------> answer
+//!     |              ^    `- error that may pass -- "wait", time left --.
+//!     |              `------------- pause <-----------------------------'
+//!     `-> EIO                                    `- "eio", or no time left --> EIO
 //! ```
 //!
 //! An attempt has retries of its own, in the source, which get over a lost connection. A registry
@@ -12,6 +12,8 @@
 //!
 //! While a repository does not deliver, every read of its images fails or waits: that is told
 //! once, with who is to blame, and once more when it is over.
+
+mod aftermath;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -25,8 +27,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tracing::Instrument as _;
 
+pub(super) use self::aftermath::Aftermath;
 use super::{Content, FillError, Filler, IngestError, Layer};
-use crate::object::ObjectKey;
 use crate::source::{Scope, SourceError};
 use crate::trail;
 
@@ -34,10 +36,6 @@ use crate::trail;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest one: a registry that is back is noticed within this time.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-
-/// When a read fails, the kernel asks for its first page by itself: what was just waited for in vain
-/// is refused for so long.
-const AFTERMATH: Duration = Duration::from_millis(20);
 
 /// What becomes of a read whose bytes cannot be fetched.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,15 +89,6 @@ pub struct Outages {
     /// How many there are: as a rule none, so that a read that was answered need not lock.
     count: AtomicUsize,
     known: Mutex<HashMap<Scope, Outage>>,
-    failed: Mutex<Vec<Failed>>,
-}
-
-/// A read that has just failed.
-struct Failed {
-    key: ObjectKey,
-    range: Range<u64>,
-    at: Instant,
-    error: FillError,
 }
 
 impl Outages {
@@ -123,28 +112,6 @@ impl Outages {
             "the image's bytes cannot be fetched: reads of what is not here wait or fail");
         known.insert(scope.clone(), Outage { since: Instant::now(), reason, failed: 0 });
         self.count.store(known.len(), Ordering::Release);
-    }
-
-    /// Remembers a read that failed for a while.
-    fn remember(&self, key: ObjectKey, range: Range<u64>, error: &FillError) {
-        let mut failed = self.failed();
-        failed.retain(|read| read.at.elapsed() < AFTERMATH);
-        failed.push(Failed { key, range, at: Instant::now(), error: error.clone() });
-    }
-
-    /// How a read that began where this one begins, or before, has just failed.
-    fn aftermath(&self, key: &ObjectKey, range: &Range<u64>) -> Option<FillError> {
-        if self.count.load(Ordering::Acquire) == 0 {
-            return None;
-        }
-        let same = |read: &&Failed| {
-            read.key == *key && read.range.contains(&range.start) && read.at.elapsed() < AFTERMATH
-        };
-        self.failed().iter().find(same).map(|read| read.error.clone())
-    }
-
-    fn failed(&self) -> MutexGuard<'_, Vec<Failed>> {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts a read that failed.
@@ -196,7 +163,7 @@ impl Filler {
         content: &Arc<Content>,
         range: Range<u64>,
     ) -> Result<Bytes, FillError> {
-        if let Some(error) = self.outages.aftermath(&content.key, &range) {
+        if let Some(error) = self.aftermath.of(Instant::now(), &content.key, &range) {
             return Err(error);
         }
         let attempt = || {
@@ -210,7 +177,7 @@ impl Filler {
         if let Err(error) = &outcome
             && error.outage().is_some()
         {
-            self.outages.remember(content.key, range, error);
+            self.aftermath.note(Instant::now(), content.key, range, error);
         }
         outcome
     }
@@ -345,21 +312,6 @@ mod tests {
         let damaged = FillError::Index { layer: blob(), reason };
         let (outcome, attempts) = read(&outages, patience, vec![Err(damaged)]).await;
         assert_eq!((outcome.is_err(), attempts), (true, 1));
-    }
-
-    #[test]
-    fn what_has_just_failed_fails_again_at_once_and_nothing_else_does() {
-        let outages = Outages::default();
-        let [key, other] = [b"one", b"two"].map(|content| ObjectKey::small(content));
-        outages.begin(&scope(), &late(), OnOutage::Wait);
-        outages.remember(key, 4096..8192, &down());
-        assert!(outages.aftermath(&key, &(4096..5000)).is_some());
-        assert!(outages.aftermath(&key, &(5000..9000)).is_some());
-        assert!(outages.aftermath(&key, &(0..8192)).is_none(), "it begins earlier");
-        assert!(outages.aftermath(&key, &(8192..9000)).is_none());
-        assert!(outages.aftermath(&other, &(4096..5000)).is_none());
-        std::thread::sleep(AFTERMATH);
-        assert!(outages.aftermath(&key, &(4096..5000)).is_none());
     }
 
     #[tokio::test]

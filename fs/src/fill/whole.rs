@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use super::catch::Catch;
 use super::{Content, FillError, Filler, IngestError, Layer, Pace, Progress};
 use crate::source::Priority;
 use crate::trail::{self, Wait};
@@ -41,7 +42,7 @@ impl Filler {
         self.complete(layer, Pace::unlimited(priority), &Progress::default()).await.map(drop)
     }
 
-    /// Those of the content's `units` that are here once the whole layer was fetched.
+    /// The content's `units` out of the whole layer, which is fetched where they are not here.
     pub(super) async fn units_of_whole(
         &self,
         layer: &Arc<Layer>,
@@ -54,7 +55,9 @@ impl Filler {
             return Ok(stored);
         }
         let (pace, progress) = (Pace::unlimited(Priority::Demand), Progress::default());
-        trail::waiting(Wait::Fetch, self.complete(layer, pace, &progress)).await?;
-        self.stored(content, units).await
+        let (sink, caught) = Catch::new(self.store_sink(), content.clone(), units);
+        let coming = self.complete_into(layer, pace, &progress, Box::new(sink));
+        trail::waiting(Wait::Fetch, coming).await?;
+        Ok(caught.take().collect())
     }
 }

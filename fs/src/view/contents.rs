@@ -66,7 +66,7 @@ impl Shown {
 #[derive(Default)]
 pub struct Contents {
     pub slots: Vec<Slot>,
-    /// Slot of each image by the digest of its manifest.
+    /// Slot of each image by its name.
     pub images: BTreeMap<String, u32>,
     /// Slot of each layer view by its name.
     pub layers: BTreeMap<String, u32>,

@@ -20,18 +20,35 @@ pub struct NewImage {
     pub layers: Vec<Arc<Layer>>,
 }
 
+impl NewImage {
+    /// The name below `/images`, see [`image_name`].
+    pub fn name(&self) -> Digest {
+        image_name(&self.manifest, self.layers.iter().map(|layer| layer.tree_digest()))
+    }
+}
+
+/// The name of an image below `/images`: the digest of its manifest and of the `trees` of its
+/// layers, the lowest first. One whose index was found to lie, and was made anew, is another image
+/// to the kernel, which remembers for good what it was told of the first.
+pub fn image_name(manifest: &Digest, trees: impl IntoIterator<Item = Digest>) -> Digest {
+    let mut shown = manifest.as_bytes().to_vec();
+    trees.into_iter().for_each(|tree| shown.extend(tree.as_bytes()));
+    Digest::of(&shown)
+}
+
 impl View {
-    /// Shows an image. Layers that are shown already are shared.
+    /// Shows an image; returns its name. Layers that are shown already are shared.
     ///
     /// # Errors
     /// Those of writing down the slots.
-    pub fn add_image(&self, image: NewImage, slots: &mut SlotTable) -> io::Result<()> {
-        let NewImage { manifest, tree, layers } = image;
+    pub fn add_image(&self, image: NewImage, slots: &mut SlotTable) -> io::Result<Digest> {
+        let name = image.name();
+        let NewImage { tree, layers, .. } = image;
         let layer_slots: Vec<u32> = layers
             .iter()
             .map(|layer| slots.slot(SlotName::layer(layer)))
             .collect::<io::Result<_>>()?;
-        let slot = slots.slot(SlotName::Image { manifest })?;
+        let slot = slots.slot(SlotName::Image { name })?;
         let mut contents = self.contents.write().unwrap_or_else(PoisonError::into_inner);
         let shared = layer_slots
             .into_iter()
@@ -43,14 +60,15 @@ impl View {
             })
             .collect();
         contents.put(slot, Slot::Tree(Arc::new(Image { tree, layers: shared })));
-        contents.images.insert(manifest.hex(), slot);
-        Ok(())
+        contents.images.insert(name.hex(), slot);
+        Ok(name)
     }
 
-    /// No longer shows an image. Open files stay readable while others share their layers.
-    pub fn remove_image(&self, manifest: &Digest) {
+    /// No longer shows the image with this name. Open files stay readable while others share
+    /// their layers.
+    pub fn remove_image(&self, name: &Digest) {
         let mut contents = self.contents.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(slot) = contents.images.remove(&manifest.hex()) else { return };
+        let Some(slot) = contents.images.remove(&name.hex()) else { return };
         contents.put(slot, Slot::Empty);
         contents.drop_unused_layers();
     }

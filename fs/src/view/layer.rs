@@ -86,7 +86,7 @@ impl LayerView {
     /// The name below `/layers`: the digest of what is shown, so that views which show the same
     /// are one.
     pub fn name(&self) -> Digest {
-        let mut shown = Digest::of(self.layer.tree.bytes()).as_bytes().to_vec();
+        let mut shown = self.layer.tree_digest().as_bytes().to_vec();
         shown.push(self.opaque as u8);
         for (directory, names) in &self.hidden {
             shown.extend(directory.to_le_bytes());

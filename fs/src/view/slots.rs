@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! layer sha256:<digest of the tree file>      slot 1
-//! image sha256:<digest of the manifest>       slot 2
+//! image sha256:<name of the image view>       slot 2
 //! view sha256:<name of the layer view>        slot 3
 //! ...
 //! ```
@@ -13,12 +13,12 @@
 //! knows. Slot 0 is the root's.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io;
 use std::path::Path;
 
 use crate::digest::Digest;
 use crate::fill::Layer;
+use crate::line_log::LineLog;
 
 /// Who has a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,10 +28,10 @@ pub enum SlotName {
         /// The digest.
         tree: Digest,
     },
-    /// An image, by the digest of its manifest: the numbers of directories depend on its layers.
+    /// The directories of an image, whose numbers depend on the trees of all of its layers.
     Image {
-        /// The digest.
-        manifest: Digest,
+        /// Its name in the view.
+        name: Digest,
     },
     /// The directories of a layer as overlayfs sees it.
     View {
@@ -43,13 +43,13 @@ pub enum SlotName {
 impl SlotName {
     /// The slot of the files of `layer`.
     pub fn layer(layer: &Layer) -> Self {
-        Self::Layer { tree: Digest::of(layer.tree.bytes()) }
+        Self::Layer { tree: layer.tree_digest() }
     }
 }
 
 /// The slots of a mount.
 pub struct SlotTable {
-    file: File,
+    log: LineLog,
     slots: HashMap<SlotName, u32>,
     next: u32,
 }
@@ -60,11 +60,9 @@ impl SlotTable {
     /// # Errors
     /// Those of reading, and `InvalidData` for lines that are none.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
-        let mut text = String::new();
-        file.read_to_string(&mut text)?;
-        let mut table = Self { file, slots: HashMap::new(), next: 1 };
-        for line in text.lines() {
+        let (log, lines) = LineLog::open(path)?;
+        let mut table = Self { log, slots: HashMap::new(), next: 1 };
+        for line in lines.lines() {
             let name = parse(line).ok_or_else(|| {
                 let message = format!("{}: `{line}` is not a slot", path.display());
                 io::Error::new(io::ErrorKind::InvalidData, message)
@@ -84,11 +82,11 @@ impl SlotTable {
             return Ok(slot);
         }
         let line = match name {
-            SlotName::Layer { tree } => format!("layer {tree}\n"),
-            SlotName::Image { manifest } => format!("image {manifest}\n"),
-            SlotName::View { name } => format!("view {name}\n"),
+            SlotName::Layer { tree } => format!("layer {tree}"),
+            SlotName::Image { name } => format!("image {name}"),
+            SlotName::View { name } => format!("view {name}"),
         };
-        self.file.write_all(line.as_bytes())?;
+        self.log.append(&line)?;
         let slot = self.next;
         self.slots.insert(name, slot);
         self.next += 1;
@@ -99,7 +97,7 @@ impl SlotTable {
 fn parse(line: &str) -> Option<SlotName> {
     match line.split_once(' ')? {
         ("layer", digest) => Some(SlotName::Layer { tree: digest.parse().ok()? }),
-        ("image", digest) => Some(SlotName::Image { manifest: digest.parse().ok()? }),
+        ("image", name) => Some(SlotName::Image { name: name.parse().ok()? }),
         ("view", name) => Some(SlotName::View { name: name.parse().ok()? }),
         _ => None,
     }
@@ -114,7 +112,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("slots");
         let layer = SlotName::Layer { tree: Digest::of(b"tree") };
-        let image = SlotName::Image { manifest: Digest::of(b"manifest") };
+        let image = SlotName::Image { name: Digest::of(b"image") };
         let mut table = SlotTable::open(&path).unwrap();
         assert_eq!((table.slot(layer).unwrap(), table.slot(image).unwrap()), (1, 2));
         assert_eq!(table.slot(layer).unwrap(), 1);

@@ -84,8 +84,12 @@ pub struct Machine {
 
 impl Machine {
     pub fn new(source: Arc<MemorySource>) -> Self {
+        Self::with_limits(source, StoreLimits::default())
+    }
+
+    pub fn with_limits(source: Arc<MemorySource>, limits: StoreLimits) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store = Arc::new(Store::open(directory.path(), StoreLimits::default()).unwrap());
+        let store = Arc::new(Store::open(directory.path(), limits).unwrap());
         let blobs = Arc::new(Blobs::open(&directory.path().join("blobs")).unwrap());
         let timeout = Duration::from_secs(10);
         let filler = Filler::new(store, blobs, source, timeout);
@@ -108,8 +112,8 @@ impl Machine {
         let manifest = Digest::of(manifest);
         let image = NewImage { manifest, tree: ImageTree::merge(trees).unwrap(), layers };
         let mut slots = SlotTable::open(&self.directory.path().join("slots")).unwrap();
-        self.view.add_image(image, &mut slots).unwrap();
-        self.child(NodeId::IMAGES, manifest.hex().as_bytes()).unwrap()
+        let name = self.view.add_image(image, &mut slots).unwrap();
+        self.child(NodeId::IMAGES, name.hex().as_bytes()).unwrap()
     }
 
     pub fn child(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {

@@ -12,7 +12,8 @@ use undermount_fs::index::LayerTree;
 
 use super::indexes::readable;
 use super::{
-    ImageError, ImageFault, Images, PackEntry, RESOLVE_TIMEOUT, Ready, Resolved, TREES_SIDE_BY_SIDE,
+    ImageError, ImageFault, Images, PackEntry, RESOLVE_TIMEOUT, Ready, Resolved,
+    TREES_SIDE_BY_SIDE, share_equal,
 };
 use crate::image::{Descriptor, Document, ImageConfig, Manifest, Reference};
 use crate::registry::client::RawManifest;
@@ -159,5 +160,23 @@ impl Images {
     /// The index with this digest, if it is in the cache.
     pub fn tree(&self, digest: &Digest) -> Option<LayerTree> {
         readable(digest, self.blobs().get(digest)?.bytes())
+    }
+
+    /// The image with this manifest and these `trees`, as it was ready once; `None` where some of it
+    /// is not here any more. What is mounted keeps its indexes, whatever was found out about
+    /// them since: the kernel remembers what it was told.
+    pub fn ready_again(
+        &self,
+        reference: &Reference,
+        manifest: &Digest,
+        trees: &[Digest],
+    ) -> Option<Ready> {
+        let image = self.kept(reference, manifest)?;
+        let scope = reference.repository().scope();
+        let layer = |tree| Some(Arc::new(Layer::new(Arc::new(self.tree(tree)?), scope.clone())));
+        let layers: Vec<Arc<Layer>> = trees.iter().map(layer).collect::<Option<_>>()?;
+        let named = image.manifest.layers.iter().map(|layer| layer.digest);
+        let fits = named.eq(layers.iter().map(|layer| layer.digest()));
+        fits.then(|| Ready { image, layers: share_equal(layers), packs: Vec::new() })
     }
 }

@@ -187,7 +187,7 @@ impl Images {
     }
 
     /// Keeps an index that was built here, spans included: nobody else has them.
-    fn keep_index(&self, index: &LayerIndex) -> Result<(), ImageFault> {
+    pub(super) fn keep_index(&self, index: &LayerIndex) -> Result<(), ImageFault> {
         self.keep("spans", index.spans.clone())?;
         let tree = self.keep("an index", index.tree.clone())?;
         let record = LayerRecord { tree, trust: Trust::Own };

@@ -121,7 +121,7 @@ pub fn plan(
     }
     let layer =
         image.layer(place).map_err(|fault| Refusal::NoIndex(Failure::of(fault).in_words()))?;
-    if *key != digest && *key != Digest::of(layer.tree.bytes()) {
+    if *key != digest && *key != layer.tree_digest() {
         return Err(Refusal::ForeignToc);
     }
     if has_lower_links(&layer.tree) {
@@ -211,7 +211,7 @@ mod tests {
             json!({ "mediaType": "l", "digest": digest, "size": 1, "annotations": annotations })
         };
         let described = layers.iter().zip(&digests).map(|(layer, (digest, _))| {
-            let tree = layer.as_ref().ok().map(|layer| Digest::of(layer.tree.bytes()));
+            let tree = layer.as_ref().ok().map(|layer| layer.tree_digest());
             descriptor(digest, tree)
         });
         let config = json!({
@@ -295,7 +295,7 @@ mod tests {
     fn newer_podmans_ask_by_the_digest_of_the_index_and_by_no_other() {
         let image = image(&[plain("a")]);
         let manifest = &image.image.manifest;
-        let tree = Digest::of(image.layer(0).unwrap().tree.bytes());
+        let tree = image.layer(0).unwrap().tree_digest();
         assert_eq!(place_of(manifest, &tree), Some(0));
         assert!(plan(&image, 0, &tree, None).is_ok());
         let foreign = Digest::of(b"another table of contents");

@@ -4,14 +4,14 @@
 //! line: containers keep the nodes of the views that they were started on, whatever podman's
 //! names mean by then.
 
-use std::fs::OpenOptions;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use undermount_fs::digest::Digest;
 use undermount_fs::fill::Layer;
+use undermount_fs::line_log::LineLog;
 use undermount_fs::source::Scope;
 use undermount_fs::tree::ImageTree;
 use undermount_fs::view::{LayerView, SlotTable, View};
@@ -82,7 +82,7 @@ impl Shown {
     /// # Errors
     /// [`ShelfError`] where its index is damaged, or it cannot be written down.
     pub fn show(&self, plan: Plan) -> Result<PathBuf, ShelfError> {
-        let tree = |layer: &Arc<Layer>| Digest::of(layer.tree.bytes());
+        let tree = |layer: &Arc<Layer>| layer.tree_digest();
         let several = matches!(plan.below, Below::Several);
         let recipe = Recipe {
             scope: plan.layer.scope.to_string(),
@@ -110,15 +110,10 @@ impl Shown {
     }
 
     fn write_down(&self, recipe: &Recipe) -> Result<(), ShelfError> {
-        let mut line = serde_json::to_vec(recipe).expect("recipes are plain data");
-        line.push(b'\n');
+        let line = serde_json::to_string(recipe).expect("recipes are plain data");
         let path = self.runtime.layers();
-        let mut file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .map_err(ShelfError::of(&path))?;
-        file.write_all(&line).map_err(ShelfError::of(&path))
+        let written = LineLog::open(&path).and_then(|(mut log, _)| log.append(&line));
+        written.map_err(ShelfError::of(&path))
     }
 
     /// Shows again what was shown before. A layer that cannot be shown any more is logged: what

@@ -36,7 +36,7 @@ impl Needs {
         for layer in shown {
             needs.layers.insert(layer.digest());
             needs.add_tree(&layer.tree);
-            needs.blobs.insert(Digest::of(layer.tree.bytes()));
+            needs.blobs.insert(layer.tree_digest());
         }
         for image in recorded {
             needs.blobs.insert(image.manifest);
