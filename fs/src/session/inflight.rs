@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::shared::SharedWords;
+use super::urgency;
 use super::wire::{RESENT, UNIQUE_STEP};
 
 const MAGIC: &[u8; 8] = b"UMINFL01";
@@ -107,12 +108,13 @@ impl Inflight {
         Self(Some(Arc::new(Recorder { table, free })))
     }
 
-    /// To be called before request `unique` is handled; the ticket is to be dropped after the
-    /// answer was given.
+    /// To be called by the thread that has taken request `unique`, before it is handled; the ticket
+    /// is to be dropped after the answer was given.
     ///
     /// # Errors
     /// [`TooManyRequests`]: the request cannot be recorded and must be refused.
     pub fn enter(&self, unique: u64) -> Result<Ticket, TooManyRequests> {
+        urgency::attend();
         let Some(recorder) = &self.0 else { return Ok(Ticket(None)) };
         let mut free = recorder.free.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = free.pop().ok_or(TooManyRequests)?;

@@ -29,7 +29,7 @@ use super::inflight::{Inflight, Table};
 use super::link::{History, Link, PROTOCOL, Start, StartMount, ToKeeper, ToWorker};
 use super::opens::{OpenTable, Opens};
 use super::pulse::Pulse;
-use super::{urgency, wire};
+use super::wire;
 
 /// How long a thread that panicked may take to answer its request.
 const UNWIND_WITHIN: Duration = Duration::from_millis(100);
@@ -269,11 +269,7 @@ impl InheritedMount {
             let session = resume(file_system, &agreement, device, threads)?;
             let notifier = session.notifier();
             let name = "fuse-session".to_owned();
-            let run = || {
-                urgency::raise();
-                session.run()
-            };
-            let thread = thread::Builder::new().name(name).spawn(run)?;
+            let thread = thread::Builder::new().name(name).spawn(|| session.run())?;
             Ok(Serving { notifier, thread })
         };
         resume().map_err(|source| SessionError::Resume { dir, source })
