@@ -4,7 +4,7 @@
 //! read of a file that is not here
 //!   -> units of the file that hold the range          (unit)
 //!   -> spans of the layer that decode these units      (plan)
-//!   -> their pieces and the first one's window         (Source: one request)
+//!   -> their pieces and the first one's window         (Source: one request for each blob)
 //!   -> decode, and keep every unit inside              (extract, on a blocking thread)
 //!   -> the bytes that were asked for
 //! ```
@@ -32,6 +32,7 @@ mod unit;
 mod unpack;
 mod unread;
 mod whole;
+mod windowless;
 
 pub use ingest::{Blob, IngestError, Pace, Progress};
 pub use layer::Layer;
@@ -46,7 +47,7 @@ pub use unpack::{Opening, PackBlob, UnpackError, Unpacked};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -71,6 +72,15 @@ pub enum FillError {
     /// The bytes could not be fetched.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// What it takes to begin in the middle of the layer could not be fetched; the bytes
+    /// themselves may be there.
+    #[error("cannot begin in the middle of layer {layer}")]
+    Window {
+        /// The layer blob.
+        layer: Digest,
+        /// Why.
+        source: SourceError,
+    },
     /// The index of the layer is damaged or lies.
     #[error("index of layer {layer}: {reason}")]
     Index {
@@ -185,14 +195,13 @@ impl Filler {
         units: Range<usize>,
         found: &mut HashMap<usize, Bytes>,
     ) -> Result<(), FillError> {
-        match self.fetch_spans(layer, content, units.clone(), found).await {
-            Err(FillError::Source(SourceError::NotFound { blob, .. }))
-                if blob == layer.tree.header().spans =>
-            {
+        let outcome = self.fetch_spans(layer, content, units.clone(), found).await;
+        match outcome.as_ref().err().and_then(FillError::outage) {
+            Some(SourceError::NotFound { blob, .. }) if *blob == layer.tree.header().spans => {
                 found.extend(self.units_of_whole(layer, content, units.collect()).await?);
                 Ok(())
             }
-            outcome => outcome,
+            _ => outcome,
         }
     }
 
@@ -253,6 +262,18 @@ impl Filler {
         pieces: Vec<Piece>,
         priority: Priority,
     ) -> Result<Vec<Verified>, FillError> {
+        let fetch = self.request_within(layer, pieces, priority, self.patience.timeout);
+        trail::waiting(Wait::Fetch, fetch).await
+    }
+
+    /// The same, for as long as `patience`; the waiting is the caller's to account for.
+    async fn request_within(
+        &self,
+        layer: &Layer,
+        pieces: Vec<Piece>,
+        priority: Priority,
+        patience: Duration,
+    ) -> Result<Vec<Verified>, FillError> {
         let known: Vec<Option<Verified>> =
             pieces.iter().map(|piece| self.recent.get(&piece.digest)).collect();
         let missing: Vec<Piece> = pieces
@@ -262,11 +283,10 @@ impl Filler {
             .collect();
         let mut fetched = Vec::new();
         if !missing.is_empty() {
-            let deadline = Instant::now() + self.patience.timeout;
-            let scope = layer.scope.clone();
+            let (scope, asked) = (layer.scope.clone(), Instant::now());
+            let deadline = asked + patience;
             let request = PieceRequest { scope, pieces: missing, priority, deadline };
-            let asked = Instant::now();
-            fetched = trail::waiting(Wait::Fetch, self.source.fetch(request)).await?;
+            fetched = self.source.fetch(request).await?;
             let bytes = fetched.iter().map(|piece| piece.bytes().len() as u64).sum();
             self.gauge.note(bytes, asked.elapsed());
         }
@@ -290,7 +310,17 @@ impl Filler {
         if run.is_oversized(table) {
             return self.units_of_whole(layer, content, units).await;
         }
-        self.fetch_run(layer, table, run, Priority::Demand, Some((content.key, units))).await
+        if self.knows_no_window(layer, table, run.spans.start) {
+            return self.fetch_windowless(layer, table, run, content, units).await;
+        }
+        let wanted = Some((content.key, units.clone()));
+        match self.fetch_run(layer, table, run.clone(), Priority::Demand, wanted).await {
+            Err(error @ FillError::Window { .. }) if self.source.shares() => {
+                self.note_no_window(layer, &error);
+                self.fetch_windowless(layer, table, run, content, units).await
+            }
+            outcome => outcome,
+        }
     }
 
     /// Fetches and decodes a run of spans and keeps what they hold; returns the `wanted` units of
@@ -303,13 +333,11 @@ impl Filler {
         priority: Priority,
         wanted: Option<(ObjectKey, Vec<usize>)>,
     ) -> Result<HashMap<usize, Bytes>, FillError> {
-        let window = table.window(run.spans.start);
-        let local = window.as_ref().and_then(|window| table.local_window(window));
-        let remote = remote_window(layer, table, run.spans.start);
-        let is_remote = remote.is_some();
-        let pieces = run.spans.clone().map(|span| table.piece(span)).chain(remote).collect();
-        let mut fetched = self.request(layer, pieces, priority).await?;
-        let window = if is_remote { fetched.pop() } else { local };
+        let pieces = run.spans.clone().map(|span| table.piece(span)).collect();
+        let window = self.window(layer, table, run.spans.start, priority);
+        let pieces = self.request_within(layer, pieces, priority, self.patience.timeout);
+        let both = async { tokio::try_join!(window, pieces) };
+        let (window, fetched) = trail::waiting(Wait::Fetch, both).await?;
         let spans = run.spans.clone();
         let (decoded, table, store) = (layer.clone(), table.clone(), self.store.clone());
         let decoding = tokio::task::spawn_blocking(move || {
@@ -322,13 +350,6 @@ impl Filler {
         layer.note_fetched(spans);
         Ok(held)
     }
-}
-
-/// The window that `span` is decoded with, where it has to be fetched.
-fn remote_window(layer: &Layer, table: &SpanTable, span: usize) -> Option<Piece> {
-    let window = table.window(span).filter(|window| table.local_window(window).is_none())?;
-    let blob = layer.tree.header().spans;
-    Some(Piece { blob, range: window.range, digest: window.digest })
 }
 
 fn no_answer(layer: &Layer) -> FillError {

@@ -244,6 +244,25 @@ async fn regression_a_layer_that_comes_whole_is_read_where_the_store_has_no_room
     }
 }
 
+#[tokio::test]
+async fn regression_where_a_window_is_lost_a_read_begins_earlier() {
+    let (source, index, expected) = sample(gzip);
+    source.shares.store(true, Ordering::SeqCst);
+    let table = LayerTree::new(index.tree.to_vec().into()).unwrap();
+    let table = table.header().span_table_size.get();
+    *source.lost.lock().unwrap() = Some((Digest::of(&index.spans), table));
+    let machine = Machine::new(source.clone());
+    let size = index.layer_size;
+    let root = machine.mount(&[index]);
+    let node = machine.find(root, "lib/d6/f150").unwrap();
+    let read = machine.read(node, 0, 4096).await.unwrap();
+    assert!(read == expected["/lib/d6/f150"][..4096]);
+    // The layer was fetched from its beginning to the file, and no further.
+    let fetched = source.fetched.load(Ordering::SeqCst);
+    assert!(fetched < size, "{fetched} of {size}");
+    assert!(machine.files(root).await == expected);
+}
+
 /// A layer of many small files of noise that no compression makes small; `changed` have other
 /// contents.
 fn build_of(changed: &[usize]) -> Vec<(String, Vec<u8>)> {

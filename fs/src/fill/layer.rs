@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::{OnceCell, OwnedMutexGuard};
 
@@ -32,6 +33,8 @@ pub struct Layer {
     /// Where in the tar the latest read was.
     reader: AtomicU64,
     pub(super) follower: Mutex<Option<Follower>>,
+    /// When a window was last found not to be had.
+    pub(super) windowless: Mutex<Option<Instant>>,
 }
 
 impl Layer {
@@ -48,6 +51,7 @@ impl Layer {
             fetched: Mutex::default(),
             reader: AtomicU64::default(),
             follower: Mutex::default(),
+            windowless: Mutex::default(),
         }
     }
 

@@ -140,7 +140,9 @@ impl FillError {
     /// What the source said, if it is the one that failed.
     pub fn outage(&self) -> Option<&SourceError> {
         match self {
-            Self::Source(error) | Self::Ingest(IngestError::Source(error)) => Some(error),
+            Self::Source(error)
+            | Self::Window { source: error, .. }
+            | Self::Ingest(IngestError::Source(error)) => Some(error),
             _ => None,
         }
     }

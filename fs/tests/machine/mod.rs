@@ -17,7 +17,9 @@ use undermount_fs::fill::{Filler, Layer};
 use undermount_fs::index::LayerTree;
 use undermount_fs::layer::{Indexer, LayerIndex};
 use undermount_fs::object::{Store, StoreLimits};
-use undermount_fs::source::{BlobRequest, BlobStream, PieceRequest, Scope, Source, SourceError};
+use undermount_fs::source::{
+    BlobRequest, BlobStream, Piece, PieceRequest, Scope, Source, SourceError,
+};
 use undermount_fs::tree::ImageTree;
 use undermount_fs::view::{Lookup, NewImage, NodeId, Read, SlotTable, View, ViewError};
 
@@ -27,9 +29,18 @@ pub struct MemorySource {
     pub blobs: Mutex<HashMap<Digest, Bytes>>,
     pub fetched: AtomicU64,
     pub down: AtomicBool,
+    /// Whether whole blobs come in pieces.
+    pub shares: AtomicBool,
+    /// What nobody has of this blob: what begins at this byte or later.
+    pub lost: Mutex<Option<(Digest, u64)>>,
 }
 
 impl MemorySource {
+    fn is_lost(&self, piece: &Piece) -> bool {
+        let lost = *self.lost.lock().unwrap();
+        lost.is_some_and(|(blob, from)| piece.blob == blob && piece.range.start >= from)
+    }
+
     fn blob(&self, digest: &Digest) -> Result<Bytes, SourceError> {
         if self.down.load(Ordering::SeqCst) {
             return Err(SourceError::Unavailable {
@@ -51,7 +62,11 @@ impl MemorySource {
 
 impl Source for MemorySource {
     fn fetch(&self, request: PieceRequest) -> BoxFuture<'_, Result<Vec<Verified>, SourceError>> {
-        let one = |piece: &undermount_fs::source::Piece| {
+        let one = |piece: &Piece| {
+            if self.is_lost(piece) {
+                let (origin, reason) = ("memory".into(), "lost".into());
+                return Err(SourceError::Unavailable { origin, reason });
+            }
             let blob = self.blob(&piece.blob)?;
             let bytes = blob.slice(piece.range.start as usize..piece.range.end as usize);
             self.fetched.fetch_add(bytes.len() as u64, Ordering::SeqCst);
@@ -72,6 +87,10 @@ impl Source for MemorySource {
             stream::iter(chunks).boxed()
         });
         async move { answer }.boxed()
+    }
+
+    fn shares(&self) -> bool {
+        self.shares.load(Ordering::SeqCst)
     }
 }
 
