@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! datagrams  wire -> peer::datagram -> swim (foca) -> peer::datagram -> wire
-//! states     exchange (asks) / routes (answers), where gossip is too slow or too lossy
+//! states     inquiry (asks) / routes (answers), where gossip is too slow or too lossy
 //! loops      upkeep: joining, comparing, telling the seeds, writing down
 //! outcome    peer::member::Roster
 //! ```
@@ -12,8 +12,8 @@
 //!
 //! The seed ([`seed`]) is what `undermount registry` serves of it.
 
-mod exchange;
 mod identity;
+mod inquiry;
 mod listen;
 mod node;
 mod routes;
@@ -35,14 +35,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use exchange::{HttpConfig, JOIN, MEMBERS, Place};
+pub use inquiry::{HttpConfig, JOIN, MEMBERS, Place};
 pub use listen::Listen;
 pub use store::StoreError;
 pub use upkeep::SEED_REFRESH;
 pub use wire::{Udp, Wire};
 
-use self::exchange::Exchange;
 use self::identity::Identity;
+use self::inquiry::Inquiry;
 use self::node::Node;
 use self::routes::Ready;
 use self::store::{Remembered, Store};
@@ -310,7 +310,7 @@ impl Life {
         let _ = self.node.set(node.clone());
         self.bound.send_replace(Some(addresses));
         Upkeep {
-            exchange: Exchange { own: id, keys: config.keys.clone(), http: config.http.clone() },
+            inquiry: Inquiry { own: id, keys: config.keys.clone(), http: config.http.clone() },
             seeds: config.seeds.iter().cloned().map(Place::Seed).collect(),
             places: (config.members.iter().copied().map(Place::Node).collect(), earlier),
             store: self.store.clone(),

@@ -10,7 +10,7 @@ use crate::peer::member::{Member, MemberId, Weight};
 pub const MAX_ADDRESSES: usize = 4;
 
 /// A member as gossip carries it. Its layout is part of the datagram's version and of the answers
-/// of [`super::exchange`].
+/// of [`super::inquiry`].
 ///
 /// A member is the same while its id is. Whatever else changes makes a later identity of it, by
 /// epoch (the agent was started again) and revision (it has another weight, or was declared down

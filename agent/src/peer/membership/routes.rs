@@ -1,4 +1,4 @@
-//! What an agent answers to other nodes about members (see [`super::exchange`]).
+//! What an agent answers to other nodes about members (see [`super::inquiry`]).
 
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 
-use super::exchange::{JOIN, JoinRequest, MAX_JOIN, MEMBERS, encode, etag};
+use super::inquiry::{JOIN, JoinRequest, MAX_JOIN, MEMBERS, encode, etag};
 use super::node::Node;
 use super::swim::Record;
 use crate::peer::keys::{Call, CallError, Caller, ClusterKeys};

@@ -17,8 +17,8 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 
-use super::exchange::{JOIN, JoinRequest, MAX_JOIN};
 use super::identity::Identity;
+use super::inquiry::{JOIN, JoinRequest, MAX_JOIN};
 use super::routes::{answer, check_join};
 use super::swim::Record;
 use crate::peer::keys::ClusterKeys;

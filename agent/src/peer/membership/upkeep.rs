@@ -13,8 +13,8 @@ use rand::rngs::SmallRng;
 use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
-use super::exchange::{Answered, Exchange, ExchangeError, JoinRequest, Place};
 use super::identity::Identity;
+use super::inquiry::{Answered, Inquiry, InquiryError, JoinRequest, Place};
 use super::node::Node;
 use super::store::Store;
 use super::swim::{Belief, Record, StateDigest, Swim};
@@ -47,7 +47,7 @@ const GREETED: usize = 3;
 /// What the loops work with.
 pub(super) struct Upkeep {
     pub node: Arc<Node>,
-    pub exchange: Exchange,
+    pub inquiry: Inquiry,
     pub seeds: Vec<Place>,
     /// Members by address: from the configuration, then from an earlier life.
     pub places: (Vec<Place>, Vec<Place>),
@@ -121,7 +121,7 @@ impl Upkeep {
         let request = JoinRequest { member: self.node.own(), leaves: false, wants_state: true };
         let mut answered = false;
         for place in places {
-            match self.exchange.join(&place, &request).await {
+            match self.inquiry.join(&place, &request).await {
                 Ok(state) => {
                     answered = true;
                     self.merge(state, Belief::Newcomer);
@@ -188,8 +188,8 @@ impl Upkeep {
             Ok(Answered::Same) => {}
             // Nobody is there, or another node.
             Err(
-                ExchangeError::Unreachable { .. }
-                | ExchangeError::Refused { status: StatusCode::UNAUTHORIZED, .. },
+                InquiryError::Unreachable { .. }
+                | InquiryError::Refused { status: StatusCode::UNAUTHORIZED, .. },
             ) => self.node.act(|swim, now| swim.give_up(now, doubted)),
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
@@ -213,7 +213,7 @@ impl Upkeep {
     pub async fn tell_seeds(&self, leaves: bool, wants_state: bool) {
         let request = JoinRequest { member: self.node.own(), leaves, wants_state };
         for seed in &self.seeds {
-            match self.exchange.join(seed, &request).await {
+            match self.inquiry.join(seed, &request).await {
                 Ok(state) => drop(self.merge(state, Belief::Doubting)),
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
@@ -255,8 +255,8 @@ impl Upkeep {
         self.node.look(|swim| swim.others().cloned().collect())
     }
 
-    async fn pull(&self, member: &Identity) -> Result<Answered, ExchangeError> {
-        self.exchange.pull(member, &self.node.digest()).await
+    async fn pull(&self, member: &Identity) -> Result<Answered, InquiryError> {
+        self.inquiry.pull(member, &self.node.digest()).await
     }
 
     /// Takes a state; who is in doubt by it, once each.

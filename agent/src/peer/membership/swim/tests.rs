@@ -230,8 +230,8 @@ fn comparing_makes_stragglers_know_all() {
 fn ten_thousand_members_are_compared_in_one_answer() {
     let mut node = Swim::new(numbered(0), 0);
     node.remember(Duration::ZERO, (1..10_000).map(numbered));
-    let bytes = super::super::exchange::encode(&node.state());
-    assert!(bytes.len() < super::super::exchange::MAX_STATE / 4, "{}", bytes.len());
+    let bytes = super::super::inquiry::encode(&node.state());
+    assert!(bytes.len() < super::super::inquiry::MAX_STATE / 4, "{}", bytes.len());
     let mut other = Swim::new(numbered(20_000), 1);
     let state: Vec<Record> = postcard::from_bytes(&bytes).unwrap();
     other.merge(Duration::ZERO, state, Belief::Newcomer);

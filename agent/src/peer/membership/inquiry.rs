@@ -48,7 +48,7 @@ pub struct JoinRequest {
 
 /// Another node cannot be asked, or says no.
 #[derive(Debug, thiserror::Error)]
-pub enum ExchangeError {
+pub enum InquiryError {
     /// It does not answer.
     #[error("{url} does not answer")]
     Unreachable {
@@ -94,7 +94,7 @@ pub struct HttpConfig {
 }
 
 /// The asking side.
-pub(super) struct Exchange {
+pub(super) struct Inquiry {
     pub own: MemberId,
     pub keys: ClusterKeys,
     pub http: HttpConfig,
@@ -109,13 +109,13 @@ pub(super) enum Answered {
     State(Vec<Record>),
 }
 
-impl Exchange {
+impl Inquiry {
     /// Asks `member` what it knows, unless that is `known`.
     pub async fn pull(
         &self,
         member: &Identity,
         known: &StateDigest,
-    ) -> Result<Answered, ExchangeError> {
+    ) -> Result<Answered, InquiryError> {
         let call = Call { to: Some(member.id), method: "GET", target: MEMBERS, body: b"" };
         let signed = self.keys.sign(self.own, &call, SystemTime::now());
         let mut failed = None;
@@ -135,7 +135,7 @@ impl Exchange {
                 Ok(response) => {
                     return self.state(url, &signed, response).await.map(Answered::State);
                 }
-                Err(source) => failed = Some(ExchangeError::Unreachable { url, source }),
+                Err(source) => failed = Some(InquiryError::Unreachable { url, source }),
             }
         }
         Err(failed.expect("a member has an address"))
@@ -146,7 +146,7 @@ impl Exchange {
         &self,
         place: &Place,
         request: &JoinRequest,
-    ) -> Result<Vec<Record>, ExchangeError> {
+    ) -> Result<Vec<Record>, InquiryError> {
         let body = postcard::to_allocvec(request).expect("a request is plain data");
         let (http, url) = match place {
             Place::Seed(base) => (&self.http.seeds, format!("{base}{JOIN}")),
@@ -166,7 +166,7 @@ impl Exchange {
         match sent {
             Ok(response) if response.status() == StatusCode::NO_CONTENT => Ok(Vec::new()),
             Ok(response) => self.state(url, &signed, response).await,
-            Err(source) => Err(ExchangeError::Unreachable { url, source }),
+            Err(source) => Err(InquiryError::Unreachable { url, source }),
         }
     }
 
@@ -176,21 +176,21 @@ impl Exchange {
         url: String,
         call: &SignedCall,
         response: Response,
-    ) -> Result<Vec<Record>, ExchangeError> {
+    ) -> Result<Vec<Record>, InquiryError> {
         let status = response.status();
         let body = match read(response, if status.is_success() { MAX_STATE } else { 1024 }).await {
             Ok(body) => body,
-            Err(reason) => return Err(ExchangeError::Answer { url, reason }),
+            Err(reason) => return Err(InquiryError::Answer { url, reason }),
         };
         if status != StatusCode::OK {
             let reason = String::from_utf8_lossy(&body).into_owned();
-            return Err(ExchangeError::Refused { url, status, reason });
+            return Err(InquiryError::Refused { url, status, reason });
         }
         let opened = self.keys.open_answer(call, &body);
         let state = opened.map_err(|error: CallError| error.to_string()).and_then(|state| {
             postcard::from_bytes(&state).map_err(|error| format!("a damaged state: {error}"))
         });
-        state.map_err(|reason| ExchangeError::Answer { url, reason })
+        state.map_err(|reason| InquiryError::Answer { url, reason })
     }
 }
 
