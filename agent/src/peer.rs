@@ -23,6 +23,7 @@ pub mod link;
 pub mod member;
 pub mod membership;
 pub mod origin;
+pub mod pace;
 pub mod pieces;
 pub mod placement;
 pub mod rate;

@@ -17,6 +17,7 @@ mod ledger;
 mod peers;
 mod plan;
 
+use std::future::ready;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, try_join_all};
-use futures_util::stream::{StreamExt as _, try_unfold};
+use futures_util::stream::{StreamExt as _, once, try_unfold};
 use undermount_fs::digest::{Digest, Verified};
 use undermount_fs::source::{
     BlobRequest, BlobStream, Piece, PieceRequest, Priority, Scope, Source, SourceError,
@@ -33,7 +34,7 @@ use undermount_fs::trail::{self, Origin};
 
 use crate::image::Repository;
 use crate::peer::wanted::Wanted;
-use crate::registry::client::{BlobReader, Client, Fault, RegistryError};
+use crate::registry::client::{BlobReader, Client, Credential, Fault, Meter, RegistryError};
 
 pub use gate::Queue;
 pub use ledger::{Entry, Ledger};
@@ -77,7 +78,8 @@ impl RegistrySource {
 
     async fn fetch_pieces(&self, request: PieceRequest) -> Result<Vec<Verified>, SourceError> {
         let Some(first) = request.pieces.first() else { return Ok(Vec::new()) };
-        let errand = self.errand(&request.scope, first.blob, request.deadline)?;
+        let meter = self.ledger.meter(&request.scope, request.scope.host());
+        let errand = self.errand(&request.scope, first.blob, request.deadline, meter)?;
         let transfers = plan(&request.pieces);
         let fetched = transfers.iter().map(|transfer| {
             let (errand, pieces) = (&errand, &request.pieces);
@@ -94,7 +96,8 @@ impl RegistrySource {
 
     async fn open_stream(&self, request: BlobRequest) -> Result<BlobStream, SourceError> {
         let BlobRequest { scope, blob, size, priority, deadline, .. } = request;
-        let errand = self.errand(&scope, blob, deadline)?;
+        let meter = self.ledger.meter(&scope, scope.host());
+        let errand = self.errand(&scope, blob, deadline, meter)?;
         let reader = errand.client.read_blob(&errand.repository, &blob, size, 0);
         let (stream, _) = self.open(errand, reader, blob, priority).await?;
         Ok(stream.into_stream())
@@ -110,10 +113,28 @@ impl RegistrySource {
         deadline: Instant,
     ) -> Result<BlobStream, SourceError> {
         let blob = wanted.piece.blob;
-        let errand = self.errand(&wanted.scope, blob, deadline)?;
+        let meter = self.ledger.known_meter(&wanted.scope, wanted.scope.host());
+        let errand = self.errand(&wanted.scope, blob, deadline, meter)?;
         let reader = errand.client.read_range(&errand.repository, &blob, range);
         let (stream, slot) = self.open(errand, reader, blob, wanted.priority).await?;
         Ok(Streaming { _slot: Some(slot), ..stream }.into_stream())
+    }
+
+    /// A manifest from byte `offset` on, all of it at once.
+    async fn open_manifest(
+        &self,
+        wanted: &Wanted,
+        offset: u64,
+        deadline: Instant,
+    ) -> Result<BlobStream, SourceError> {
+        let digest = wanted.piece.digest;
+        let meter = self.ledger.known_meter(&wanted.scope, wanted.scope.host());
+        let errand = self.errand(&wanted.scope, digest, deadline, meter)?;
+        let _slot = errand.slot(&self.gate, digest, wanted.priority).await?;
+        let manifest = errand.client.manifest(&errand.repository.at(digest)).await;
+        let bytes = manifest.map_err(|error| errand.error(digest, error))?.bytes;
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        Ok(once(ready(Ok(bytes.slice(from..)))).boxed())
     }
 
     async fn open(
@@ -131,13 +152,28 @@ impl RegistrySource {
         Ok((Streaming { errand, reader, blob, first, courtesy, _slot: None }, slot))
     }
 
+    /// The credentials that reading in the name of `scope` takes; none where everybody may.
+    async fn shown_for(&self, scope: &Scope) -> Result<Vec<Credential>, Fault> {
+        let repository: Result<Repository, _> = scope.as_str().parse();
+        match repository {
+            Ok(repository) => self.client.shown_for(&repository).await,
+            // Nothing is ever read in that name.
+            Err(_) => Ok(Vec::new()),
+        }
+    }
+
     /// What all fetches of one request have in common.
-    fn errand(&self, scope: &Scope, blob: Digest, by: Instant) -> Result<Errand, SourceError> {
+    fn errand(
+        &self,
+        scope: &Scope,
+        blob: Digest,
+        by: Instant,
+        meter: Meter,
+    ) -> Result<Errand, SourceError> {
         let repository: Repository = scope.as_str().parse().map_err(|error| {
             let origin = scope.to_string();
             SourceError::Unavailable { origin, reason: format!("cannot fetch {blob}: {error}") }
         })?;
-        let meter = self.ledger.meter(scope, repository.host());
         let client = self.client.until(by).metered(meter);
         Ok(Errand { client, repository, by })
     }

@@ -22,9 +22,9 @@ use undermount::peer::pieces::{Keeping, PieceLimits, Pieces};
 use undermount::peer::realm::{Realm, Realms};
 use undermount::peer::server::PieceServer;
 use undermount::peer::uploads::UploadLimits;
-use undermount::peer::wanted::{PieceCall, Wanted};
+use undermount::peer::wanted::{Kind, PieceCall, Wanted};
 use undermount::registry::client::{
-    Client as RegistryClient, ClientConfig, Credentials, install_crypto_provider,
+    Client as RegistryClient, ClientConfig, install_crypto_provider,
 };
 use undermount::supply::{RegistryOrigin, RegistrySource};
 use undermount_benches::figure::Figures;
@@ -115,7 +115,7 @@ fn serve(root: &Path) {
     runtime.block_on(async {
         let client = RegistryClient::new(ClientConfig::default());
         let registry = Arc::new(RegistrySource::new(client, Arc::default()));
-        let origin = Arc::new(RegistryOrigin::new(registry, Credentials::none(), []));
+        let origin = Arc::new(RegistryOrigin::new(registry, []));
         let (_members, roster) = Roster::new(SERVER, Members::default());
         let exchange = Exchange::new(Parts {
             roster,
@@ -176,6 +176,7 @@ impl Get {
             scope: Scope::new("r.example:8787/nova/nova-api"),
             piece: piece.clone(),
             priority: Priority::Demand,
+            kind: Kind::Blob,
         };
         let ask = Ask { member: SERVER, mode, hop: 0, tried: Vec::new(), offset: 0 };
         let path = PieceCall::new(&wanted, &ask).target();

@@ -341,7 +341,7 @@ impl Owner {
             .ledger
             .entries()
             .into_iter()
-            .filter(|entry| entry.scope == scope)
+            .filter(|entry| entry.scope == scope && entry.bytes > 0)
             .map(|entry| Fetched { origin: entry.origin, bytes: entry.bytes })
             .collect();
         MountStatus {

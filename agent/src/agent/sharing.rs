@@ -15,6 +15,7 @@ use futures_util::future::join_all;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::peers::{Peers, PeersConfig, PeersError, PeersTls, member_client};
 use super::process::OwnerConfig;
@@ -22,6 +23,8 @@ use crate::peer::client::PeerClient;
 use crate::peer::exchange::{Exchange, Parts};
 use crate::peer::keys::ClusterKeys;
 use crate::peer::link::half_of_link;
+use crate::peer::member::Weight;
+use crate::peer::pace::{SPAN, Share};
 use crate::peer::pieces::{PieceLimits, Pieces};
 use crate::peer::realm::Realms;
 use crate::peer::server::PieceServer;
@@ -82,8 +85,7 @@ impl Sharing {
     ) -> Result<Self, SharingError> {
         let seeds = config.seeds.iter().map(|seed| host_of(seed).to_owned());
         let hosts = registries(owner).into_iter().chain(seeds).chain(known);
-        let credentials = owner.client.credentials.clone();
-        let origin = Arc::new(RegistryOrigin::new(registry, credentials, hosts));
+        let origin = Arc::new(RegistryOrigin::new(registry, hosts));
         let roster = peers.membership.roster();
         let (own, keys) = (roster.own, peers.keys.clone());
         let scheme = if config.tls.is_some() { "https" } else { "http" };
@@ -114,6 +116,29 @@ impl Sharing {
     }
 }
 
+/// Has the node own fewer pieces while it is slow.
+async fn weigh(peers: &Peers, sharing: &Sharing, addresses: &[SocketAddr]) {
+    let links = addresses.iter().filter_map(|address| half_of_link(address.ip()));
+    let (least, mut share) = (links.min(), Share::default());
+    let mut weight = Weight::FULL;
+    loop {
+        tokio::time::sleep(SPAN).await;
+        let now = sharing.exchange.now();
+        let sample = sharing.exchange.sent().take(now);
+        let next = share.after(sample.is_slow(least));
+        if next != weight {
+            tracing::info!(
+                from = weight.0,
+                to = next.0,
+                ?sample,
+                "this node's share of the pieces"
+            );
+            peers.membership.set_weight(next);
+            weight = next;
+        }
+    }
+}
+
 /// Answers `peers` until `shutdown`: who is there, and pieces, where any are shared.
 pub async fn answer(peers: Arc<Peers>, sharing: Option<Sharing>, shutdown: CancellationToken) {
     let addresses = tokio::select! {
@@ -121,13 +146,18 @@ pub async fn answer(peers: Arc<Peers>, sharing: Option<Sharing>, shutdown: Cance
         () = shutdown.cancelled() => return,
     };
     let members = peers.membership.router();
-    let (tls, app) = match sharing {
+    let (tls, app) = match &sharing {
         Some(sharing) => {
             let pieces = sharing.router(&peers.keys, &addresses);
-            (sharing.tls, members.merge(pieces))
+            (sharing.tls.clone(), members.merge(pieces))
         }
         None => (None, members),
     };
+    let _weighing = sharing.map(|sharing| {
+        let (peers, addresses) = (peers.clone(), addresses.clone());
+        let weigh = async move { weigh(&peers, &sharing, &addresses).await };
+        AbortOnDropHandle::new(tokio::spawn(weigh))
+    });
     let answering = addresses.into_iter().map(|address| {
         let (tls, app, shutdown) = (tls.clone(), app.clone(), shutdown.clone());
         async move {

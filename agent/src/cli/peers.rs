@@ -88,7 +88,7 @@ fn shared(traffic: &Traffic, out: &mut impl Write) -> io::Result<()> {
         bytes(traffic.own_bytes),
         bytes(traffic.held_bytes)
     )?;
-    for Exile { member, reason, seconds } in &traffic.shunned {
+    for Exile { member, reason, seconds, .. } in &traffic.shunned {
         writeln!(out, "left alone: {member}  {reason}  for another {seconds} s")?;
     }
     Ok(())

@@ -95,10 +95,24 @@ pub struct Traffic {
 pub struct Exile {
     /// Which one.
     pub member: super::member::MemberId,
-    /// Why, in words.
+    /// Why.
+    pub why: Why,
+    /// The same in words.
     pub reason: String,
     /// For how much longer, in seconds.
     pub seconds: u64,
+}
+
+/// Why a member is left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Why {
+    /// It does not answer.
+    Unreachable,
+    /// It is of another cluster or version.
+    Foreign,
+    /// It sent wrong bytes.
+    Banned,
 }
 
 impl Counters {

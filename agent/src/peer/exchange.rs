@@ -8,6 +8,8 @@
 //!   -> pieces                    own or held, for those who come later
 //! ```
 
+mod memory;
+mod outage;
 mod transfer;
 
 use std::collections::{HashMap, VecDeque};
@@ -15,30 +17,28 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use undermount_fs::digest::Verified;
 use undermount_fs::source::SourceError;
 use undermount_fs::trail;
 
 use super::arriving::Arriving;
 use super::client::PeerClient;
-use super::counters::{Counters, Exile, Traffic};
+use super::counters::{Counters, Exile, Traffic, Why};
 use super::fetch::Upstream;
-use super::member::Roster;
+use super::member::{MemberId, Roster};
 use super::origin::Origin;
+use super::pace::Sent;
 use super::pieces::{PieceKey, Pieces};
 use super::realm::Realms;
-use super::standing::{Moment, Reason, Standing};
+use super::standing::{Moment, Reason, Shunned, Standing};
 use super::uploads::{UploadLimits, Uploads};
 use super::wanted::Wanted;
+use memory::{Memory, Room};
+use outage::Outages;
 use transfer::Transfer;
 
-/// Bytes of pieces that may be on their way at a time, counted in [`GRAIN`].
-const MEMORY: u64 = 256 << 20;
 /// Bytes of pieces that stay in memory where the disk has no room for them.
 const UNKEPT: u64 = 32 << 20;
-/// What memory is counted in: no piece counts for less.
-const GRAIN: u64 = 256 << 10;
 
 /// What an [`Exchange`] works with.
 pub struct Parts {
@@ -71,7 +71,9 @@ struct Inner {
     arriving: Mutex<HashMap<PieceKey, Arc<Arriving>>>,
     /// Those among them that are whole and stay, the oldest first, with their sizes.
     unkept: Mutex<VecDeque<(PieceKey, u64)>>,
-    memory: Arc<Semaphore>,
+    memory: Memory,
+    sent: Mutex<Sent>,
+    outages: Outages,
     counters: Counters,
     start: Instant,
 }
@@ -90,9 +92,6 @@ pub(super) enum Place {
     Arriving(Arc<Arriving>),
 }
 
-/// Memory for a piece, until this is dropped.
-pub(super) struct Room(#[expect(dead_code, reason = "it is held")] OwnedSemaphorePermit);
-
 impl Exchange {
     /// An exchange that works with `parts`.
     pub fn new(parts: Parts) -> Self {
@@ -108,7 +107,9 @@ impl Exchange {
             uploads: Mutex::new(Uploads::new(limits, seed)),
             arriving: Mutex::default(),
             unkept: Mutex::default(),
-            memory: Arc::new(Semaphore::new((MEMORY / GRAIN) as usize)),
+            memory: Memory::default(),
+            sent: Mutex::default(),
+            outages: Outages::default(),
             counters: Counters::default(),
             start: Instant::now(),
         }))
@@ -135,7 +136,7 @@ impl Exchange {
                 },
                 Some(Place::Arriving(arriving)) => arriving,
                 None => {
-                    let room = tokio::time::timeout_at(by, self.room(wanted.size()));
+                    let room = tokio::time::timeout_at(by, self.0.memory.room(wanted.size()));
                     let room = room.await.map_err(|_| late())?;
                     joined = false;
                     match self.obtain(key, wanted, 0, room) {
@@ -190,15 +191,9 @@ impl Exchange {
         Place::Arriving(piece)
     }
 
-    /// Memory for a piece of `size` bytes, when there is some.
-    pub(super) async fn room(&self, size: u64) -> Room {
-        let permit = self.0.memory.clone().acquire_many_owned(grains(size)).await;
-        Room(permit.expect("the semaphore is never closed"))
-    }
-
-    /// Memory for a piece of `size` bytes, if there is some now.
-    pub(super) fn room_now(&self, size: u64) -> Option<Room> {
-        self.0.memory.clone().try_acquire_many_owned(grains(size)).ok().map(Room)
+    /// Memory for a piece of `size` bytes that `member` asks for, if there is some now.
+    pub(super) fn room_for(&self, member: MemberId, size: u64) -> Option<Room> {
+        self.0.memory.room_for(member, size)
     }
 
     /// Leaves a piece that is whole among those on their way, since the disk has no room for it,
@@ -226,14 +221,14 @@ impl Exchange {
         let (own_bytes, held_bytes) = self.0.pieces.bytes();
         let uploading = self.uploads().running() as u64;
         let mut standing = self.standing();
-        let exile = |shunned: super::standing::Shunned| Exile {
-            member: shunned.member,
-            reason: match shunned.reason {
-                Reason::Unreachable => "does not answer".to_owned(),
-                Reason::Foreign => "is of another cluster or version".to_owned(),
-                Reason::Lied(words) => format!("sent wrong bytes: {words}"),
-            },
-            seconds: shunned.until.saturating_sub(now).as_secs(),
+        let exile = |shunned: Shunned| {
+            let (why, reason) = match shunned.reason {
+                Reason::Unreachable => (Why::Unreachable, "does not answer".to_owned()),
+                Reason::Foreign => (Why::Foreign, "is of another cluster or version".to_owned()),
+                Reason::Lied(words) => (Why::Banned, format!("sent wrong bytes: {words}")),
+            };
+            let seconds = shunned.until.saturating_sub(now).as_secs();
+            Exile { member: shunned.member, why, reason, seconds }
         };
         let shunned = standing.shunned(now).into_iter().map(exile).collect();
         let (hedged, lies) = (standing.hedged(), standing.lies());
@@ -267,7 +262,7 @@ impl Exchange {
     }
 
     /// The time since the exchange began.
-    pub(super) fn now(&self) -> Moment {
+    pub fn now(&self) -> Moment {
         self.0.start.elapsed()
     }
 
@@ -282,6 +277,11 @@ impl Exchange {
 
     pub(super) fn uploads(&self) -> MutexGuard<'_, Uploads> {
         self.0.uploads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What uploads of pieces on disk have sent.
+    pub fn sent(&self) -> MutexGuard<'_, Sent> {
+        self.0.sent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn arriving(&self) -> MutexGuard<'_, HashMap<PieceKey, Arc<Arriving>>> {
@@ -300,10 +300,6 @@ fn note_origin(upstream: Upstream, wanted: &Wanted) {
             trail::delivered(trail::Origin::Peer, &member.to_string(), wanted.size());
         }
     }
-}
-
-fn grains(size: u64) -> u32 {
-    u32::try_from(size.clamp(1, MEMORY).div_ceil(GRAIN)).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

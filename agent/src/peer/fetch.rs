@@ -7,6 +7,9 @@
 //! the registry
 //! ```
 //!
+//! Who is dead does not count: in its place comes the next in rank, so that all who have lost the
+//! same members agree on the same owner, and find what the living have.
+//!
 //! A [`Fetch`] decides and does nothing else: it is told what happened ([`Event`]) and says what
 //! to do next ([`Action`]). It reads no clock and draws no random numbers, so that a simulation
 //! drives the same code as the client. One source is asked at a time; the next one is asked for
@@ -42,8 +45,8 @@ pub use words::{Action, Ask, Event, Mode, Upstream};
 pub const OWNERS: usize = 3;
 /// Ranks behind them that are asked for what they have.
 pub const PROBES: usize = 3;
-/// Ranks that a fetch needs to know.
-pub const RANKS: usize = OWNERS + PROBES + 1;
+/// Ranks that a fetch needs to know: oneself, and more than are asked, since some may be dead.
+pub const RANKS: usize = 2 * (OWNERS + PROBES) + 1;
 /// A request may be passed on so often.
 pub const HOPS: u8 = 2;
 /// How often a fetch under way wants to hear [`Event::Tick`].
@@ -104,13 +107,33 @@ struct Receiving {
     bytes: u64,
 }
 
+/// How many members are still asked in each mode.
+#[derive(Debug)]
+struct Left {
+    owners: usize,
+    probes: usize,
+}
+
+impl Left {
+    fn of(&mut self, mode: Mode) -> Option<&mut usize> {
+        match mode {
+            Mode::Owner => Some(&mut self.owners),
+            Mode::Cached => Some(&mut self.probes),
+            Mode::Holder => None,
+        }
+    }
+}
+
 /// One piece on its way here.
 #[derive(Debug)]
 pub struct Fetch {
     own: MemberId,
     hop: u8,
     seed: u64,
+    /// Who comes next: the ranks above oneself, then those below.
     steps: VecDeque<(MemberId, Mode)>,
+    /// So many of them are still asked to read through, and for what they have.
+    left: Left,
     /// Where a holder's failure leads back to.
     named_by: Option<(MemberId, Mode)>,
     current: Option<Current>,
@@ -128,17 +151,17 @@ impl Fetch {
     /// so many), in the name of a request that was passed on `hop` times, 0 for one of its own.
     /// `seed` decides between equals.
     pub fn new(own: MemberId, ranking: &[MemberId], hop: u8, seed: u64) -> Self {
-        let place = ranking.iter().position(|member| *member == own);
-        let above = &ranking[..place.unwrap_or(ranking.len()).min(OWNERS)];
-        let owners = if hop < HOPS { above } else { &[] };
-        let probes = ranking[owners.len()..].iter().filter(|member| **member != own).take(PROBES);
-        let owners = owners.iter().map(|member| (*member, Mode::Owner));
-        let steps = owners.chain(probes.map(|member| (*member, Mode::Cached))).collect();
+        let place = ranking.iter().position(|member| *member == own).unwrap_or(ranking.len());
+        let mode = |place_of: usize| if place_of < place { Mode::Owner } else { Mode::Cached };
+        let ranks = ranking.iter().enumerate().filter(|(_, member)| **member != own);
+        let steps = ranks.map(|(place_of, member)| (*member, mode(place_of))).collect();
+        let owners = if hop < HOPS { OWNERS } else { 0 };
         Self {
             own,
             hop,
             seed,
             steps,
+            left: Left { owners, probes: PROBES },
             named_by: None,
             current: None,
             tried: Vec::new(),
@@ -207,12 +230,12 @@ impl Fetch {
             Event::Redirect(to) => self.follow(to, now, standing),
             Event::Foreign => {
                 standing.foreign(member, now);
-                self.leave(now, standing)
+                self.pass_over(now, standing)
             }
             Event::Broken => self.broken(now, standing),
             Event::Unreachable | Event::NoAnswer => {
                 standing.unreachable(member, now);
-                self.leave(now, standing)
+                self.pass_over(now, standing)
             }
             _ => self.leave(now, standing),
         })
@@ -239,10 +262,14 @@ impl Fetch {
     /// The next step of the plan.
     fn advance(&mut self, now: Moment, standing: &Standing) -> Action {
         while let Some((member, mode)) = self.steps.pop_front() {
-            if !standing.shuns(&member, now) {
-                self.named_by = Some((member, mode));
-                return self.ask(member, mode, now);
+            if standing.shuns(&member, now) {
+                continue;
             }
+            let mode = if self.left.owners == 0 { Mode::Cached } else { mode };
+            let Some(left) = self.left.of(mode).filter(|left| **left > 0) else { break };
+            *left -= 1;
+            self.named_by = Some((member, mode));
+            return self.ask(member, mode, now);
         }
         self.current = None;
         Action::Registry { offset: self.received }
@@ -323,6 +350,15 @@ impl Fetch {
         let is_owner = self.current.as_ref().is_some_and(|current| current.mode == Mode::Owner);
         if is_owner && self.cuts <= CUTS {
             return self.ask_later(LEAST_PAUSE, now, standing);
+        }
+        self.leave(now, standing)
+    }
+
+    /// Gives up the member that is being asked, as if it were not there.
+    fn pass_over(&mut self, now: Moment, standing: &Standing) -> Action {
+        let mode = self.current.as_ref().map(|current| current.mode);
+        if let Some(left) = mode.and_then(|mode| self.left.of(mode)) {
+            *left += 1;
         }
         self.leave(now, standing)
     }

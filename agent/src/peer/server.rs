@@ -159,7 +159,7 @@ impl PieceServer {
         if !self.exchange().origin().reaches(&wanted.scope) {
             return Err(Refusal::Unreached);
         }
-        let Some(room) = self.exchange().room_now(wanted.size()) else {
+        let Some(room) = self.exchange().room_for(admitted.asker, wanted.size()) else {
             return Ok(Some(self.busy(CROWDED)));
         };
         self.exchange().obtain(admitted.key, wanted, admitted.call.hop + 1, room);

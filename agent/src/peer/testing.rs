@@ -28,7 +28,7 @@ use super::placement::{PROTOCOL, ranking};
 use super::realm::Realms;
 use super::server::PieceServer;
 use super::uploads::UploadLimits;
-use super::wanted::Wanted;
+use super::wanted::{Kind, Wanted};
 
 pub const SCOPE: &str = "r.example:8787/nova/nova-api";
 
@@ -48,7 +48,8 @@ pub fn blob(count: usize, size: usize) -> (Bytes, Vec<Piece>) {
 }
 
 pub fn wanted(piece: &Piece) -> Wanted {
-    Wanted { scope: Scope::new(SCOPE), piece: piece.clone(), priority: Priority::Demand }
+    let (scope, priority) = (Scope::new(SCOPE), Priority::Demand);
+    Wanted { scope, piece: piece.clone(), priority, kind: Kind::Blob }
 }
 
 pub fn id(number: u8) -> MemberId {

@@ -9,6 +9,7 @@
 //! offset         the first byte of the piece that is wanted
 //! scope          the repository by which an owner reads through
 //! tried          members that need not be named in a redirect
+//! &kind=manifest at the end, where the piece is a manifest, which a registry keeps apart
 //! ```
 //!
 //! The target is signed as it stands, so it is written in one way only and read back strictly.
@@ -21,11 +22,14 @@ use undermount_fs::source::{Piece, Priority, Scope};
 
 use super::fetch::{Ask, Mode};
 use super::member::MemberId;
+use crate::image::manifest::MAX_MANIFEST;
 
 /// The path of pieces, before the digest.
 pub const PIECES: &str = "/v1/pieces/";
 /// Pieces above this size, in bytes, do not travel between peers.
 pub const MAX_PIECE: u64 = 64 << 20;
+/// What the target of a request for a manifest ends with.
+const MANIFEST: &str = "&kind=manifest";
 /// Members that a request may name as tried.
 const MAX_TRIED: usize = 32;
 
@@ -38,6 +42,18 @@ pub struct Wanted {
     pub piece: Piece,
     /// Who waits.
     pub priority: Priority,
+    /// Where a registry has it.
+    pub kind: Kind,
+}
+
+/// Where a registry has a piece.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Among its blobs.
+    #[default]
+    Blob,
+    /// Among its manifests; the piece is all of it.
+    Manifest,
 }
 
 impl Wanted {
@@ -48,7 +64,14 @@ impl Wanted {
 
     /// Whether it can travel between peers.
     pub fn fits(&self) -> bool {
-        (1..=MAX_PIECE).contains(&self.size()) && is_plain(self.scope.as_str())
+        let Piece { blob, range, digest } = &self.piece;
+        let is_right = match self.kind {
+            Kind::Blob => true,
+            Kind::Manifest => {
+                blob == digest && range.start == 0 && range.end <= MAX_MANIFEST as u64
+            }
+        };
+        is_right && (1..=MAX_PIECE).contains(&self.size()) && is_plain(self.scope.as_str())
     }
 }
 
@@ -87,7 +110,8 @@ impl PieceCall {
 
     /// The target of the request.
     pub fn target(&self) -> String {
-        let Self { wanted: Wanted { scope, piece, priority }, mode, hop, tried, offset } = self;
+        let Self { wanted, mode, hop, tried, offset } = self;
+        let Wanted { scope, piece, priority, kind } = wanted;
         let (mode, priority) = (mode_name(*mode), priority_name(*priority));
         let (hex, blob, range) = (piece.digest.hex(), piece.blob.hex(), &piece.range);
         let mut target = format!(
@@ -98,6 +122,9 @@ impl PieceCall {
         for (place, member) in tried.iter().enumerate() {
             let comma = if place == 0 { "" } else { "," };
             write!(target, "{comma}{member}").expect("a string takes everything");
+        }
+        if *kind == Kind::Manifest {
+            target.push_str(MANIFEST);
         }
         target
     }
@@ -111,6 +138,10 @@ impl PieceCall {
             .strip_prefix(PIECES)
             .and_then(|rest| rest.split_once('?'))
             .ok_or(BadCall("path"))?;
+        let (query, kind) = match query.strip_suffix(MANIFEST) {
+            Some(query) => (query, Kind::Manifest),
+            None => (query, Kind::Blob),
+        };
         let mut parts = query.split('&');
         let mode = mode_of(take(&mut parts, "mode")?).ok_or(BadCall("mode"))?;
         let hop = number(&mut parts, "hop")?;
@@ -121,7 +152,7 @@ impl PieceCall {
         let scope = Scope::new(take(&mut parts, "scope")?);
         let tried = tried_of(take(&mut parts, "tried")?)?;
         let piece = Piece { blob, range, digest: digest_of(digest, "digest")? };
-        let wanted = Wanted { scope, piece, priority };
+        let wanted = Wanted { scope, piece, priority, kind };
         if parts.next().is_some() {
             return Err(BadCall("query"));
         }
@@ -189,7 +220,8 @@ mod tests {
         let piece = Piece { blob: Digest::of(b"b"), range: 5..105, digest: Digest::of(b"p") };
         let scope = Scope::new("[fd00::1]:8787/nova/nova-api");
         let tried = vec![MemberId::from_bytes([1; 16]), MemberId::from_bytes([2; 16])];
-        let wanted = Wanted { scope, piece, priority: Priority::Background };
+        let (priority, kind) = (Priority::Background, Kind::Blob);
+        let wanted = Wanted { scope, piece, priority, kind };
         PieceCall { wanted, mode: Mode::Holder, hop: 1, tried, offset: 99 }
     }
 
@@ -197,7 +229,11 @@ mod tests {
     fn a_call_reads_back_as_written_and_is_a_valid_target() {
         let one = call();
         let plain = PieceCall { tried: Vec::new(), offset: 0, mode: Mode::Owner, ..call() };
-        for call in [one, plain] {
+        let digest = Digest::of(b"m");
+        let piece = Piece { blob: digest, range: 0..100, digest };
+        let manifest = Wanted { piece, kind: Kind::Manifest, ..call().wanted };
+        let manifest = PieceCall { wanted: manifest, ..call() };
+        for call in [one, plain, manifest] {
             let target = call.target();
             let uri: http::Uri = target.parse().unwrap();
             assert_eq!(uri.path_and_query().unwrap().as_str(), target);
@@ -221,7 +257,10 @@ mod tests {
             ("nova/nova-api", "nova api", "range"),
             ("tried=", "tried=x", "tried"),
             ("tried=", "more=1&tried=", "tried"),
+            // A part of a blob is no manifest.
+            ("priority=background&scope=", "priority=background&scope=", "range"),
         ] {
+            let good = if from == to { format!("{good}{MANIFEST}") } else { good.clone() };
             assert_eq!(
                 PieceCall::parse(&good.replace(from, to)),
                 Err(BadCall(part)),

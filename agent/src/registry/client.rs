@@ -16,6 +16,7 @@ mod certificates;
 mod challenge;
 mod copy;
 mod credentials;
+mod elsewhere;
 mod endpoint;
 mod error;
 mod handed;
@@ -24,6 +25,7 @@ mod link;
 mod lists;
 mod manage;
 mod manifests;
+mod privacy;
 mod profiles;
 mod progress;
 mod registries_conf;
@@ -51,6 +53,7 @@ pub use blob::BlobReader;
 pub use certificates::CertificateError;
 pub use copy::{BlobSource, BlobStream, Listener, RemoteBlob};
 pub use credentials::{Credential, CredentialError, Credentials};
+pub use elsewhere::Elsewhere;
 pub use error::{Fault, Message, RegistryError, Subject};
 pub use handed::{HandedError, keep as keep_handed_credentials};
 pub use manifests::{Image, RawManifest};
@@ -147,6 +150,7 @@ pub struct Client {
     shared: Arc<Shared>,
     deadline: Option<tokio::time::Instant>,
     meter: Option<Meter>,
+    elsewhere: Option<Arc<dyn Elsewhere>>,
 }
 
 struct Shared {
@@ -167,7 +171,7 @@ impl Client {
             endpoints: Mutex::default(),
             plain_hosts: Mutex::default(),
         };
-        Self { shared: Arc::new(shared), deadline: None, meter: None }
+        Self { shared: Arc::new(shared), deadline: None, meter: None, elsewhere: None }
     }
 
     /// The same client with operations that end at `deadline` at the latest.

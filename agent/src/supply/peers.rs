@@ -10,15 +10,15 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{StreamExt as _, TryStreamExt as _, iter};
 use undermount_fs::digest::{Digest, Verified};
 use undermount_fs::source::{
-    BlobRequest, BlobStream, Piece, PieceRequest, Scope, Source, SourceError,
+    BlobRequest, BlobStream, Piece, PieceRequest, Priority, Scope, Source, SourceError,
 };
 
 use super::RegistrySource;
-use crate::image::Repository;
+use crate::image::{Descriptor, Repository};
 use crate::peer::exchange::Exchange;
 use crate::peer::origin::{Login, Origin, Password};
-use crate::peer::wanted::Wanted;
-use crate::registry::client::Credentials;
+use crate::peer::wanted::{Kind, Wanted};
+use crate::registry::client::{Credential, Elsewhere};
 
 /// Pieces of one request that are on their way at a time.
 const WINDOW: usize = 16;
@@ -53,7 +53,7 @@ impl PeerSource {
         let PieceRequest { scope, pieces, priority, deadline } = request;
         self.origin.learn(&scope);
         let fetches = pieces.into_iter().map(|piece| {
-            let wanted = Wanted { scope: scope.clone(), piece, priority };
+            let wanted = Wanted { scope: scope.clone(), piece, priority, kind: Kind::Blob };
             async move { self.fetch_one(wanted, deadline).await }
         });
         iter(fetches).buffered(WINDOW).try_collect().await
@@ -63,7 +63,7 @@ impl PeerSource {
         if wanted.fits() {
             return self.exchange.fetch(&wanted, deadline).await;
         }
-        let Wanted { scope, piece, priority } = wanted;
+        let Wanted { scope, piece, priority, .. } = wanted;
         let blob = piece.blob;
         let request =
             PieceRequest { scope: scope.clone(), pieces: vec![piece], priority, deadline };
@@ -75,8 +75,10 @@ impl PeerSource {
         self.origin.learn(&request.scope);
         let BlobRequest { scope, blob, size, pieces, priority, .. } = &request;
         let parts = parts(*blob, *size, pieces).map(|parts| {
-            let part =
-                |(piece, skip)| (Wanted { scope: scope.clone(), piece, priority: *priority }, skip);
+            let part = |(piece, skip)| {
+                let (scope, priority, kind) = (scope.clone(), *priority, Kind::Blob);
+                (Wanted { scope, piece, priority, kind }, skip)
+            };
             parts.into_iter().map(part).collect::<Vec<_>>()
         });
         match parts {
@@ -99,6 +101,26 @@ impl Source for PeerSource {
 
     fn shares(&self) -> bool {
         true
+    }
+}
+
+impl Elsewhere for PeerSource {
+    fn manifest<'a>(
+        &'a self,
+        repository: &'a Repository,
+        manifest: &'a Descriptor,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Option<Verified>> {
+        let (scope, priority, kind) = (repository.scope(), Priority::Demand, Kind::Manifest);
+        self.origin.learn(&scope);
+        let (digest, range) = (manifest.digest, 0..manifest.size);
+        let piece = Piece { blob: digest, range, digest };
+        let wanted = Wanted { scope, piece, priority, kind };
+        async move {
+            // Where nobody has it, the registry is asked in the ordinary way, and says why not.
+            if wanted.fits() { self.exchange.fetch(&wanted, deadline).await.ok() } else { None }
+        }
+        .boxed()
     }
 }
 
@@ -136,7 +158,6 @@ fn stream_of(exchange: Exchange, parts: Vec<(Wanted, u64)>) -> BlobStream {
 /// The registries as this node reaches them, for itself and for others.
 pub struct RegistryOrigin {
     registry: Arc<RegistrySource>,
-    credentials: Credentials,
     /// The registries that are read from for others, `host[:port]`.
     hosts: Mutex<HashSet<String>>,
     logins: Mutex<HashMap<Scope, (Instant, Option<Login>)>>,
@@ -145,21 +166,18 @@ pub struct RegistryOrigin {
 }
 
 impl RegistryOrigin {
-    /// The way through `registry`, with `credentials`. Reads for others go to `hosts`, which the
-    /// configuration names, and to the registries that this node has used itself.
-    pub fn new(
-        registry: Arc<RegistrySource>,
-        credentials: Credentials,
-        hosts: impl IntoIterator<Item = String>,
-    ) -> Self {
+    /// The way through `registry`. Reads for others go to `hosts`, which the configuration names,
+    /// and to the registries that this node has used itself.
+    pub fn new(registry: Arc<RegistrySource>, hosts: impl IntoIterator<Item = String>) -> Self {
         let hosts = Mutex::new(hosts.into_iter().collect());
         let nobodys = crate::peer::keys::unguessable();
-        Self { registry, credentials, hosts, logins: Mutex::default(), nobodys }
+        Self { registry, hosts, logins: Mutex::default(), nobodys }
     }
 
     /// This node reads in the name of `scope` itself.
     fn learn(&self, scope: &Scope) {
-        let host = host(scope);
+        let host = scope.host();
+        self.registry.ledger().meter(scope, host);
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         if !hosts.contains(host) {
             hosts.insert(host.to_owned());
@@ -173,8 +191,8 @@ impl RegistryOrigin {
         {
             return login.clone();
         }
-        let found = match self.credentials.lookup(scope.as_str()).await {
-            Ok(found) => found,
+        let shown = match self.registry.shown_for(scope).await {
+            Ok(shown) => shown,
             Err(error) => {
                 // The registry client will say so, too, where it needs one.
                 tracing::debug!(%scope, %error, "no credential");
@@ -182,11 +200,7 @@ impl RegistryOrigin {
                 return Some(known.unwrap_or_else(|| self.nobodys(scope)));
             }
         };
-        let login = found.map(|found| Login {
-            registry: host(scope).to_owned(),
-            user: found.user,
-            password: Password::new(found.password.expose().to_owned()),
-        });
+        let login = login_of(scope, &shown);
         let mut logins = self.logins();
         logins.retain(|_, (at, _)| at.elapsed() < LOGIN_LIFE);
         logins.insert(scope.clone(), (Instant::now(), login.clone()));
@@ -197,7 +211,7 @@ impl RegistryOrigin {
     /// can tell.
     fn nobodys(&self, scope: &Scope) -> Login {
         let password = Password::new(self.nobodys.clone());
-        Login { registry: host(scope).to_owned(), user: String::new(), password }
+        Login { registry: scope.host().to_owned(), user: String::new(), password }
     }
 
     fn logins(&self) -> MutexGuard<'_, HashMap<Scope, (Instant, Option<Login>)>> {
@@ -208,7 +222,7 @@ impl RegistryOrigin {
 impl Origin for RegistryOrigin {
     fn reaches(&self, scope: &Scope) -> bool {
         let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        scope.as_str().parse::<Repository>().is_ok() && hosts.contains(host(scope))
+        scope.as_str().parse::<Repository>().is_ok() && hosts.contains(scope.host())
     }
 
     fn login<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Option<Login>> {
@@ -221,29 +235,42 @@ impl Origin for RegistryOrigin {
         wanted: &'a Wanted,
         offset: u64,
     ) -> BoxFuture<'a, Result<BlobStream, SourceError>> {
-        let range = wanted.piece.range.start + offset..wanted.piece.range.end;
-        self.registry.open_range(wanted, range, Instant::now() + ORIGIN).boxed()
+        let deadline = Instant::now() + ORIGIN;
+        match wanted.kind {
+            Kind::Manifest => self.registry.open_manifest(wanted, offset, deadline).boxed(),
+            Kind::Blob => {
+                let range = wanted.piece.range.start + offset..wanted.piece.range.end;
+                self.registry.open_range(wanted, range, deadline).boxed()
+            }
+        }
     }
 
     fn brought(&self, scope: &Scope, bytes: u64) {
-        let meter = self.registry.ledger().meter(scope, PEERS);
+        let meter = self.registry.ledger().known_meter(scope, PEERS);
         meter.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 
-/// The registry of a scope.
-fn host(scope: &Scope) -> &str {
-    scope.as_str().split('/').next().unwrap_or_default()
+/// What is `shown` at all the places where a repository is read, as one login: who lacks any of it
+/// may not be able to read it.
+fn login_of(scope: &Scope, shown: &[Credential]) -> Option<Login> {
+    let join =
+        |part: fn(&Credential) -> &str| shown.iter().map(part).collect::<Vec<_>>().join("\n");
+    let password = Password::new(join(|credential| credential.password.expose()));
+    let user = join(|credential| &credential.user);
+    let login = Login { registry: scope.host().to_owned(), user, password };
+    (!shown.is_empty()).then_some(login)
 }
 
 #[cfg(test)]
 mod tests {
     use futures_util::future::join_all;
-    use undermount_fs::source::Priority;
 
     use super::*;
-    use crate::peer::testing::{NodeSpec, introduce};
+    use crate::image::media_type;
+    use crate::peer::testing::{Node, NodeSpec, introduce};
     use crate::registry::client::testing::{Reply, Server, client};
+    use crate::registry::client::{ClientConfig, Credentials};
 
     fn piece(range: std::ops::Range<u64>) -> Piece {
         Piece { blob: Digest::of(b"blob"), range, digest: Digest::of(b"piece") }
@@ -275,7 +302,7 @@ mod tests {
     fn nothing_is_read_for_others_from_registries_that_the_node_does_not_know() {
         let registry = Arc::new(RegistrySource::new(client(|_| ()), Arc::default()));
         let hosts = ["r.example:5000".to_owned()];
-        let origin = RegistryOrigin::new(registry, Credentials::none(), hosts);
+        let origin = RegistryOrigin::new(registry, hosts);
         let reaches = |scope: &str| origin.reaches(&Scope::new(scope));
         assert!(reaches("r.example:5000/nova/nova-api"));
         for foreign in
@@ -287,15 +314,36 @@ mod tests {
         assert!(reaches("quay.io/another/image"));
     }
 
+    fn private_origin(change: impl FnOnce(&mut ClientConfig)) -> RegistryOrigin {
+        let registry = Arc::new(RegistrySource::new(client(change), Arc::default()));
+        RegistryOrigin::new(registry, ["r.example".to_owned()])
+    }
+
+    #[tokio::test]
+    async fn regression_who_reads_with_a_certificate_does_not_read_in_public() {
+        let directory = tempfile::tempdir().unwrap();
+        let host = directory.path().join("r.example");
+        std::fs::create_dir(&host).unwrap();
+        let scope = Scope::new("r.example/private");
+        let login = async |key: &str| {
+            std::fs::write(host.join("client.key"), key).unwrap();
+            let directories = vec![directory.path().to_owned()];
+            let origin = private_origin(|config| config.certificate_dirs = directories);
+            origin.login(&scope).await
+        };
+        assert_eq!(login("no certificate").await, None);
+        std::fs::write(host.join("client.cert"), "certificate").unwrap();
+        let [one, same, other] = [login("one").await, login("one").await, login("other").await];
+        assert!(one.is_some() && one == same && one != other);
+    }
+
     #[tokio::test]
     async fn regression_what_may_be_private_is_not_public_while_nobody_can_tell() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("auth.json");
         std::fs::write(&file, "{").unwrap();
-        let registry = Arc::new(RegistrySource::new(client(|_| ()), Arc::default()));
-        let hosts = ["r.example".to_owned()];
         let credentials = Credentials::from_files(vec![file.clone()]);
-        let origin = RegistryOrigin::new(registry, credentials, hosts);
+        let origin = private_origin(|config| config.credentials = credentials);
         let scope = Scope::new("r.example/private");
         assert!(origin.login(&scope).await.is_some(), "it is taken for private");
         std::fs::write(&file, "{}").unwrap();
@@ -317,23 +365,49 @@ mod tests {
         (bytes, pieces)
     }
 
+    /// Four nodes that share what `server` has.
+    async fn sharing(server: &Server) -> (Vec<Node>, Vec<PeerSource>) {
+        let (mut nodes, mut sources) = (Vec::new(), Vec::new());
+        for number in 0..4 {
+            let registry = Arc::new(RegistrySource::new(client(|_| ()), Arc::default()));
+            let hosts = [server.host.clone()];
+            let origin = Arc::new(RegistryOrigin::new(registry.clone(), hosts));
+            let node = NodeSpec::new(number).start_with(origin.clone()).await;
+            sources.push(PeerSource::new(node.exchange.clone(), registry, origin));
+            nodes.push(node);
+        }
+        introduce(&nodes, &[]);
+        (nodes, sources)
+    }
+
+    #[tokio::test]
+    async fn a_manifest_is_read_from_the_registry_once_and_as_a_manifest() {
+        let kind = media_type::OCI_INDEX;
+        let text = format!(r#"{{"schemaVersion":2,"mediaType":"{kind}","manifests":[]}}"#);
+        let served = text.clone();
+        let server = Server::start(move |_| {
+            Reply::new(200, served.clone()).header("Content-Type", media_type::OCI_INDEX)
+        })
+        .await;
+        let (_nodes, sources) = sharing(&server).await;
+        let digest = Digest::of(text.as_bytes());
+        let manifest = Descriptor::new(kind, digest, text.len() as u64);
+        for source in &sources {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            let found = source.manifest(&server.repository(), &manifest, deadline).await;
+            assert_eq!(found.unwrap().bytes(), text.as_bytes());
+        }
+        let asked: Vec<String> = server.seen().into_iter().map(|seen| seen.path).collect();
+        assert_eq!(asked, [format!("/v2/a/b/manifests/{digest}")]);
+    }
+
     #[tokio::test]
     async fn nodes_that_stream_the_same_blob_at_once_cost_the_registry_its_bytes_once() {
         let (bytes, pieces) = blob();
         let served = bytes.clone();
         let server = Server::start(move |seen| Reply::blob(seen, &served)).await;
         let scope = server.repository().scope();
-        let (mut nodes, mut sources) = (Vec::new(), Vec::new());
-        for number in 0..4 {
-            let registry = Arc::new(RegistrySource::new(client(|_| ()), Arc::default()));
-            let hosts = [server.host.clone()];
-            let origin = RegistryOrigin::new(registry.clone(), Credentials::none(), hosts);
-            let origin = Arc::new(origin);
-            let node = NodeSpec::new(number).start_with(origin.clone()).await;
-            sources.push(PeerSource::new(node.exchange.clone(), registry, origin));
-            nodes.push(node);
-        }
-        introduce(&nodes, &[]);
+        let (_nodes, sources) = sharing(&server).await;
         let request = BlobRequest {
             scope: scope.clone(),
             blob: Digest::of(&bytes),

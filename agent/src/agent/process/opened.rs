@@ -60,11 +60,14 @@ impl Opened {
         let registry = Arc::new(RegistrySource::new(client.clone(), ledger.clone()));
         let queue = registry.queue();
         let sharing = peers.and_then(|peers| share(config, peers, &registry, &cache));
-        let source: Arc<dyn Source> = match &sharing {
-            Some(sharing) => Arc::new(sharing.source(registry)),
-            None => registry,
+        let (source, asked): (Arc<dyn Source>, _) = match &sharing {
+            Some(sharing) => {
+                let peers = Arc::new(sharing.source(registry));
+                (peers.clone(), client.beside(peers))
+            }
+            None => (registry, client.clone()),
         };
-        let images = Images::new(cache, client.clone(), source, config.patience);
+        let images = Images::new(cache, asked, source, config.patience);
         let images = Arc::new(images);
         let view = Arc::new(View::new(images.filler().clone()));
         images.filler().store().set_pins(Arc::new(Pinned::new(&images, &view)));

@@ -28,9 +28,11 @@ pub(super) struct Transfer {
     exchange: Exchange,
     key: PieceKey,
     wanted: Wanted,
+    /// How often the request was passed on.
+    hop: u8,
     piece: Arc<Arriving>,
     fetch: Fetch,
-    keeping: Keeping,
+    ranking: Vec<MemberId>,
     /// Why the last source did not deliver.
     failure: Option<SourceError>,
 }
@@ -47,11 +49,10 @@ impl Transfer {
         let own = exchange.roster().own;
         let members = exchange.roster().members();
         let ranking = ranking(&wanted.piece.digest, &members, &PROTOCOL, RANKS);
-        let keeping = if ranking.first() == Some(&own) { Keeping::Own } else { Keeping::Held };
         // Nodes that fetch the same piece choose differently.
         let seed = exchange.now().as_nanos() as u64 ^ u64::from(own.as_bytes()[0]) << 56;
         let fetch = Fetch::new(own, &ranking, hop, seed);
-        Self { exchange, key, wanted, piece, fetch, keeping, failure: None }
+        Self { exchange, key, wanted, hop, piece, fetch, ranking, failure: None }
     }
 
     /// Gets the piece, keeps it, and tells those who wait.
@@ -69,7 +70,8 @@ impl Transfer {
 
     async fn keep(self, piece: Verified) {
         self.piece.complete(piece.clone());
-        let Self { exchange, key, keeping, .. } = self;
+        let keeping = self.keeping();
+        let Self { exchange, key, .. } = self;
         let keeper = exchange.clone();
         // Until it is on disk, it is here.
         let size = piece.bytes().len() as u64;
@@ -80,6 +82,14 @@ impl Transfer {
         } else {
             exchange.leave_in_memory(key, size);
         }
+    }
+
+    /// What the piece is to this node: its own, where nobody ranks above it who is there.
+    fn keeping(&self) -> Keeping {
+        let (own, now) = (self.exchange.roster().own, self.exchange.now());
+        let standing = self.exchange.standing();
+        let owner = self.ranking.iter().find(|member| !standing.shuns(member, now));
+        if owner == Some(&own) { Keeping::Own } else { Keeping::Held }
     }
 
     async fn run(&mut self) -> Result<Verified, SourceError> {
@@ -181,11 +191,19 @@ impl Transfer {
     }
 
     async fn read_registry(&mut self, offset: u64) -> Ended {
+        let (now, scope) = (self.exchange.now(), self.wanted.scope.clone());
+        if let Some(error) = self.exchange.0.outages.present(&scope, now).filter(|_| self.hop > 0) {
+            return self.registry_failed(error);
+        }
         let origin = self.exchange.origin().clone();
         let mut stream = match origin.read(&self.wanted, offset).await {
             Ok(stream) => stream,
-            Err(error) => return self.registry_failed(error),
+            Err(error) => {
+                self.exchange.0.outages.note(&scope, &error, self.exchange.now());
+                return self.registry_failed(error);
+            }
         };
+        self.exchange.0.outages.end(&scope);
         while let Some(chunk) = stream.next().await {
             let taken = match chunk {
                 Ok(bytes) => self.take(bytes),

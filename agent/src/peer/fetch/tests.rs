@@ -98,11 +98,31 @@ fn who_does_not_own_goes_to_the_registry_when_three_owners_and_three_probes_fail
     let mut talk = Talk::new(&[1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(talk.start(), "owner 1");
     for expected in ["owner 2", "owner 3", "cached 4", "cached 5", "cached 6", "registry"] {
-        assert_eq!(talk.on(Event::Unreachable), expected);
+        assert_eq!(talk.on(Event::Missing), expected);
     }
     let mut alone = Talk::new(&[OWN]);
     assert_eq!(alone.start(), "registry");
     assert_eq!(Talk::new(&[]).start(), "registry", "nobody is there, not even oneself");
+}
+
+#[test]
+fn regression_in_place_of_the_dead_come_the_next_in_rank() {
+    let mut talk = Talk::new(&[1, 2, 3, 4, 5, 6, OWN, 7, 8, 10, 11]);
+    talk.standing.unreachable(id(1), talk.now);
+    assert_eq!(talk.start(), "owner 2");
+    for (event, expected) in [
+        (Event::Unreachable, "owner 3"),
+        (Event::Missing, "owner 4"),
+        (Event::Foreign, "owner 5"),
+        (Event::Missing, "owner 6"),
+        (Event::Missing, "cached 7"),
+        (Event::NoAnswer, "cached 8"),
+        (Event::Missing, "cached 10"),
+        (Event::Missing, "cached 11"),
+        (Event::Missing, "registry"),
+    ] {
+        assert_eq!(talk.on(event), expected);
+    }
 }
 
 #[test]

@@ -21,25 +21,39 @@ const CHUNK: u64 = 1 << 20;
 pub(super) struct Slot {
     server: PieceServer,
     member: MemberId,
+    /// Whether it tells how fast the node is.
+    is_timed: bool,
 }
 
 impl Slot {
     /// The slot that was just given to `member`.
     pub fn new(server: PieceServer, member: MemberId) -> Self {
-        Self { server, member }
+        Self { server, member, is_timed: false }
+    }
+
+    /// The same, for a piece that is here.
+    fn timed(mut self) -> Self {
+        let exchange = self.server.exchange();
+        exchange.sent().begin(self.member, exchange.now());
+        self.is_timed = true;
+        self
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.server.exchange().uploads().ended(&self.member);
+        let exchange = self.server.exchange();
+        exchange.uploads().ended(&self.member);
+        if self.is_timed {
+            exchange.sent().end(exchange.now());
+        }
     }
 }
 
 /// A piece on disk, from byte `offset` on.
 pub(super) fn stream_stored(open: OpenPiece, offset: u64, slot: Slot) -> Body {
     let open = Arc::new(open);
-    send(slot, move |outlet| async move {
+    send(slot.timed(), move |outlet| async move {
         let mut position = offset;
         while position < open.size {
             let (file, length) = (open.clone(), CHUNK.min(open.size - position));
@@ -48,6 +62,7 @@ pub(super) fn stream_stored(open: OpenPiece, offset: u64, slot: Slot) -> Body {
                 file.file.read_exact_at(&mut bytes, position).map(|()| Bytes::from(bytes))
             });
             outlet.put(read.await.map_err(|_| CutOff)?.map_err(|_| CutOff)?).await?;
+            outlet.server.exchange().sent().add(length);
             position += length;
         }
         Ok(())

@@ -10,6 +10,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use reqwest::{Certificate, Identity};
+use undermount_fs::digest::Digest;
 
 /// A certificate file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,27 @@ pub(super) fn find(
     directories: &[PathBuf],
     authority: &str,
 ) -> Result<Option<HostCertificates>, CertificateError> {
+    files_for(directories, authority)?.map(|files| read(&files)).transpose()
+}
+
+/// The digest of the keys by which `authority` is shown who we are, where there are any.
+pub(super) fn client_key(
+    directories: &[PathBuf],
+    authority: &str,
+) -> Result<Option<Digest>, CertificateError> {
+    let files = files_for(directories, authority)?.unwrap_or_default();
+    let mut keys = Vec::new();
+    for path in files.iter().filter(|path| path.extension().is_some_and(|e| e == "cert")) {
+        keys.extend(bytes(&path.with_extension("key"))?);
+    }
+    Ok((!keys.is_empty()).then(|| Digest::of(&keys)))
+}
+
+/// The files in the first of `directories` that has something for `authority`, sorted.
+fn files_for(
+    directories: &[PathBuf],
+    authority: &str,
+) -> Result<Option<Vec<PathBuf>>, CertificateError> {
     let names = [authority.to_owned(), format!("{authority}:443")];
     let places = directories.iter().flat_map(|directory| names.iter().map(|n| directory.join(n)));
     for place in places {
@@ -46,7 +68,7 @@ pub(super) fn find(
                     files.push(entry.map_err(|error| wrong(&place, error))?.path());
                 }
                 files.sort();
-                return read(&files).map(Some);
+                return Ok(Some(files));
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(wrong(&place, error)),

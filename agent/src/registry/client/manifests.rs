@@ -66,6 +66,9 @@ impl Client {
     /// # Errors
     /// [`RegistryError`] where it is missing, wrong, too large or cannot be fetched.
     pub async fn manifest(&self, reference: &Reference) -> Result<RawManifest, RegistryError> {
+        if let Some(found) = self.manifest_elsewhere(reference).await? {
+            return Ok(found);
+        }
         let subject = Subject::Manifest(reference.clone());
         self.retry(&subject, || self.manifest_once(reference)).await
     }
@@ -105,7 +108,7 @@ impl Client {
         }
     }
 
-    async fn resolve_once(&self, reference: &Reference) -> Result<Descriptor, Fault> {
+    pub(super) async fn resolve_once(&self, reference: &Reference) -> Result<Descriptor, Fault> {
         let response = self.ask(Method::HEAD, reference).await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Err(Fault::NotFound(Message::default()));
