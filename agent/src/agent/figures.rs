@@ -4,6 +4,8 @@
 //! the cache and what images lack, is looked up seldom enough to cost next to nothing, and told
 //! as it was.
 
+mod peers;
+
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,7 +26,9 @@ use undermount_fs::view::View;
 use super::images::Images;
 use super::layers::LayerShelf;
 use super::owner::Owner;
+use super::peers::Peers;
 use super::pins::Pins;
+use super::sharing::Sharing;
 use crate::metrics::{CONTENT_TYPE, Page, Times, names};
 use crate::registry::server::listen;
 use crate::supply::{Ledger, Queue};
@@ -58,6 +62,10 @@ pub struct Figures {
     pub layers: LayerShelf,
     /// What is pinned.
     pub pins: Arc<Pins>,
+    /// The other nodes.
+    pub peers: Option<Arc<Peers>>,
+    /// What is shared with them.
+    pub sharing: Option<Sharing>,
     /// The threads that take requests.
     pub pulse: Arc<Pulse>,
     /// How often the worker had to be replaced.
@@ -105,6 +113,10 @@ impl Figures {
         reads(&mut page, &self.view.filler().meter().readings());
         self.fetches(&mut page);
         self.cache(&mut page, survey);
+        let members = self.peers.as_ref().map(|peers| peers.membership.status());
+        peers::members(&mut page, members.as_ref());
+        let traffic = self.sharing.as_ref().map(|sharing| sharing.exchange.traffic());
+        peers::traffic(&mut page, &traffic.unwrap_or_default());
         let images = [
             ("mount", self.owner.count().await),
             ("podman", self.layers.in_use().len()),

@@ -72,6 +72,31 @@ metrics! {
         "Files, and pieces of large ones, in these packs: `brought`, or `foreign` to the \
         image and left";
     PACK_BYTES = "undermount_pack_fetched_bytes_total", "Bytes of packs that were fetched";
+    PEER_MEMBERS = "undermount_peer_members",
+        "Nodes of the cluster that are believed to be alive, this one included";
+    PEER_WEIGHT = "undermount_peer_weight",
+        "This node's share of the pieces, in hundredths of an ordinary one; 0 while it drains";
+    PEER_PIECES = "undermount_peer_pieces_total",
+        "Pieces that were wanted here, for this node or for another one, by where they came \
+        from: `local`, the pieces on this node's disk; `peer`; `registry`";
+    PEER_PIECE_BYTES = "undermount_peer_piece_bytes_total", "Bytes of these pieces";
+    PEER_UPLOADED = "undermount_peer_uploaded_pieces_total", "Pieces that were sent to peers";
+    PEER_UPLOADED_BYTES = "undermount_peer_uploaded_bytes_total", "Bytes that were sent to peers";
+    PEER_UPLOADS = "undermount_peer_uploads", "Transfers to peers under way";
+    PEER_TURNED_AWAY = "undermount_peer_turned_away_total",
+        "Requests of peers that got no piece: `redirected` to another peer, `busy`, or \
+        `refused`, such as those without key or ticket";
+    PEER_HEDGED = "undermount_peer_hedged_total",
+        "Transfers from peers that were given up for being slow";
+    PEER_LIES = "undermount_peer_lies_total", "How often a peer was found to send wrong bytes";
+    PEER_SHUNNED = "undermount_peer_shunned",
+        "Peers that are left alone for a while: `unreachable`, `foreign` to the cluster, or \
+        `banned` for lying";
+    PEER_KEPT = "undermount_peer_kept_bytes",
+        "Bytes of the pieces on disk: `own`, which this node owns, or `held`, which it had \
+        fetched for itself";
+    PEER_DATAGRAMS = "undermount_peer_datagrams_total",
+        "Datagrams that came: `taken`, or dropped for what is wrong with them";
     RESTARTS = "undermount_worker_restarts_total",
         "How often the process that serves the mounts had to be replaced";
     BUILD = "undermount_build_info", "1, for the version that runs";

@@ -144,7 +144,7 @@ impl Node {
 
     /// What there is to tell Prometheus; `pulse` and `restarts` come from the keeper.
     pub fn figures(&self, pulse: Arc<Pulse>, restarts: u64) -> Figures {
-        let Services { owner, layers, pins, .. } = self.services.clone();
+        let Services { owner, layers, pins, peers, sharing, .. } = self.services.clone();
         Figures {
             view: self.view.clone(),
             images: self.images.clone(),
@@ -153,6 +153,8 @@ impl Node {
             owner,
             layers,
             pins,
+            peers,
+            sharing,
             pulse,
             restarts,
             survey: Mutex::default(),
