@@ -315,14 +315,21 @@ impl ClusterNode {
 
     /// Everything of it ends at once, as by a power cut; its cache stays.
     pub fn kill(&self) {
+        self.strike();
         let Some(mut agent) = self.agent().take() else { return };
+        agent.kill();
+        self.detach();
+    }
+
+    /// Nothing of it does anything any more.
+    fn strike(&self) {
+        let agent = self.agent();
+        let Some(agent) = agent.as_ref() else { return };
         // Stopped first, lest it start another worker.
         agent.signal(Signal::SIGSTOP);
         for worker in children(agent.id()) {
             let _ = kill(worker, Signal::SIGKILL);
         }
-        agent.kill();
-        self.detach();
     }
 
     fn detach(&self) {
@@ -348,6 +355,12 @@ fn children(process: u32) -> Vec<Pid> {
     let path = format!("/proc/{process}/task/{process}/children");
     let text = fs::read_to_string(path).unwrap_or_default();
     text.split_whitespace().filter_map(|word| word.parse().ok()).map(Pid::from_raw).collect()
+}
+
+/// All of `nodes` end at the same moment.
+pub fn kill_all(nodes: &[ClusterNode]) {
+    nodes.iter().for_each(ClusterNode::strike);
+    nodes.iter().for_each(ClusterNode::kill);
 }
 
 /// Lets all nodes mount the image and read the files at the same time.

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
@@ -11,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use undermount::peer::fetch::Mode;
 use undermount::peer::keys::{Call, ClusterKeys, KeyFile, ScopeKey, SecretKey, Ticket};
 use undermount::peer::member::MemberId;
-use undermount::peer::wanted::{PieceCall, Wanted};
+use undermount::peer::wanted::{Kind, PieceCall, Wanted};
 use undermount::registry::client::install_crypto_provider;
 use undermount_fs::digest::Digest;
 use undermount_fs::source::{Piece, Priority, Scope};
@@ -86,6 +87,7 @@ impl Stage {
             scope: Scope::new(scope),
             piece: self.piece.clone(),
             priority: Priority::Demand,
+            kind: Kind::Blob,
         };
         let call = PieceCall { wanted, mode, hop: 0, tried: Vec::new(), offset: 0 };
         let target = call.target();
@@ -93,8 +95,6 @@ impl Stage {
         let signed = Call { to, method: "GET", target: &target, body: b"" };
         let header = keys.map(|keys| keys.sign(asker(), &signed, SystemTime::now()).header);
         let address = SocketAddr::from((self.holder.host().address(), PORT));
-        let runtime =
-            || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         self.cluster.host().enter(|| {
             runtime().block_on(async {
                 let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).build();
@@ -110,6 +110,10 @@ impl Stage {
             })
         })
     }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
 fn asker() -> MemberId {
@@ -182,4 +186,62 @@ fn a_node_without_the_credential_cannot_mount_what_its_peers_have() {
     let cached = undermount_tests::registry::files_below(&poor.path("cache"));
     let bytes: u64 = cached.iter().map(|(_, size)| size).sum();
     assert!(bytes < stage.files.len() as u64 * 1000, "{cached:?}");
+}
+
+/// What the configuration says of certificates: those of one of two authorities that were made for
+/// tests.
+fn certificates(authority: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let file = |name| root.join(format!("agent/src/peer/tls/fixtures/{authority}-{name}.pem"));
+    let (node, ca) = (file("node"), file("ca"));
+    format!("tls_certificate = {node:?}\ntls_key = {node:?}\ntls_ca = {ca:?}\n")
+}
+
+#[test]
+fn with_certificates_pieces_go_to_holders_of_one_of_the_same_authority_and_to_nobody_else() {
+    if cluster::is_impossible() {
+        return;
+    }
+    install_crypto_provider();
+    let mut cluster = Cluster::new();
+    let files = Files::new(40, 2_000_000);
+    let reference = cluster.push(&files.image(), "test/files");
+    let node = |authority| {
+        cluster.node_with("", &format!("{}{}", cluster.peers(&[]), certificates(authority)))
+    };
+    let traffic = |node: &ClusterNode, way: &str| -> u64 {
+        node.json("peers")["traffic"][way]["bytes"].as_u64().unwrap()
+    };
+    let read = |node: &ClusterNode| {
+        let before = cluster.egress().bodies;
+        let wave = node.mount_and_read(&reference, &files);
+        assert_eq!((wave.right, &wave.failed[..]), (files.len(), &[][..]));
+        cluster.egress().bodies - before
+    };
+    let first = node("cluster");
+    let one = read(&first);
+    let second = node("cluster");
+    await_members(std::slice::from_ref(&second), 2);
+    let again = read(&second);
+    println!("the first took {one} bytes from the registry, the second {again}");
+    assert!(again < 10_000, "all of it came from the first: {again} bytes of {one}");
+    assert!(traffic(&second, "peer") as usize > 1_000_000);
+
+    // It has the key, and hears of the others; its certificate is of another authority.
+    let foreign = node("other");
+    await_members(std::slice::from_ref(&foreign), 3);
+    let given = traffic(&first, "uploaded") + traffic(&second, "uploaded");
+    let alone = read(&foreign);
+    assert!(alone + 10_000 > one, "it read for itself: {alone} bytes of {one}");
+    assert_eq!(traffic(&foreign, "peer"), 0);
+    assert_eq!(traffic(&first, "uploaded") + traffic(&second, "uploaded"), given);
+    // Nor does anybody get through who shows none.
+    let url = format!("http://{}:{PORT}/v1/members", first.host().address());
+    let answer = cluster.host().enter(|| {
+        runtime().block_on(async {
+            let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).build();
+            client.unwrap().get(url).send().await.map(|answer| answer.status())
+        })
+    });
+    assert!(answer.is_err(), "{answer:?}");
 }

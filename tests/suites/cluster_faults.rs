@@ -1,17 +1,21 @@
 //! What can happen to a cluster while its nodes read: every read ends right, in time, with no
-//! wrong byte, and the registry sends less than twice what one node takes.
+//! wrong byte, and the registry sends less than one and a half times what one node takes, or what
+//! only the dead had beside that.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::thread;
 use std::time::Duration;
 
 use undermount_tests::cluster::{
-    self, Cluster, ClusterNode, READ_TIMEOUT, await_members, wave, wave_while,
+    self, Cluster, ClusterNode, READ_TIMEOUT, await_members, kill_all, wave, wave_while,
 };
 use undermount_tests::hostile::{Hostile, Misdeed};
 use undermount_tests::image::Image;
 use undermount_tests::network::{Host, heal, part};
 use undermount_tests::wave::{Files, Wave};
+
+/// The registry sends no more than this, in multiples of what one node takes.
+const MOST: f64 = 1.5;
 
 /// The registry's link takes 1.3 s for these.
 const SIZE: usize = 8_000_000;
@@ -46,16 +50,17 @@ impl Stage {
 
     /// Reads with all of `nodes`, and holds what comes of it to what is promised.
     fn hold(&self, what: &str, nodes: &[ClusterNode]) {
-        self.hold_while(what, nodes, || ());
+        self.hold_while(what, nodes, || MOST);
     }
 
-    fn hold_while(&self, what: &str, nodes: &[ClusterNode], meanwhile: impl FnOnce()) {
-        let before = self.sent();
-        let waves = wave_while(nodes, &self.reference, &self.files, meanwhile);
-        self.judge(what, &waves, self.sent() - before);
+    /// The same, while something happens, after which the registry may send so much.
+    fn hold_while(&self, what: &str, nodes: &[ClusterNode], meanwhile: impl FnOnce() -> f64) {
+        let (before, mut most) = (self.sent(), MOST);
+        let waves = wave_while(nodes, &self.reference, &self.files, || most = meanwhile());
+        self.judge(what, &waves, self.sent() - before, most);
     }
 
-    fn judge(&self, what: &str, waves: &[Wave], sent: f64) {
+    fn judge(&self, what: &str, waves: &[Wave], sent: f64, limit: f64) {
         let most = |of: fn(&Wave) -> Duration| waves.iter().map(of).max().unwrap_or_default();
         let (all, file) = (most(|wave| wave.elapsed), most(|wave| wave.slowest));
         println!("{what}: egress {sent:.3} x, slowest node {all:.2?}, slowest file {file:.2?}");
@@ -63,9 +68,7 @@ impl Stage {
             assert_eq!((wave.right, &wave.failed[..]), (self.files.len(), &[][..]), "{what}");
         }
         assert!(file.as_secs() <= READ_TIMEOUT, "{what}");
-        // The goal is 1.5. What the dead had fetched alone is fetched again: of eight nodes of
-        // which five died, 1.52 was seen.
-        assert!(sent < 2.0, "{what}");
+        assert!(sent < limit, "{what}: {sent:.3} x, and {limit:.3} x at most");
     }
 
     /// A third of the image has left the registry.
@@ -84,7 +87,12 @@ impl Stage {
             }
             self.hold_while(what, living, || {
                 self.in_the_middle(before);
-                dying.iter().for_each(ClusterNode::kill);
+                kill_all(dying);
+                let gone = self.sent() - before;
+                println!("{what} when {gone:.3} x had left the registry");
+                // What only the dead had has to be sent again, however late they died.
+                let part = dying.len() as f64 / (dying.len() + living.len()) as f64;
+                MOST.max(1.1 + gone * part)
             });
         });
     }
@@ -176,11 +184,10 @@ fn without_the_registry_nodes_have_what_the_others_have() {
     stage.cluster.kill_registry();
     let Wave { right, failed, slowest, .. } = nodes[3].read(&stage.files);
     println!("registry down: {right} files right, without: {failed:?}, slowest {slowest:.2?}");
-    // Nodes that read in another order may not have needed the very window that this one needs
-    // to begin in the middle of a layer: then there is an error, in time.
-    assert_eq!(right + failed.len(), stage.files.len());
-    assert!(failed.len() <= stage.files.len() / 4, "{failed:?}");
-    assert!(slowest.as_secs() <= READ_TIMEOUT + 10, "{slowest:?}");
+    // The others have every part of every layer, though not every window that this node needs
+    // where it begins in the middle of one.
+    assert_eq!((right, &failed[..]), (stage.files.len(), &[][..]));
+    assert!(slowest.as_secs() <= READ_TIMEOUT, "{slowest:?}");
 }
 
 #[test]
@@ -198,6 +205,7 @@ fn sides_that_lose_each_other_go_on_and_come_together_again() {
         part(one, other);
         thread::sleep(Duration::from_millis(1500));
         heal(one, other);
+        MOST
     });
     await_members(&nodes, 6);
     nodes.iter().for_each(ClusterNode::unmount);
@@ -222,7 +230,8 @@ fn a_node_that_joins_in_the_middle_takes_from_the_others() {
         let node = stage.cluster.node();
         let wave = node.mount_and_read(&stage.reference, &stage.files);
         late = Some((node, wave));
+        MOST
     });
     let (_, wave) = late.unwrap();
-    stage.judge("joined in the middle, with all others", &[wave], stage.sent() - before);
+    stage.judge("joined in the middle, with all others", &[wave], stage.sent() - before, MOST);
 }

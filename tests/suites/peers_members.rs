@@ -205,7 +205,8 @@ fn the_cluster_key_is_made_once_for_root_alone_and_refused_otherwise() {
     assert_eq!(fs::read(&key).unwrap(), made);
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     let mut registry = undermount();
-    registry.args(["registry", "--root"]).arg(dir.path().join("r")).arg("--peers-key").arg(&key);
+    registry.args(["registry", "--listen", "127.0.0.1:0", "--root"]).arg(dir.path().join("r"));
+    registry.arg("--peers-key").arg(&key);
     for said in [refused(&[]), run(&mut registry, SOON).refusal().to_owned()] {
         assert!(said.contains("chmod 0400") && said.contains("cluster.key"), "{said}");
     }
