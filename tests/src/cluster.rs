@@ -84,6 +84,8 @@ impl Cluster {
         let key = scratch.path().join("cluster.key");
         run(undermount().args(["setup", "cluster", "--key-file"]).arg(&key), SOON).success();
         let mut words = vec!["--peers-key".to_owned(), key.to_string_lossy().into_owned()];
+        // A pack that is made of the first starts would come to the later ones in addition.
+        words.extend(["--profiles", "off"].map(ToOwned::to_owned));
         words.extend(flags.iter().map(ToString::to_string));
         let mut cluster = Self { registry: None, flags: words, registry_host, scratch, network };
         cluster.start_registry();
