@@ -225,7 +225,7 @@ impl Filler {
         let table = self.table(layer).await?;
         let ranges = missing(found).into_iter().filter_map(|unit| content.unit(unit).tar_range());
         for run in plan(&table, ranges) {
-            let run = self.widened(layer, &table, run);
+            let run = self.widened(layer, &table, run).await?;
             self.look_beyond(layer, &table, &run);
             let _turns = trail::waiting(Wait::Turn, layer.turns(run.spans.clone())).await;
             // Whoever had the turn before may have brought what is missing.

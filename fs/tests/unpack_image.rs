@@ -185,6 +185,31 @@ async fn a_damaged_truncated_or_missing_pack_is_an_error_and_reads_go_on() {
     }
 }
 
+/// A file of zeros, as sparse ones are: its chunks make the same frame again and again.
+#[tokio::test]
+async fn regression_frames_of_equal_bytes_that_came_early_are_all_unpacked() {
+    let source = Arc::new(MemorySource::default());
+    let files = [("zeros", vec![0; 3 << 20]), ("after", machine::noise(7, 5_000))];
+    let index = publish(&source, gzip(&machine::archive(&files)));
+    let machine = Machine::new(source.clone());
+    let root = machine.mount(std::slice::from_ref(&index));
+    let recording = machine.view.recorder().begin([index.layer]);
+    for (path, content) in &files {
+        let node = machine.find(root, path).unwrap();
+        for offset in (0..content.len() as u64).step_by(1 << 20) {
+            machine.read(node, offset, 1 << 20).await.unwrap();
+        }
+    }
+    let pack = pack(&source, &index, &recording.profile()).await;
+    let fresh = Fresh::new(&source, &index);
+    let filler = fresh.machine.view.filler();
+    let layers = fresh.machine.layers.lock().unwrap().clone();
+    let unpacked = filler.unpack_opened(filler.open_pack(pack), &layers).await.unwrap();
+    assert_eq!((unpacked.units, unpacked.foreign), (4, 0));
+    source.down.store(true, Ordering::SeqCst);
+    fresh.assert_reads(&files.map(|(path, content)| (format!("/{path}"), content)).into()).await;
+}
+
 #[tokio::test]
 async fn a_head_of_impossible_size_is_not_fetched() {
     let (source, index, _) = sample(gzip);

@@ -40,15 +40,16 @@ pub struct Follower {
 
 impl Filler {
     /// `run` with the spans after it that take no longer to come along than a round trip.
-    pub(super) fn widened(&self, layer: &Layer, table: &SpanTable, run: Run) -> Run {
+    pub(super) async fn widened(
+        &self,
+        layer: &Arc<Layer>,
+        table: &Arc<SpanTable>,
+        run: Run,
+    ) -> Result<Run, FillError> {
         let most = along(self.gauge.link());
-        let end = table.piece(run.spans.end - 1).range.end;
-        let comes_along = |span: &usize| {
-            let fits = table.piece(*span).range.end - end <= most;
-            fits && is_wanted(layer, table, &self.store, *span)
-        };
-        let neighbours = (run.spans.end..table.count()).take_while(comes_along).count();
-        Run { spans: run.spans.start..run.spans.end + neighbours }
+        let (layer, table, store) = (layer.clone(), table.clone(), self.store.clone());
+        let work = move || widened(&layer, &table, &store, run, most);
+        tokio::task::spawn_blocking(work).await.map_err(|_| FillError::Interrupted)
     }
 
     /// Fetches beyond a miss where that is worth it.
@@ -123,6 +124,17 @@ impl Filler {
         let run = Run { spans: start..spans.end };
         self.fetch_run(&layer, table, run, Priority::Pack, None).await.map(drop)
     }
+}
+
+/// `run` with the wanted spans after it, up to `most` more compressed bytes.
+fn widened(layer: &Layer, table: &SpanTable, store: &Store, run: Run, most: u64) -> Run {
+    let end = table.piece(run.spans.end - 1).range.end;
+    let comes_along = |span: &usize| {
+        let fits = table.piece(*span).range.end - end <= most;
+        fits && is_wanted(layer, table, store, *span)
+    };
+    let neighbours = (run.spans.end..table.count()).take_while(comes_along).count();
+    Run { spans: run.spans.start..run.spans.end + neighbours }
 }
 
 /// Whether `span` holds something that is not here: of a rebuilt layer most is.

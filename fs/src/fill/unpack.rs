@@ -16,10 +16,11 @@
 mod frames;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{StreamExt as _, iter};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
@@ -29,7 +30,7 @@ use super::awaited::Arrivals;
 use super::extract::note_unkept;
 use super::{Filler, Layer, chain};
 use crate::digest::{Digest, Verified};
-use crate::object::Object;
+use crate::object::{Object, Store};
 use crate::pack::{HEAD_MAX, PackError, Table};
 use crate::source::{Piece, PieceRequest, Priority, Scope, SourceError};
 
@@ -222,6 +223,7 @@ impl Filler {
             .iter()
             .flat_map(|frame| frame.known_units().into_iter().map(|unit| (unit, frame.position)));
         let arrivals = self.awaited.announce(announced);
+        let _brought = Brought(Arc::downgrade(&self.store));
         let (sender, arrived) = mpsc::channel(1);
         // Side by side: the link does not wait for what is unpacked, nor the other way round.
         let (fetched, unpacked) = tokio::join!(
@@ -229,7 +231,6 @@ impl Filler {
             self.unpack_groups(pack, arrived, &arrivals, &mut outcome),
         );
         drop(arrivals);
-        self.release_soon();
         outcome.fetched += fetched?;
         unpacked.map(|()| outcome)
     }
@@ -241,12 +242,14 @@ impl Filler {
         pack: &PackBlob,
         table: &Table,
         wanted: Vec<Wanted>,
-        mut early: HashMap<Digest, Verified>,
+        early: HashMap<Digest, Verified>,
         sender: mpsc::Sender<Group>,
     ) -> Result<u64, UnpackError> {
         let (here, missing): (Vec<Wanted>, Vec<Wanted>) =
             wanted.into_iter().partition(|wanted| early.contains_key(&wanted.frame.digest));
-        let frames = here.iter().filter_map(|wanted| early.remove(&wanted.frame.digest)).collect();
+        // Two frames may be the same bytes.
+        let frames =
+            here.iter().filter_map(|wanted| early.get(&wanted.frame.digest).cloned()).collect();
         // Where nobody takes it, nobody takes what follows.
         let _ = sender.send(Group { wanted: here, frames }).await;
         let mut rest = VecDeque::from(missing);
@@ -376,11 +379,18 @@ impl Filler {
             }
         })
     }
+}
 
-    /// Gives the memory back once the start is over.
-    fn release_soon(&self) {
-        let store = Arc::downgrade(&self.store);
-        tokio::spawn(async move {
+/// What a pack brought into the memory of a store: given back once the start is over, also where
+/// the unpacking was given up.
+struct Brought(Weak<Store>);
+
+impl Drop for Brought {
+    fn drop(&mut self) {
+        // Without a runtime the process is about to end.
+        let Ok(runtime) = Handle::try_current() else { return };
+        let store = std::mem::take(&mut self.0);
+        runtime.spawn(async move {
             tokio::time::sleep(HELD).await;
             if let Some(store) = store.upgrade() {
                 store.release_held(HELD);
