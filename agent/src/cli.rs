@@ -7,6 +7,7 @@
 //! stdout is data, stderr is words ([`logging`], [`exit::report`]).
 
 mod agent;
+mod answer;
 mod auth_helper;
 mod bench;
 mod bugreport;

@@ -62,14 +62,7 @@ pub struct Services {
 /// What the handlers share.
 #[derive(Clone)]
 pub struct Api {
-    view: Arc<View>,
-    owner: Arc<Owner>,
-    layers: LayerShelf,
-    pins: Arc<Pins>,
-    recordings: Recordings,
-    packer: Packer,
-    peers: Option<Arc<Peers>>,
-    sharing: Option<Sharing>,
+    services: Services,
     /// What of a status does not change.
     base: Arc<Status>,
     busy: Arc<AtomicUsize>,
@@ -80,22 +73,9 @@ impl Api {
     /// The API of a worker; `base` holds the process's part of a status. Programs that are to take
     /// over come out of the channel.
     pub fn new(services: Services, base: Status) -> (Self, mpsc::Receiver<PathBuf>) {
-        let Services { view, owner, layers, pins, recordings, packer, peers, sharing } = services;
         let (upgrades, asked_for) = mpsc::channel(1);
         let (base, busy) = (Arc::new(base), Arc::default());
-        let api = Self {
-            view,
-            owner,
-            layers,
-            pins,
-            recordings,
-            packer,
-            peers,
-            sharing,
-            base,
-            busy,
-            upgrades,
-        };
+        let api = Self { services, base, busy, upgrades };
         (api, asked_for)
     }
 
@@ -125,8 +105,9 @@ impl Api {
 
     async fn store(&self) -> Option<StoreStatus> {
         let StoreStatus { dir, .. } = self.base.store.clone()?;
-        let (images, refused) = (self.layers.images().await, self.layers.refusals());
-        Some(StoreStatus { dir, drained: self.layers.is_drained(), images, refused })
+        let layers = &self.services.layers;
+        let (images, refused) = (layers.images().await, layers.refusals());
+        Some(StoreStatus { dir, drained: layers.is_drained(), images, refused })
     }
 
     fn enter(&self) -> Busy {
@@ -146,19 +127,20 @@ impl Drop for Busy {
 
 async fn status(State(api): State<Api>) -> Json<Status> {
     let _busy = api.enter();
+    let services = &api.services;
     Json(Status {
-        cache_bytes: api.owner.cache_bytes(),
-        mounts: api.owner.mounts().await,
-        pins: api.pins.status().await,
+        cache_bytes: services.owner.cache_bytes(),
+        mounts: services.owner.mounts().await,
+        pins: services.pins.status().await,
         store: api.store().await,
-        slowest_reads: slowest_reads(&api.view, &api.owner).await,
+        slowest_reads: slowest_reads(&services.view, &services.owner).await,
         ..(*api.base).clone()
     })
 }
 
 async fn unmount(State(api): State<Api>, Json(request): Json<UnmountRequest>) -> Response {
     let _busy = api.enter();
-    match api.owner.unmount(&request).await {
+    match api.services.owner.unmount(&request).await {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
         Err(error) => {
             let status = match &error {
@@ -172,12 +154,12 @@ async fn unmount(State(api): State<Api>, Json(request): Json<UnmountRequest>) ->
 }
 
 async fn mount(State(api): State<Api>, Json(request): Json<MountRequest>) -> Response {
-    let owner = api.owner.clone();
+    let owner = api.services.owner.clone();
     follow(&api, |progress| async move { owner.mount(&request, &progress).await })
 }
 
 async fn pull(State(api): State<Api>, Json(request): Json<PullRequest>) -> Response {
-    let owner = api.owner.clone();
+    let owner = api.services.owner.clone();
     follow(&api, |progress| async move { owner.pull(&request, &progress).await })
 }
 
@@ -199,7 +181,7 @@ async fn explain(State(api): State<Api>, Json(request): Json<ExplainRequest>) ->
         Ok(reference) => reference,
         Err(error) => return refused(StatusCode::BAD_REQUEST, &error),
     };
-    match api.layers.explain(&reference).await {
+    match api.services.layers.explain(&reference).await {
         Ok(explanation) => Json(explanation).into_response(),
         Err(refusal) => refused(StatusCode::BAD_GATEWAY, &refusal),
     }
@@ -211,19 +193,19 @@ fn refused(status: StatusCode, error: &dyn Error) -> Response {
 
 async fn cache(State(api): State<Api>) -> Response {
     let _busy = api.enter();
-    match api.owner.upkeep().await.status().await {
+    match api.services.owner.upkeep().await.status().await {
         Ok(status) => Json(status).into_response(),
         Err(error) => refused(StatusCode::INTERNAL_SERVER_ERROR, &error),
     }
 }
 
 async fn verify(State(api): State<Api>) -> Response {
-    let owner = api.owner.clone();
+    let owner = api.services.owner.clone();
     follow(&api, |progress| async move { owner.upkeep().await.verify(&progress).await })
 }
 
 async fn collect(State(api): State<Api>, Json(request): Json<CollectRequest>) -> Response {
-    let owner = api.owner.clone();
+    let owner = api.services.owner.clone();
     follow(&api, |_| async move { owner.upkeep().await.collect(request).await })
 }
 

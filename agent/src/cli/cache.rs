@@ -1,17 +1,16 @@
 //! `undermount cache status`, `verify` and `gc`: looking after a cache, through its owner where
 //! one runs, in this process otherwise.
 
-use std::io::Write as _;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
-use serde::Serialize;
 use undermount::config::value::{ByteCount, from_word};
 use undermount::control::{CacheStatus, CollectReport, CollectRequest, Tally, VerifyReport};
 use undermount_fs::fill::Progress;
 
+use super::answer::{AskArgs, mebibytes};
 use super::exit::{CliResult, Exit};
-use super::owner::{self, CacheArgs};
+use super::owner;
 
 /// Look after the cache
 #[derive(Debug, Subcommand)]
@@ -35,24 +34,20 @@ impl Cache {
 /// Show what is in the cache, and what of it could go
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    cache: CacheArgs,
+    ask: AskArgs,
 }
 
 impl StatusArgs {
     async fn run(self) -> CliResult {
-        let status = match owner::running(&self.cache).await? {
+        let status = match owner::running(&self.ask.cache).await? {
             Some(control) => control.cache().await?,
             None => {
-                let (_lock, upkeep) = owner::without_owner(&self.cache)?;
+                let (_lock, upkeep) = owner::without_owner(&self.ask.cache)?;
                 upkeep.status().await?
             }
         };
-        tell(self.json, &status, status_in_words)?;
-        Ok(Exit::Success)
+        self.ask.tell(&status, status_in_words)
     }
 }
 
@@ -62,23 +57,20 @@ impl StatusArgs {
 /// not be fetched.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    cache: CacheArgs,
+    ask: AskArgs,
 }
 
 impl VerifyArgs {
     async fn run(self) -> CliResult {
-        let report = match owner::running(&self.cache).await? {
+        let report = match owner::running(&self.ask.cache).await? {
             Some(control) => control.verify(|_| ()).await?,
             None => {
-                let (_lock, upkeep) = owner::without_owner(&self.cache)?;
+                let (_lock, upkeep) = owner::without_owner(&self.ask.cache)?;
                 upkeep.verify(&Arc::new(Progress::default())).await?
             }
         };
-        tell(self.json, &report, verify_in_words)?;
+        self.ask.tell(&report, verify_in_words)?;
         Ok(if report.lost.is_empty() { Exit::Success } else { Exit::Failure })
     }
 }
@@ -90,40 +82,23 @@ pub struct GcArgs {
     /// contents, also with KiB, MiB, GiB or TiB; what is mounted or complete stays
     #[arg(long, value_name = "BYTES", value_parser = from_word::<ByteCount>)]
     to: Option<ByteCount>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    cache: CacheArgs,
+    ask: AskArgs,
 }
 
 impl GcArgs {
     async fn run(self) -> CliResult {
         let request = CollectRequest { to: self.to.map(ByteCount::get) };
-        let report = match owner::running(&self.cache).await? {
+        let report = match owner::running(&self.ask.cache).await? {
             Some(control) => control.collect(&request).await?,
             None => {
-                let (_lock, upkeep) = owner::without_owner(&self.cache)?;
+                let (_lock, upkeep) = owner::without_owner(&self.ask.cache)?;
                 upkeep.collect(request).await?
             }
         };
-        tell(self.json, &report, collect_in_words)?;
+        self.ask.tell(&report, collect_in_words)?;
         Ok(if report.trouble.is_none() { Exit::Success } else { Exit::Failure })
     }
-}
-
-fn tell<T: Serialize>(
-    json: bool,
-    answer: &T,
-    in_words: impl FnOnce(&T) -> String,
-) -> CliResult<()> {
-    let text = if json { serde_json::to_string_pretty(answer)? } else { in_words(answer) };
-    writeln!(std::io::stdout(), "{text}")?;
-    Ok(())
-}
-
-fn mebibytes(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 fn tally(tally: Tally) -> String {

@@ -2,35 +2,28 @@
 
 mod slow;
 
-use std::io::Write as _;
-
 use clap::Args;
 use undermount::control::{MountStatus, PinStatus, Status, StoreImage, StoreStatus};
 
-use super::exit::{CliResult, Exit};
-use super::owner::{self, CacheArgs};
+use super::answer::{AskArgs, mebibytes};
+use super::exit::CliResult;
+use super::owner;
 
 /// Show what is mounted and what podman uses, and how much of it is here
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    cache: CacheArgs,
+    ask: AskArgs,
 }
 
 impl StatusArgs {
     /// Prints the status.
     pub async fn run(self) -> CliResult {
-        let status = match owner::running(&self.cache).await? {
+        let status = match owner::running(&self.ask.cache).await? {
             Some(control) => control.status().await?,
             None => Status::default(),
         };
-        let words =
-            if self.json { serde_json::to_string_pretty(&status)? } else { in_words(&status) };
-        writeln!(std::io::stdout(), "{words}")?;
-        Ok(Exit::Success)
+        self.ask.tell(&status, in_words)
     }
 }
 
@@ -106,10 +99,6 @@ fn local(content: u64, here: u64) -> String {
 
 fn trouble(trouble: Option<&str>) -> String {
     trouble.map(|trouble| format!("\n  trouble  {trouble}")).unwrap_or_default()
-}
-
-fn mebibytes(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)
 }
 
 #[cfg(test)]

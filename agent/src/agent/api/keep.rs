@@ -13,7 +13,7 @@ use crate::image::Reference;
 pub(super) async fn pin(State(api): State<Api>, Json(request): Json<PinRequest>) -> Response {
     let _busy = api.enter();
     let pinned = match request.reference.parse::<Reference>() {
-        Ok(reference) => api.pins.pin(&reference).await,
+        Ok(reference) => api.services.pins.pin(&reference).await,
         Err(error) => return refused(StatusCode::BAD_REQUEST, &error),
     };
     match pinned {
@@ -25,7 +25,7 @@ pub(super) async fn pin(State(api): State<Api>, Json(request): Json<PinRequest>)
 pub(super) async fn unpin(State(api): State<Api>, Json(request): Json<PinRequest>) -> Response {
     let _busy = api.enter();
     let gone = match request.reference.parse::<Reference>() {
-        Ok(reference) => api.pins.unpin(&reference).await,
+        Ok(reference) => api.services.pins.unpin(&reference).await,
         Err(error) => return refused(StatusCode::BAD_REQUEST, &error),
     };
     match gone {
@@ -45,14 +45,14 @@ fn refuse_pin(error: &PinError) -> Response {
 
 pub(super) async fn drain(State(api): State<Api>, Json(request): Json<DrainRequest>) -> Response {
     let _busy = api.enter();
-    if let Err(error) = api.layers.drain(request.drained) {
+    if let Err(error) = api.services.layers.drain(request.drained) {
         return refused(StatusCode::INTERNAL_SERVER_ERROR, &error);
     }
-    if let Some(peers) = &api.peers {
+    if let Some(peers) = &api.services.peers {
         peers.membership.drain(request.drained);
     }
-    let images = api.layers.in_use().into_iter();
-    let mounts = api.owner.mounts().await.into_iter();
+    let images = api.services.layers.in_use().into_iter();
+    let mounts = api.services.owner.mounts().await.into_iter();
     Json(Dependants {
         images: images.map(|reference| reference.to_string()).collect(),
         mounts: mounts.map(|mount| mount.dir.display().to_string()).collect(),
@@ -62,9 +62,9 @@ pub(super) async fn drain(State(api): State<Api>, Json(request): Json<DrainReque
 
 pub(super) async fn peers(State(api): State<Api>) -> Response {
     let _busy = api.enter();
-    match &api.peers {
+    match &api.services.peers {
         Some(peers) => {
-            let traffic = api.sharing.as_ref().map(|sharing| sharing.exchange.traffic());
+            let traffic = api.services.sharing.as_ref().map(|sharing| sharing.exchange.traffic());
             Json(PeersStatus { membership: peers.membership.status(), traffic }).into_response()
         }
         None => refused(StatusCode::NOT_FOUND, &NoPeers),

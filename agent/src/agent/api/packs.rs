@@ -20,14 +20,16 @@ pub fn routes() -> Router<Api> {
 
 async fn begin(State(api): State<Api>, Json(request): Json<RecordingRequest>) -> Response {
     let _busy = api.enter();
-    let Some(ready) = api.owner.mounted(&request.dir).await else { return not_mounted(request) };
-    api.recordings.begin(&request.dir, &ready);
+    let Some(ready) = api.services.owner.mounted(&request.dir).await else {
+        return not_mounted(request);
+    };
+    api.services.recordings.begin(&request.dir, &ready);
     StatusCode::NO_CONTENT.into_response()
 }
 
 async fn status(State(api): State<Api>, Json(request): Json<RecordingRequest>) -> Response {
     let _busy = api.enter();
-    match api.recordings.status(&request.dir) {
+    match api.services.recordings.status(&request.dir) {
         Some(status) => Json(status).into_response(),
         None => not_recorded(&request),
     }
@@ -36,9 +38,13 @@ async fn status(State(api): State<Api>, Json(request): Json<RecordingRequest>) -
 /// Ends a recording and answers with what was read, as a profile without a command.
 async fn end(State(api): State<Api>, Json(request): Json<RecordingRequest>) -> Response {
     let _busy = api.enter();
-    let Some(profile) = api.recordings.end(&request.dir) else { return not_recorded(&request) };
-    let Some(ready) = api.owner.mounted(&request.dir).await else { return not_mounted(request) };
-    let units = match api.packer.named(&ready, profile).await {
+    let Some(profile) = api.services.recordings.end(&request.dir) else {
+        return not_recorded(&request);
+    };
+    let Some(ready) = api.services.owner.mounted(&request.dir).await else {
+        return not_mounted(request);
+    };
+    let units = match api.services.packer.named(&ready, profile).await {
         Ok(units) => units,
         Err(error) => return refused(StatusCode::INTERNAL_SERVER_ERROR, &error),
     };
@@ -48,7 +54,7 @@ async fn end(State(api): State<Api>, Json(request): Json<RecordingRequest>) -> R
 }
 
 async fn pack(State(api): State<Api>, Json(request): Json<PackRequest>) -> Response {
-    let packer = api.packer.clone();
+    let packer = api.services.packer.clone();
     follow(&api, |progress| async move { packer.pack(&request, &progress).await })
 }
 
