@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use undermount_tests::archive::{Member, noise};
+use undermount_tests::http::{Fault, Request};
 use undermount_tests::image::{Image, Layer};
+use undermount_tests::origin::Origin;
 use undermount_tests::podman::{NEEDS, PATIENCE, Podman};
 use undermount_tests::process::{Running, binary, eventually, run};
 use undermount_tests::requirement::lacking;
@@ -70,6 +72,55 @@ fn an_agent_that_is_upgraded_keeps_its_containers() {
     let words = node.run(&["exec", "stays", "/bin/sh", "-c", "sha256sum < /data/150"]).stdout;
     assert!(words.ends_with("-\n"), "{words}");
     assert!(node.output(&reference, &["/bin/ls", "/data"]).contains("150"));
+}
+
+/// Whether the agent asks, and not podman itself.
+fn is_agents(request: &Request) -> bool {
+    request.header("user-agent").is_some_and(|agent| agent.starts_with("undermount/"))
+}
+
+#[test]
+fn regression_a_start_does_not_wait_for_a_registry_that_holds_up_a_pull_of_the_same_name() {
+    if lacking(NEEDS) {
+        return;
+    }
+    let node = Podman::new();
+    let (origin, reference) = Origin::with(image());
+    origin.attach_right("test/image");
+    // What a start reads is here.
+    assert!(node.output(&reference, &["/bin/ls", "/data"]).contains("150"));
+    // The layers of one pull share an answer of the registry; this is another pull.
+    std::thread::sleep(Duration::from_secs(6));
+    origin.misbehave(|request| is_agents(request).then_some(Fault::Stall));
+    let before = origin.requests().len();
+    let mut pull = Running::start(&mut node.command(&["pull", "--quiet", &reference]));
+    eventually("the agent asks what the name means", PATIENCE, || {
+        origin.requests()[before..].iter().any(is_agents)
+    });
+    let arguments = ["run", "--rm", "--pull=never", &reference, "/bin/ls", "/data"];
+    assert!(node.run(&arguments).stdout.contains("150"));
+    assert_eq!(node.refused("late"), 0, "the start has waited for the registry");
+    origin.behave();
+    let status = pull.wait(PATIENCE).expect("the pull ends");
+    assert!(status.success(), "{status}: {}", pull.stderr());
+}
+
+/// Each of the layers would wait for the registry once more.
+#[test]
+fn regression_a_registry_that_hangs_holds_up_a_pull_once() {
+    if lacking(NEEDS) {
+        return;
+    }
+    let node = Podman::new();
+    let mut layers = vec![Layer::of(&userland(&["sh", "cat"]))];
+    layers.extend((0..8).map(|n| Layer::of(&[Member::file(format!("data/{n}"), "few bytes")])));
+    let (origin, reference) = Origin::with(Image::from_layers(layers));
+    origin.misbehave(|request| is_agents(request).then_some(Fault::Stall));
+    let outcome = node.run(&["run", "--rm", &reference, "/bin/cat", "/data/7"]);
+    assert_eq!(outcome.stdout, "few bytes");
+    assert!(node.refused("late") > 0);
+    // Twenty seconds for the first; nine times as much without.
+    assert!(outcome.elapsed < Duration::from_secs(100), "{:?}", outcome.elapsed);
 }
 
 #[test]

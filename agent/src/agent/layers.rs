@@ -26,6 +26,7 @@
 
 mod blob;
 mod name;
+mod offer;
 mod plan;
 mod record;
 mod shown;
@@ -52,8 +53,12 @@ use crate::control::{Explanation, StoreImage};
 use crate::image::Reference;
 use crate::podman::{LayerKey, Occasion, Offer, Refused, Shelf};
 
-/// How long podman waits for an answer before it downloads the layer itself.
+/// How long podman waits for an answer before it downloads the layer itself. A pull waits as long
+/// for an answer of the registry that all its layers need.
 const DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long it waits at least.
+const LEAST_DEADLINE: Duration = Duration::from_millis(100);
 
 /// The layers that podman is offered.
 #[derive(Clone)]
@@ -121,8 +126,15 @@ impl LayerShelf {
     async fn offer(&self, key: LayerKey, occasion: Occasion) -> Result<Arc<Offer>, Refusal> {
         let (shelf, name) = (self.clone(), self.name(&key.reference));
         let digest = key.digest;
+        if occasion == Occasion::Path
+            && !self.is_drained()
+            && let Some(offer) = name.offered(&digest)
+        {
+            return Ok(offer);
+        }
+        let deadline = DEADLINE.saturating_sub(name.asking_for()).max(LEAST_DEADLINE);
         let work = tokio::spawn(async move { name.offer(&shelf.0, &digest, occasion).await });
-        match tokio::time::timeout(DEADLINE, work).await {
+        match tokio::time::timeout(deadline, work).await {
             Ok(Ok(offer)) => offer,
             Ok(Err(_)) => Err(Refusal::Interrupted),
             Err(_) => Err(Refusal::Late),

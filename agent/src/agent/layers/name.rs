@@ -1,29 +1,33 @@
 //! A name that podman asks for, and the images that it has meant.
 //!
 //! One question at a time: the first layer of a pull resolves the image and the indexes of all
-//! its layers, and the questions for the others find that done.
+//! its layers, and the questions for the others find that done. Two things do not wait for it:
+//! what was offered before is given to who starts a container, and a registry that holds up the
+//! first question for too long does not hold up each of the others once more.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
-use undermount_fs::codec::Codec;
 use undermount_fs::digest::Digest;
-use undermount_fs::fill::{Blob, Layer};
+use undermount_fs::fill::Blob;
 
-use super::Inner;
-use super::plan::{Below, Plan, Refusal, place_of, plan};
+use super::plan::{Refusal, place_of, plan};
 use super::record::NameRecord;
+use super::{Inner, offer};
 use crate::agent::completion::Completion;
 use crate::agent::images::Indexed;
 use crate::control::{Explanation, LayerFate, StoreImage};
 use crate::image::Reference;
-use crate::podman::{Compression, LayerInfo, Occasion, Offer};
+use crate::podman::{Occasion, Offer};
 
 /// For this long the registry's last answer counts: the layers of one pull share it.
 const FRESH: Duration = Duration::from_secs(5);
+
+/// Who wants to know how far things are gets what was so a moment ago, where that takes longer.
+const STATUS_WITHIN: Duration = Duration::from_millis(500);
 
 /// Counts of users are written down together, this long after the first of them changed.
 const SAVE_AFTER: Duration = Duration::from_millis(300);
@@ -32,6 +36,12 @@ const SAVE_AFTER: Duration = Duration::from_millis(300);
 pub struct Name {
     reference: Reference,
     state: Mutex<State>,
+    /// What was offered, as long as nothing new is learnt of the name.
+    offers: std::sync::Mutex<HashMap<Digest, Arc<Offer>>>,
+    /// Since when the registry is being asked, if it is.
+    asking: std::sync::Mutex<Option<Instant>>,
+    /// What was told last of the images.
+    told: std::sync::Mutex<Vec<StoreImage>>,
     /// Whether the record is about to be saved.
     saving: AtomicBool,
 }
@@ -44,10 +54,10 @@ struct State {
     images: Vec<Known>,
     /// When the registry was last asked, successfully or not.
     asked: Option<Instant>,
+    /// When it failed after a long time, and why. Who has waited meanwhile does not ask once more.
+    hung: Option<(Instant, Refusal)>,
     /// Layers that no image of the name had, and when the registry said so.
     missing: HashMap<Digest, Instant>,
-    /// What was offered, as long as nothing new is learnt of the name.
-    offers: HashMap<Digest, Arc<Offer>>,
 }
 
 struct Known {
@@ -58,7 +68,29 @@ struct Known {
 impl Name {
     /// A name of which nothing is known yet.
     pub fn new(reference: Reference) -> Arc<Self> {
-        Arc::new(Self { reference, state: Mutex::default(), saving: AtomicBool::new(false) })
+        Arc::new(Self {
+            reference,
+            state: Mutex::default(),
+            offers: std::sync::Mutex::default(),
+            asking: std::sync::Mutex::default(),
+            told: std::sync::Mutex::default(),
+            saving: AtomicBool::new(false),
+        })
+    }
+
+    /// What was offered for the layer `key`, without waiting for anybody.
+    pub fn offered(&self, key: &Digest) -> Option<Arc<Offer>> {
+        self.offers().get(key).cloned()
+    }
+
+    /// How long the registry has been asked by now.
+    pub fn asking_for(&self) -> Duration {
+        let asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        asking.map(|since| since.elapsed()).unwrap_or_default()
+    }
+
+    fn offers(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Offer>>> {
+        self.offers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The offer for the layer that podman calls `key`.
@@ -76,12 +108,14 @@ impl Name {
         if occasion == Occasion::Pull {
             self.look_again(shelf, &mut state, key).await;
         }
-        if let Some(offer) = state.offers.get(key) {
-            return Ok(offer.clone());
+        if let Some(offer) = self.offered(key) {
+            return Ok(offer);
         }
         let (at, place) = self.find(shelf, &mut state, key).await?;
-        let offer = Arc::new(make_offer(shelf, &state, at, place, key)?);
-        state.offers.insert(*key, offer.clone());
+        let (image, others) = (&state.images[at].image, state.others());
+        let offer = offer::make(&shelf.shown, image, place, key, others.as_deref())?;
+        let offer = Arc::new(offer);
+        self.offers().insert(*key, offer.clone());
         Ok(offer)
     }
 
@@ -120,7 +154,19 @@ impl Name {
 
     /// Asks the registry what the name means.
     async fn ask(&self, shelf: &Inner, state: &mut State, key: &Digest) -> Result<(), Refusal> {
-        state.asked = Some(Instant::now());
+        if let Some((_, refusal)) = state.hung.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
+            return Err(refusal.clone());
+        }
+        let asked = Instant::now();
+        state.asked = Some(asked);
+        let _asking = Asking::begin(self);
+        let outcome = self.learn(shelf, state, key).await;
+        let failure = outcome.as_ref().err().filter(|_| asked.elapsed() > FRESH);
+        state.hung = failure.map(|refusal| (Instant::now(), refusal.clone()));
+        outcome
+    }
+
+    async fn learn(&self, shelf: &Inner, state: &mut State, key: &Digest) -> Result<(), Refusal> {
         let holds = |manifest: &_| place_of(manifest, key).is_some();
         let found = shelf.images.find_holder(&self.reference, holds).await;
         let found = found.map_err(|error| Refusal::unresolved(&error))?;
@@ -141,7 +187,7 @@ impl Name {
             }
         };
         state.images.push(known);
-        state.offers.clear();
+        self.offers().clear();
         if state.record.add(digest) {
             self.save(shelf, &state.record);
         }
@@ -150,7 +196,7 @@ impl Name {
 
     fn learn_of_others(&self, shelf: &Inner, state: &mut State) {
         if !std::mem::replace(&mut state.record.others, true) {
-            state.offers.clear();
+            self.offers().clear();
             self.save(shelf, &state.record);
         }
     }
@@ -243,7 +289,16 @@ impl Name {
 
     /// How much of each image that the name has meant is used and is here.
     pub async fn status(&self, shelf: &Inner) -> Vec<StoreImage> {
-        let state = self.state.lock().await;
+        let told = || self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let Ok(state) = tokio::time::timeout(STATUS_WITHIN, self.state.lock()).await else {
+            return told().clone();
+        };
+        let now = self.status_in(&state, shelf);
+        told().clone_from(&now);
+        now
+    }
+
+    fn status_in(&self, state: &State, shelf: &Inner) -> Vec<StoreImage> {
         let outage = shelf.images.filler().outages().of(&self.reference.repository().scope());
         let outage = outage.map(|outage| outage.to_string());
         let status = |known: &Known| {
@@ -282,7 +337,7 @@ impl Name {
         let layers = image.image.manifest.layers.iter().zip(0..).map(|(layer, place)| {
             let plan = plan(&image, place, &layer.digest, others.as_deref());
             let (lazy, reason) = match plan {
-                Ok(plan) => (true, way(&plan).to_owned()),
+                Ok(plan) => (true, offer::way(&plan).to_owned()),
                 Err(refusal) => (false, refusal.in_words()),
             };
             LayerFate { layer: layer.digest, lazy, reason }
@@ -292,6 +347,22 @@ impl Name {
             manifest: image.image.digest,
             layers: layers.collect(),
         })
+    }
+}
+
+/// The registry is being asked until this is dropped.
+struct Asking<'a>(&'a Name);
+
+impl<'a> Asking<'a> {
+    fn begin(name: &'a Name) -> Self {
+        *name.asking.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        Self(name)
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        *self.0.asking.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -319,51 +390,5 @@ impl Known {
         if self.completion.is_none() {
             self.completion = Some(shelf.completer.begin(self.image.ready(), true));
         }
-    }
-}
-
-fn make_offer(
-    shelf: &Inner,
-    state: &State,
-    at: usize,
-    place: usize,
-    key: &Digest,
-) -> Result<Offer, Refusal> {
-    let image = &state.images[at].image;
-    let plan = plan(image, place, key, state.others().as_deref())?;
-    let info = info(&plan.layer).to_json(key);
-    let blob_size = plan.layer.tree.header().layer_size.get();
-    let directory = shelf.shown.show(plan);
-    let directory = directory.map_err(|error| Refusal::NotShown(error.to_string()))?;
-    Ok(Offer { directory, info, blob_size })
-}
-
-/// How a planned layer will be served, in a word.
-fn way(plan: &Plan) -> &'static str {
-    match plan.below {
-        Below::Any => "lazily",
-        Below::Tree(_) => "lazily, opaque directories as whiteouts",
-        Below::Several => "lazily, opaque directories as extended attributes",
-    }
-}
-
-fn info(layer: &Layer) -> LayerInfo {
-    let header = layer.tree.header();
-    let distinct = |ids: &dyn Fn(&undermount_fs::index::InodeRecord) -> u32| {
-        let ids = layer.tree.inodes().iter().map(ids);
-        ids.collect::<std::collections::BTreeSet<u32>>().into_iter().collect()
-    };
-    LayerInfo {
-        blob: header.layer,
-        blob_size: header.layer_size.get(),
-        diff_id: header.diff_id,
-        diff_size: header.tar_size.get(),
-        compression: match layer.tree.codec() {
-            Codec::Plain => Compression::None,
-            Codec::Gzip => Compression::Gzip,
-            Codec::Zstd => Compression::Zstd,
-        },
-        uids: distinct(&|inode| inode.uid.get()),
-        gids: distinct(&|inode| inode.gid.get()),
     }
 }
