@@ -22,7 +22,9 @@ use crate::agent::process::OwnerConfig;
 use crate::agent::starts::Recorded;
 use crate::mirror::MirrorConfig;
 use crate::registry::client::{ClientConfig, Credentials, PlainHttp};
-use value::{ByteCount, Directory, Listen, Loopback, RegistryName, Seconds, StorePath};
+use value::{
+    ByteCount, Directory, Listen, Loopback, RegistryName, Seconds, SelinuxContext, StorePath,
+};
 
 pub use file::ConfigError;
 pub use peers::PeerSettings;
@@ -38,6 +40,8 @@ pub struct Settings {
     pub cache: CacheSettings,
     /// What a read may cost.
     pub reads: ReadSettings,
+    /// What the mounts are like.
+    pub mounts: MountSettings,
     /// How mounted images become local.
     pub completion: CompletionSettings,
     /// What becomes of the starts of images.
@@ -89,6 +93,15 @@ impl Default for ReadSettings {
         let timeout = Seconds::new(60).expect("a minute is in range");
         Self { timeout, on_outage: OnOutage::default(), data_mode: DataMode::default() }
     }
+}
+
+/// `[mounts]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MountSettings {
+    /// The SELinux context of all files in them; `None` for what the policy says of FUSE.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selinux_context: Option<SelinuxContext>,
 }
 
 /// `[completion]`
@@ -328,6 +341,7 @@ mod tests {
         let mut settings = parse(&keys.collect::<Vec<_>>().join("\n")).unwrap();
         assert!(settings.cache.quota.take().is_some(), "the example has a quota");
         assert!(settings.cache.reserve.take().is_some(), "the example has a reserve");
+        assert!(settings.mounts.selinux_context.take().is_some(), "the example has a context");
         assert!(settings.mirror.listen.take().is_some(), "the example has a mirror");
         assert!(settings.metrics.listen.take().is_some(), "the example tells metrics");
         assert!(settings.peers.bandwidth.take().is_some(), "the example has a bandwidth");
@@ -359,6 +373,11 @@ mod tests {
             ("[reads]\ntimeout = '60'\n", 2, "a whole number of seconds from 1 to 3600"),
             ("[reads]\ndata_mode = 'fast'\n", 2, "expected `cached` or `passthrough`"),
             ("[reads]\non_outage = 'panic'\n", 2, "expected `wait` or `eio`"),
+            (
+                "[mounts]\nselinux_context = 'fusefs_t'\n",
+                2,
+                "USER:ROLE:TYPE or USER:ROLE:TYPE:LEVEL",
+            ),
             ("[completion]\nwithin = -1\n", 2, "a whole number of seconds from 0 to 604800"),
             ("[profiles]\nstarts = 'sometimes'\n", 2, "expected one of `share`, `keep`, `off`"),
             ("[registries]\nplain_http = ['a', 'b/c']\n", 2, "HOST or HOST:PORT"),

@@ -71,6 +71,20 @@ pub enum SessionError {
         /// What mount(2) said.
         source: io::Error,
     },
+    /// The kernel does not take the SELinux context of a mount.
+    #[error(
+        "cannot mount on {} with the SELinux context {context}: this kernel has no SELinux, or its \
+         policy does not know that context; name another one, or none",
+        dir.display()
+    )]
+    Context {
+        /// The mount point.
+        dir: PathBuf,
+        /// The context.
+        context: String,
+        /// What mount(2) said.
+        source: io::Error,
+    },
     /// umount2(2) failed.
     #[error("cannot detach what is mounted on {}", dir.display())]
     Detach {

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::manager::{self, Manager};
-use crate::process::{Outcome, Running, SOON, program, run, undermount};
+use crate::process::{Outcome, Running, SOON, eventually, program, run, undermount};
 use crate::registry::{Registry, get};
 use crate::requirement::Need;
 
@@ -28,6 +28,9 @@ pub const NEEDS: &[Need] = &[
 
 /// How long a podman command may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(180);
+
+/// What an agent says once it serves.
+const SERVES: &str = "layer store is served";
 
 /// Where pictures are taken from the registry's own count of bytes.
 const SENT: &str = "undermount_registry_sent_bytes_total ";
@@ -97,6 +100,28 @@ impl Podman {
 
     /// Starts the agent and waits until it serves.
     pub fn start_agent(&mut self) {
+        self.launch_agent();
+        let agent = self.agent.as_mut().expect("it was just launched");
+        agent.wait_for(SOON, |text| text.contains(SERVES).then_some(()));
+    }
+
+    /// Starts the agent until it serves, as a service manager does with what ends too early.
+    pub fn start_agent_again(&mut self) {
+        eventually("an agent serves", PATIENCE, || {
+            self.launch_agent();
+            let agent = self.agent.as_mut().expect("it was just launched");
+            let mut serves = false;
+            eventually("the agent serves or ends", SOON, || {
+                let ended = agent.wait(Duration::from_millis(5)).is_some();
+                serves = agent.stderr().contains(SERVES);
+                serves || ended
+            });
+            serves
+        });
+    }
+
+    /// Starts the agent and waits for nothing.
+    pub fn launch_agent(&mut self) {
         let mut command = undermount();
         command.arg("agent").arg("--cache").arg(self.path("cache"));
         command.arg("--store").arg(self.store()).args(&self.flags);
@@ -110,8 +135,6 @@ impl Podman {
             }
         };
         self.agent = Some(agent);
-        let agent = self.agent.as_mut().expect("it was just put there");
-        agent.wait_for(SOON, |text| text.contains("layer store is served").then_some(()));
     }
 
     /// Ends the agent as its service manager would.

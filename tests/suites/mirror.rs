@@ -38,15 +38,23 @@ struct Mirrored {
 impl Mirrored {
     /// A mirror of a registry with an image of one layer of about 1 MiB as `test/image`.
     fn start() -> Self {
+        Self::of("test/image", |origin| (ClientConfig::default(), origin.address()))
+    }
+
+    /// A mirror of a registry with such an image as `repository`; `known_as` says under which name
+    /// it is mirrored, and how it is found.
+    fn of(repository: &str, known_as: impl FnOnce(&Origin) -> (ClientConfig, String)) -> Self {
         install_crypto_provider();
         let image = Image::of(&[&[Member::file("a", noise(1, 1 << 20))]]);
-        let (origin, _) = Origin::with(image.clone());
+        let origin = Origin::new();
+        origin.add(repository, image.clone());
+        let (config, name) = known_as(&origin);
         let dir = tempfile::tempdir().unwrap();
         let store = MirrorStore::open(&dir.path().join("mirror"), 1 << 30).unwrap();
         let first_pause = Duration::from_millis(1);
         let retry = RetryPolicy { retries: 1, first_pause, ..RetryPolicy::default() };
-        let client = Client::new(ClientConfig { retry, ..ClientConfig::default() });
-        let mirror = Mirror::new(store, client, vec![origin.address()]);
+        let client = Client::new(ClientConfig { retry, ..config });
+        let mirror = Mirror::new(store, client, vec![name]);
         let runtime = Runtime::new().unwrap();
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
@@ -183,6 +191,33 @@ fn a_registry_that_does_not_answer_is_stood_in_for() {
     mirrored.origin.up();
     mirrored.origin.require("user", "password");
     assert_eq!(mirrored.get(&tag).0, 403);
+}
+
+/// docker's `registry-mirrors` stand in for docker.io and are told of no registry: the path is all.
+#[test]
+fn docker_is_answered_for_docker_io_by_paths_alone() {
+    let mirrored = Mirrored::of("library/busy", |origin| {
+        let docker_mirror = format!("http://{}/", origin.address()).parse().ok();
+        (ClientConfig { docker_mirror, ..ClientConfig::default() }, "docker.io".to_owned())
+    });
+    let (digest, content) = mirrored.layer();
+    let manifest = mirrored.get("/v2/library/busy/manifests/latest");
+    assert_eq!(manifest, (200, mirrored.image.manifest.clone()));
+    let blob = format!("/v2/library/busy/blobs/{digest}");
+    assert_eq!(mirrored.get(&blob), (200, content.clone()));
+    assert_eq!(mirrored.fetches(), 1);
+    if !lacking(&[Need::Program("skopeo")]) {
+        // A client that knows no mirrors asks for the same paths.
+        let source = format!("docker://{}/library/busy:latest", mirrored.address);
+        let dir = tempfile::tempdir().unwrap();
+        let layout = format!("oci:{}:image", dir.path().join("layout").display());
+        call("skopeo", &["--insecure-policy", "copy", "--src-tls-verify=false", &source, &layout]);
+        let copied = Image::read_layout(&dir.path().join("layout"), "image");
+        assert_eq!(copied.digest(), mirrored.image.digest());
+    }
+    mirrored.origin.down();
+    assert_eq!(mirrored.get("/v2/library/busy/manifests/latest"), manifest);
+    assert_eq!(mirrored.get(&blob), (200, content));
 }
 
 #[test]

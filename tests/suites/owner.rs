@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use nix::mount::{MntFlags, umount2};
@@ -11,8 +13,11 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 use undermount_tests::archive::{Member, noise};
+use undermount_tests::http::Fault;
 use undermount_tests::image::Image;
-use undermount_tests::process::{SOON, binary, eventually, parent, run, undermount};
+use undermount_tests::node;
+use undermount_tests::origin::Origin;
+use undermount_tests::process::{Running, SOON, binary, eventually, parent, run, undermount};
 use undermount_tests::registry::Registry;
 use undermount_tests::requirement::{Need, lacking};
 use undermount_tests::session::{LINUX_5_14, is_alive};
@@ -124,6 +129,29 @@ fn a_worker_that_loses_its_keeper_leaves_no_dead_mount() {
 }
 
 #[test]
+fn regression_a_worker_that_loses_its_keeper_before_it_serves_leaves_no_dead_mount() {
+    if lacking(&NEEDS) {
+        return;
+    }
+    let node = Node::start();
+    let worker = node.worker();
+    // A program that outlives its keeper, and then does what any worker does.
+    let program = node.scratch.path().join("late");
+    let script =
+        format!("#!/bin/sh\nsleep 0.3\nkill -9 $PPID\nexec {} \"$@\"\n", binary().display());
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    // It waits for an answer that nobody can give any more.
+    let _upgrade = Running::start(node.command("upgrade").arg(&program));
+    eventually("the keeper is killed", SOON, || !is_alive(node.keeper));
+    let own = node.scratch.path().to_str().unwrap();
+    eventually("nothing is mounted", SOON, || {
+        !fs::read_to_string("/proc/self/mountinfo").unwrap().contains(own)
+    });
+    node.assert_gone(worker);
+}
+
+#[test]
 fn twenty_killed_workers_are_replaced_and_counted() {
     if lacking(&NEEDS) {
         return;
@@ -190,4 +218,49 @@ fn an_upgrade_hands_the_mounts_to_another_program_and_a_bad_one_is_taken_back() 
     run(node.command("umount").arg(node.mount()), SOON).success();
     eventually("the owner ends", SOON, || !is_alive(node.keeper));
     run(node.command("upgrade").arg(&newer), SOON).success();
+}
+
+/// Reads a file past the kernel's cache: it asks once, and not again by itself after an error.
+fn read_directly(path: &Path) -> std::io::Result<Vec<u8>> {
+    let file = fs::File::options().read(true).custom_flags(libc::O_DIRECT).open(path)?;
+    let mut bytes = vec![0; 4096];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// What a worker drops that makes room for another one would be answered with EIO.
+#[test]
+fn regression_reads_that_wait_for_the_network_outlive_an_upgrade() {
+    const READERS: u64 = 4;
+    if lacking(node::NEEDS) {
+        return;
+    }
+    let (origin, mut node) = (Origin::new(), node::Node::new());
+    // More than is fetched whole when an image is mounted.
+    let content = |n: u64| noise(n + 1, 1_300_000);
+    let files: Vec<Member> =
+        (0..READERS).map(|n| Member::file(format!("f{n}"), content(n))).collect();
+    let reference = origin.add("test/slow", Image::of(&files.chunks(1).collect::<Vec<_>>()));
+    origin.attach_right("test/slow");
+    let root = node.mount(&reference);
+    let newer = node.directory("newer").join("undermount");
+    fs::copy(binary(), &newer).unwrap();
+    let before = origin.requests().len();
+    origin.misbehave(|request| request.path.contains("/blobs/").then_some(Fault::Stall));
+    thread::scope(|scope| {
+        let read = |n: u64| {
+            let path = root.join(format!("f{n}"));
+            scope.spawn(move || read_directly(&path))
+        };
+        let readers: Vec<_> = (0..READERS).map(read).collect();
+        let asked = || (origin.requests().len() - before) as u64;
+        eventually("all readers wait for the network", SOON, || asked() >= READERS);
+        run(node.command("upgrade").arg(&newer), SOON).success();
+        assert!(readers.iter().all(|reader| !reader.is_finished()), "nobody has got an answer");
+        origin.behave();
+        for (n, reader) in (0..READERS).zip(readers) {
+            let bytes = reader.join().unwrap().unwrap();
+            assert!(bytes == content(n)[..4096], "other bytes in file {n}");
+        }
+    });
 }

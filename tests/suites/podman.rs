@@ -192,6 +192,7 @@ fn users_set_user_ids_and_capabilities_hold_in_containers_and_nobody_else_reache
     let becomes_root = copy("becomes-root", "id").mode(0o4755);
     let for_one = Member::file("for-one", "secret").mode(0o600).owner(1000, 1000);
     members.push(becomes_root);
+    members.push(Member::char_device("nothing", 1, 3).mode(0o666));
     let layers = vec![
         Layer::of(&members),
         Layer::of(&[able, for_one, Member::file("x", "y").xattr("user.key", "value")]),
@@ -208,6 +209,10 @@ fn users_set_user_ids_and_capabilities_hold_in_containers_and_nobody_else_reache
     let status = as_user("1000:1000", &["/bin/able", "/proc/self/status"]).success().stdout;
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
     assert_eq!(u64::from_str_radix(effective.trim(), 16).unwrap(), 1 << 10, "{status}");
+    // The flags of our mounts, nosuid and nodev, are not those of the overlay above them.
+    let open = ["run", "--rm", &reference, "/bin/cat", "/nothing"];
+    assert_eq!(run(&mut node.ordinary_command(&open), PATIENCE).success().stdout, "");
+    assert_eq!(run(&mut node.command(&open), PATIENCE).success().stdout, "", "the null device");
     let value = node.output(&reference, &["/bin/getfattr", "-n", "user.key", "/x"]);
     assert!(value.contains("user.key=\"value\""), "{value}");
     let names = node.output(&reference, &["/bin/getfattr", "-d", "/for-one"]);

@@ -5,8 +5,9 @@ use std::fs;
 
 use undermount_tests::archive::{Member, noise};
 use undermount_tests::image::{Image, Layer};
+use undermount_tests::origin::Origin;
 use undermount_tests::podman::{NEEDS, PATIENCE, Podman};
-use undermount_tests::process::{SOON, eventually, run};
+use undermount_tests::process::{SOON, eventually, run, undermount};
 use undermount_tests::requirement::lacking;
 use undermount_tests::userland::userland;
 
@@ -53,6 +54,44 @@ fn what_an_environment_file_names_is_prefetched_and_needs_no_registry() {
     // What a command says is kept as text.
     let bulk = noise(1, 1_500_000);
     assert!(node.run(&arguments).stdout == String::from_utf8_lossy(&bulk));
+}
+
+#[test]
+fn what_prepare_writes_is_what_prefetch_reads() {
+    if lacking(NEEDS) {
+        return;
+    }
+    let mut node = Podman::new();
+    let (from, to) = (Origin::new(), node.registry().address().to_owned());
+    for (name, seed) in [("one", 7), ("two", 8)] {
+        from.add(&format!("test/{name}"), image(name, seed));
+    }
+    let dir = node.path("prepare");
+    fs::create_dir(&dir).unwrap();
+    let template = "container_images_template:\n\
+        - {imagename: '{{namespace}}/one:{{tag}}', params: [ContainerOneImage]}\n\
+        - {imagename: '{{namespace}}/two:{{tag}}', params: [ContainerTwoImage]}\n";
+    fs::write(dir.join("template.j2"), template).unwrap();
+    let entry = format!(
+        "parameter_defaults:\n  ContainerImagePrepare:\n  - push_destination: '{to}'\n    \
+         set: {{namespace: {}/test, tag: latest}}\n",
+        from.address()
+    );
+    fs::write(dir.join("prepare.yaml"), entry).unwrap();
+    let mut prepare = undermount();
+    prepare.current_dir(&dir).env("HOME", &dir).env_remove("XDG_STATE_HOME");
+    prepare.args(["prepare", "-e", "prepare.yaml", "--template-file", "template.j2"]);
+    run(prepare.args(["--output-env-file", "env.yaml"]), PATIENCE).success();
+    let mut prefetch = node.undermount("prefetch");
+    run(prefetch.arg("--from").arg(dir.join("env.yaml")), PATIENCE).success();
+    let references = ["one", "two"].map(|name| format!("{to}/test/{name}:latest"));
+    for reference in &references {
+        node.run(&["pull", "--quiet", reference]);
+    }
+    node.stop_registry();
+    for (reference, name) in references.iter().zip(["one", "two"]) {
+        assert_eq!(node.output(reference, &["/bin/cat", "/name"]), name);
+    }
 }
 
 #[test]

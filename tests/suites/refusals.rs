@@ -13,7 +13,7 @@ use undermount_tests::image::{Image, Layer};
 use undermount_tests::node::{self, Node, PATIENCE, assert_no_process_left, mounts_below};
 use undermount_tests::origin::Origin;
 use undermount_tests::process::{Outcome, binary, program, run};
-use undermount_tests::requirement::lacking;
+use undermount_tests::requirement::{lacking, skipped};
 
 fn image() -> Image {
     Image::of(&[&[Member::file("a", noise(1, 2 << 20)), Member::file("b", "small")]])
@@ -175,6 +175,26 @@ fn a_machine_without_fuse_is_told_so() {
     );
     let outcome = run(&mut in_own_namespace(&script, directory.parent().unwrap()), PATIENCE);
     assert_refused(&node, &directory, &outcome, &["/dev/fuse"]);
+}
+
+#[test]
+fn a_security_context_is_refused_by_name_where_there_is_no_selinux() {
+    if lacking(node::NEEDS) {
+        return;
+    }
+    if Path::new("/sys/fs/selinux/enforce").exists() {
+        return skipped("this kernel has SELinux");
+    }
+    let (_origin, reference) = Origin::with(image());
+    let node = Node::new();
+    let directory = node.directory("mount");
+    let context = "system_u:object_r:container_ro_file_t:s0:c1,c2";
+    let file = node.directory("etc").join("agent.toml");
+    fs::write(&file, format!("[mounts]\nselinux_context = '{context}'\n")).unwrap();
+    let mut mount = node.command("mount");
+    mount.arg(&reference).arg(&directory).env("UNDERMOUNT_CONFIG", file);
+    let outcome = run(&mut mount, PATIENCE);
+    assert_refused(&node, &directory, &outcome, &[context, "this kernel has no SELinux", "none"]);
 }
 
 #[test]

@@ -219,7 +219,8 @@ pub(super) fn keep(
     arguments.extend(handing(&settings));
     let store = (role == Role::Agent).then(|| settings.store.mount.to_path_buf());
     let data_mode = settings.reads.data_mode;
-    let settings = KeeperSettings { program, arguments, store, data_mode, init_mask };
+    let context = settings.mounts.selinux_context.as_ref().map(ToString::to_string);
+    let settings = KeeperSettings { program, arguments, store, data_mode, init_mask, context };
     process::keep(&lock, settings, continuity, on_ready).map_err(failed)
 }
 

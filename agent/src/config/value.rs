@@ -242,6 +242,33 @@ impl Value for StorePath {
     }
 }
 
+/// A security context of SELinux.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct SelinuxContext(String);
+
+impl fmt::Display for SelinuxContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Value for SelinuxContext {
+    fn allowed() -> String {
+        "a security context, USER:ROLE:TYPE or USER:ROLE:TYPE:LEVEL".to_owned()
+    }
+
+    fn of_text(text: &str) -> Option<Self> {
+        // What else the policy may say of names; nothing that ends a mount option early.
+        let fits = |part: &str| {
+            let may = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-,:".contains(&byte);
+            !part.is_empty() && part.bytes().all(may)
+        };
+        let parts: Vec<&str> = text.splitn(4, ':').collect();
+        (parts.len() >= 3 && parts.into_iter().all(fits)).then(|| Self(text.to_owned()))
+    }
+}
+
 /// An address of this machine that no other machine reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Loopback(SocketAddr);
@@ -336,6 +363,7 @@ deserialized_as_value!(
     Directory,
     AbsolutePath,
     StorePath,
+    SelinuxContext,
     Listen,
     Loopback,
     RegistryName
@@ -367,6 +395,22 @@ mod tests {
     fn a_word_that_is_not_allowed_is_answered_by_what_is() {
         let said = from_word::<Seconds<1, 60>>("61").unwrap_err();
         assert_eq!(said, "expected a whole number of seconds from 1 to 60");
+    }
+
+    #[test]
+    fn a_context_holds_nothing_that_could_end_a_mount_option() {
+        for (word, fits) in [
+            ("system_u:object_r:container_ro_file_t:s0", true),
+            ("system_u:object_r:container_file_t:s0:c14,c200", true),
+            ("system_u:object_r:fusefs_t", true),
+            ("fusefs_t", false),
+            ("system_u::fusefs_t", false),
+            ("system_u:object_r:fusefs_t:", false),
+            ("a:b:c\",fd=0", false),
+            ("a:b:c d", false),
+        ] {
+            assert_eq!(from_word::<SelinuxContext>(word).is_ok(), fits, "{word}");
+        }
     }
 
     #[test]

@@ -18,7 +18,8 @@ use fuser::{
     ReplyOpen, ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
-use undermount_fs::session::{Inflight, Ticket};
+use undermount_fs::session::worker::InheritedMount;
+use undermount_fs::session::{Inflight, Pulse, Ticket, Turn};
 
 use super::key::{LayerKey, parse_store_name, store_name};
 use super::nodes::{Node, NodeTable, Part, part_id};
@@ -40,27 +41,37 @@ pub struct Store {
     shelf: Arc<dyn Shelf>,
     nodes: Mutex<NodeTable>,
     inflight: Inflight,
+    pulse: Arc<Pulse>,
     runtime: Handle,
 }
 
+/// A question in hand: its entry in the record of the session, which goes along where the question
+/// moves to a task, and the turn of the thread, which ends before.
+struct Question<'a> {
+    ticket: Ticket,
+    _turn: Turn<'a>,
+}
+
 impl Store {
-    /// A store of what is on `shelf`, which records its questions in `inflight` and asks in tasks
-    /// of `runtime`.
+    /// A store of what is on `shelf` for `mount`, which asks in tasks of `runtime`.
     pub fn new(
         shelf: Arc<dyn Shelf>,
         nodes: NodeTable,
-        inflight: Inflight,
+        mount: &InheritedMount,
         runtime: Handle,
     ) -> Self {
-        Self { shelf, nodes: Mutex::new(nodes), inflight, runtime }
+        let (inflight, pulse) = (mount.inflight(), mount.pulse());
+        Self { shelf, nodes: Mutex::new(nodes), inflight, pulse, runtime }
     }
 
     /// To be called before anything else; `None` where the question must be refused.
-    fn take(&self, request: &Request) -> Option<Ticket> {
-        self.inflight
+    fn take(&self, request: &Request) -> Option<Question<'_>> {
+        let ticket = self
+            .inflight
             .enter(request.unique().0)
             .inspect_err(|error| tracing::error!(%error, "request refused"))
-            .ok()
+            .ok()?;
+        Some(Question { ticket, _turn: self.pulse.turn() })
     }
 
     fn node(&self, id: INodeNo) -> Option<Node> {
@@ -180,7 +191,9 @@ fn slice(bytes: &[u8], offset: u64, size: u32) -> &[u8] {
 
 impl Filesystem for Store {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let Some(ticket) = self.take(request) else { return reply.error(Errno::EIO) };
+        let Some(Question { ticket, _turn }) = self.take(request) else {
+            return reply.error(Errno::EIO);
+        };
         let Some(node) = self.node(parent) else { return reply.error(Errno::ESTALE) };
         let name = name.as_bytes();
         let part = Part::ALL.into_iter().find(|(part, _)| part.as_bytes() == name);
@@ -201,7 +214,9 @@ impl Filesystem for Store {
     fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
 
     fn getattr(&self, request: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let Some(ticket) = self.take(request) else { return reply.error(Errno::EIO) };
+        let Some(Question { ticket, _turn }) = self.take(request) else {
+            return reply.error(Errno::EIO);
+        };
         let id = node.0;
         match self.node(node) {
             None => reply.error(Errno::ESTALE),
@@ -219,7 +234,9 @@ impl Filesystem for Store {
     }
 
     fn readlink(&self, request: &Request, node: INodeNo, reply: ReplyData) {
-        let Some(ticket) = self.take(request) else { return reply.error(Errno::EIO) };
+        let Some(Question { ticket, _turn }) = self.take(request) else {
+            return reply.error(Errno::EIO);
+        };
         let Some(Node::Part(key, Part::Diff)) = self.node(node) else {
             return reply.error(Errno::EINVAL);
         };
@@ -231,7 +248,7 @@ impl Filesystem for Store {
 
     /// The page cache of the kernel would be of no use: everything is read once.
     fn open(&self, request: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let _ticket = self.take(request);
+        let _question = self.take(request);
         reply.opened(NO_HANDLE, FopenFlags::FOPEN_DIRECT_IO);
     }
 
@@ -246,7 +263,9 @@ impl Filesystem for Store {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(ticket) = self.take(request) else { return reply.error(Errno::EIO) };
+        let Some(Question { ticket, _turn }) = self.take(request) else {
+            return reply.error(Errno::EIO);
+        };
         match self.node(node) {
             Some(Node::Part(key, Part::Info)) => {
                 self.ask(ticket, &key, Occasion::Path, move |offer| match offer {
@@ -269,7 +288,7 @@ impl Filesystem for Store {
     }
 
     fn flush(&self, request: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        let _ticket = self.take(request);
+        let _question = self.take(request);
         reply.error(Errno::ENOSYS);
     }
 
@@ -281,7 +300,7 @@ impl Filesystem for Store {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let _ticket = self.take(request);
+        let _question = self.take(request);
         let Some(parent) = self.node(node) else { return reply.error(Errno::ESTALE) };
         let dots = [".", ".."].map(|dot| (dot.to_owned(), node.0, FileType::Directory));
         let entries = dots.into_iter().chain(self.entries(&parent, node.0)).zip(1_u64..);
@@ -305,7 +324,7 @@ impl Filesystem for Store {
         _: i32,
         reply: ReplyCreate,
     ) {
-        let _ticket = self.take(request);
+        let _question = self.take(request);
         match self.node(parent) {
             Some(Node::Layer(key)) if name.as_bytes() == USE => {
                 self.shelf.hold(&key);
@@ -317,7 +336,7 @@ impl Filesystem for Store {
 
     /// The directory of a layer is counted off and stays.
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _ticket = self.take(request);
+        let _question = self.take(request);
         let digest = name.to_str().and_then(|name| name.parse().ok());
         match (self.node(parent), digest) {
             (Some(Node::Reference(reference)), Some(digest)) => {
@@ -329,22 +348,22 @@ impl Filesystem for Store {
     }
 
     fn mkdir(&self, request: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
-        let _ticket = self.take(request);
+        let _question = self.take(request);
         reply.error(Errno::EPERM);
     }
 
     fn unlink(&self, request: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        let _ticket = self.take(request);
+        let _question = self.take(request);
         reply.error(Errno::EPERM);
     }
 
     fn getxattr(&self, request: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        let _ticket = self.take(request);
+        let _question = self.take(request);
         reply.error(Errno::ENOSYS);
     }
 
     fn listxattr(&self, request: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
-        let _ticket = self.take(request);
+        let _question = self.take(request);
         reply.error(Errno::ENOSYS);
     }
 }

@@ -57,6 +57,9 @@ pub struct KeeperConfig {
     /// `FUSE_INIT` flags that may be used, as in [`fuser::InitFlags`]; all by default. Fewer make
     /// this kernel behave like an older one.
     pub init_mask: u64,
+    /// The SELinux context of all files in the mounts (`context=` of mount(8)), where SELinux
+    /// shall not label them by its policy.
+    pub context: Option<String>,
 }
 
 /// How workers are started, and started again.
@@ -111,7 +114,7 @@ impl Keeper {
         let mounts = config
             .mounts
             .iter()
-            .map(|spec| HeldMount::make(spec, &config.store, config.init_mask))
+            .map(|spec| HeldMount::make(spec, &config))
             .collect::<Result<_, _>>()?;
         Ok(Self::new(mounts, config.keepsakes, config.worker, signals))
     }
@@ -243,14 +246,16 @@ impl Keeper {
     fn start_worker(&mut self, proven: bool, now: Instant) -> Result<(), SessionError> {
         match Worker::start(&self.program, &self.arguments) {
             Ok(mut worker) => {
+                // Noted before it can answer anything: whoever goes on after this process has to
+                // find and end it.
+                if let Some(deposit) = &self.deposit {
+                    deposit.note_worker(worker.child.id());
+                }
                 if let Err(error) = self.introduce(&worker) {
                     tracing::error!(%error, "cannot hand the mounts to the worker");
                     worker.link = None;
                 }
                 tracing::info!(pid = worker.child.id(), restarts = self.history.restarts, "worker");
-                if let Some(deposit) = &self.deposit {
-                    deposit.note_worker(worker.child.id());
-                }
                 self.worker = Some(worker);
                 self.watch.started(now);
                 Ok(())

@@ -5,7 +5,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -28,11 +28,13 @@ pub(super) struct MountPoint {
 
 impl MountPoint {
     /// Mounts `device` at `dir`, which is created (mode 0700) if it is missing. What an earlier
-    /// owner left mounted there is detached first.
+    /// owner left mounted there is detached first. All files get the SELinux context `context`,
+    /// where there is one.
     pub(super) fn attach(
         dir: &Path,
         device: &impl AsFd,
         read_only: bool,
+        context: Option<&str>,
     ) -> Result<Self, SessionError> {
         detach(dir)?;
         DirBuilder::new()
@@ -42,12 +44,17 @@ impl MountPoint {
             .map_err(|source| SessionError::Directory { dir: dir.to_owned(), source })?;
         let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
         flags.set(MsFlags::MS_RDONLY, read_only);
-        let options = format!(
-            "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other",
-            device.as_fd().as_raw_fd()
-        );
-        mount(Some(SOURCE), dir, Some(FILE_SYSTEM), flags, Some(options.as_str()))
-            .map_err(|errno| SessionError::Mount { dir: dir.to_owned(), source: errno.into() })?;
+        let options = options(device.as_fd().as_raw_fd(), context);
+        let mounted = mount(Some(SOURCE), dir, Some(FILE_SYSTEM), flags, Some(options.as_str()));
+        mounted.map_err(|errno| {
+            let (dir, source) = (dir.to_owned(), errno.into());
+            match context {
+                Some(context) if errno == Errno::EINVAL => {
+                    SessionError::Context { dir, context: context.to_owned(), source }
+                }
+                _ => SessionError::Mount { dir, source },
+            }
+        })?;
         Ok(Self { dir: dir.to_owned() })
     }
 
@@ -101,6 +108,15 @@ impl Drop for MountPoint {
     }
 }
 
+/// The options of fuse(4). The levels of a context may hold a comma, hence the quotes, which the
+/// kernel's SELinux takes away.
+fn options(device: RawFd, context: Option<&str>) -> String {
+    let context = context.map(|context| format!(",context=\"{context}\"")).unwrap_or_default();
+    format!(
+        "fd={device},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other{context}"
+    )
+}
+
 /// Detaches everything that is mounted on `dir` itself, at once and without asking the file
 /// systems; processes that still use them keep them until they let go. Nothing to detach is
 /// success.
@@ -147,6 +163,14 @@ mod tests {
                      23 1 0:22 / /run/a rw - fuse x rw\n";
         assert_eq!(device_number(table, Path::new("/run/a b")), Some("0:21"));
         assert_eq!(device_number(table, Path::new("/run")), None);
+    }
+
+    #[test]
+    fn a_context_is_the_last_option_in_quotes() {
+        assert!(options(7, None).ends_with(",allow_other"));
+        let options = options(7, Some("system_u:object_r:container_ro_file_t:s0:c1,c2"));
+        let context = ",context=\"system_u:object_r:container_ro_file_t:s0:c1,c2\"";
+        assert!(options.starts_with("fd=7,") && options.ends_with(context), "{options}");
     }
 
     #[test]

@@ -171,7 +171,8 @@ impl Worker {
         }
     }
 
-    fn without_keeper(&self) -> Farewell {
+    /// Why to end where the connection to the keeper is lost.
+    pub fn without_keeper(&self) -> Farewell {
         if self.entrusted { Farewell::Succeeded } else { Farewell::Orphaned }
     }
 

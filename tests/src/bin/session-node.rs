@@ -65,6 +65,7 @@ fn keep(config: NodeConfig) -> Result<(), Box<dyn std::error::Error>> {
         keepsakes: vec![("config".to_owned(), fs::File::open(&config.dir)?.into())],
         store: config.dir.clone(),
         init_mask: config.init_mask,
+        context: None,
     })?;
     keeper.run(|| println!("ready"))?;
     Ok(())

@@ -10,7 +10,7 @@ use undermount_fs::session::{DataMode, Pulse};
 use undermount_fs::view::{SlotTable, View};
 
 use super::opened::Opened;
-use super::{FUSE_THREADS, OwnerConfig, PLAIN, ProcessError, STORE, XATTR};
+use super::{OwnerConfig, PLAIN, ProcessError, STORE, XATTR};
 use crate::agent::api::Services;
 use crate::agent::completion::Completer;
 use crate::agent::figures::Figures;
@@ -24,6 +24,9 @@ use crate::agent::starts::Starts;
 use crate::control::Runtime;
 use crate::podman::{self, NodeTable};
 use crate::supply::{Ledger, Queue};
+
+/// Threads that take requests from the kernel, for each mount.
+const FUSE_THREADS: usize = 2;
 
 /// The mounts that a worker inherits.
 pub struct Mounts {
@@ -69,7 +72,7 @@ impl Mounts {
             let nodes =
                 NodeTable::open(&path).map_err(|source| ProcessError::Runtime { path, source })?;
             let shelf = Arc::new(node.services.layers.clone());
-            let store = podman::Store::new(shelf, nodes, mount.inflight(), handle.clone());
+            let store = podman::Store::new(shelf, nodes, &mount, handle.clone());
             mount.serve(store, FUSE_THREADS)?;
         }
         Ok(())

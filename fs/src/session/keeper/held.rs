@@ -14,6 +14,7 @@ use crate::session::mountpoint::MountPoint;
 use crate::session::opens::OpenTable;
 use crate::session::{SessionError, backing, wire};
 
+use super::KeeperConfig;
 use super::estate::{self, Bequest, unusable};
 
 /// A mount that a keeper is to make.
@@ -85,11 +86,12 @@ enum Answering {
 
 impl HeldMount {
     /// Makes the mount and agrees with the kernel on what no worker can change later.
-    pub(super) fn make(spec: &MountSpec, store: &Path, mask: u64) -> Result<Self, SessionError> {
+    pub(super) fn make(spec: &MountSpec, config: &KeeperConfig) -> Result<Self, SessionError> {
         let device = Device::open()?;
         let read_only = spec.kind == MountKind::Content;
-        let point = MountPoint::attach(&spec.dir, &device, read_only)?;
-        let agreement = device.shake_hands(spec.data, mask & spec.kind.flags())?;
+        let context = config.context.as_deref();
+        let point = MountPoint::attach(&spec.dir, &device, read_only, context)?;
+        let agreement = device.shake_hands(spec.data, config.init_mask & spec.kind.flags())?;
         if let Err(error) = point.raise_readahead(MAX_READAHEAD) {
             tracing::debug!(dir = %spec.dir.display(), %error, "read-ahead stays as it is");
         }
@@ -98,7 +100,7 @@ impl HeldMount {
         let opens = match spec.data {
             DataMode::Cached => None,
             DataMode::Passthrough => {
-                check_passthrough(&device, &agreement, store)?;
+                check_passthrough(&device, &agreement, &config.store)?;
                 Some(OpenTable::create().map_err(memory)?)
             }
         };

@@ -1,0 +1,249 @@
+//! The worker of an owner: serves what its keeper hands over, and answers on the control socket.
+
+use std::mem::ManuallyDrop;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use undermount_fs::memory::give_back_when_freed;
+use undermount_fs::session::worker::{Farewell, Inheritance, Worker, end_process_on_panic};
+use undermount_fs::session::{SessionError, detach};
+
+use super::node::{Mounts, Node};
+use super::{OwnerConfig, ProcessError, SOCKET, dismantle};
+use crate::agent::api::Api;
+use crate::agent::figures::{self, Figures};
+use crate::agent::health;
+use crate::agent::owner::Owner;
+use crate::agent::sharing;
+use crate::control::{Failure, Runtime, Status, StoreStatus};
+use crate::mirror;
+use crate::registry::client::Client;
+
+/// An owner without mounts and requests goes away after this time.
+const IDLE: Duration = Duration::from_secs(3);
+
+/// How long a worker that makes room for another one still answers.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// Serves the mounts that a keeper hands over on standard input, until it says farewell or there
+/// is nothing left to do.
+///
+/// # Errors
+/// [`ProcessError`] where this process cannot serve; the keeper is told.
+pub fn work(config: OwnerConfig) -> Result<(), ProcessError> {
+    end_process_on_panic();
+    health::keep_heap_small();
+    health::raise_descriptor_limit();
+    give_back_when_freed();
+    let (worker, inheritance) = Worker::from_stdin()?;
+    let worker = Arc::new(worker);
+    let served = serve(config, &worker, inheritance);
+    if let Err(error) = &served {
+        let reason = Failure::of(error).to_json();
+        // A keeper that is gone needs no reason.
+        let _ = worker.failed(&reason);
+    }
+    served
+}
+
+fn serve(
+    config: OwnerConfig,
+    worker: &Arc<Worker>,
+    mut inheritance: Inheritance,
+) -> Result<(), ProcessError> {
+    let runtime = Runtime::of(&config.cache);
+    // Never dropped: a runtime that ends drops what waits for the network, and a question of the
+    // kernel that is dropped is answered with EIO. What this process leaves unanswered is its
+    // successor's, or nobody's any more.
+    let threads = ManuallyDrop::new(
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(ProcessError::Start)?,
+    );
+    let missing = |what| move || ProcessError::Inheritance { what };
+    let socket = inheritance.keepsakes.remove(SOCKET).ok_or_else(missing("control socket"))?;
+    let dirs: Vec<PathBuf> =
+        inheritance.mounts.values().map(|mount| mount.dir().to_owned()).collect();
+    let mounts = Mounts::of(&mut inheritance).ok_or_else(missing("mounts"))?;
+    let node = Node::new(&config, &runtime, &mounts, threads.handle())?;
+
+    threads.block_on(node.restore());
+    if let Err(error) = worker.ready() {
+        if worker.without_keeper() == Farewell::Orphaned {
+            take_down(&dirs, &runtime)?;
+        }
+        return Err(error.into());
+    }
+    let store = mounts.store_dir();
+    mounts.serve(&node, &runtime, threads.handle())?;
+    let over = CancellationToken::new();
+    if store.is_some() {
+        let figures = node.figures(inheritance.pulse.clone(), worker.history().restarts);
+        begin_services(&config, &node, figures, &over, threads.handle());
+    }
+    threads.spawn(health::beat(worker.clone(), inheritance.pulse));
+    let status = Status {
+        cache: config.cache,
+        worker: std::process::id(),
+        program: own_program(),
+        data_mode: node.services.owner.data_mode(),
+        restarts: worker.history().restarts,
+        last_exit: worker.history().last_exit.clone(),
+        store: store.map(|dir| StoreStatus { dir, ..StoreStatus::default() }),
+        ..Status::default()
+    };
+    let farewell = await_farewell(worker.clone());
+    let listener = UnixListener::from(socket);
+    let stay = if status.store.is_some() { Stay::Always } else { Stay::WhileNeeded };
+    let (api, upgrades) = Api::new(node.services.clone(), status);
+    let until = Until { end: farewell.clone(), upgrades, stay };
+    threads.block_on(answer(&node.services.owner, api, listener, worker, until));
+    over.cancel();
+    if let Some(peers) = &node.services.peers {
+        // A worker that makes room for another one has nobody to say good-bye to.
+        threads.block_on(peers.end(farewell.reason().is_some()));
+    }
+    if let Some(Farewell::Orphaned) = farewell.reason() {
+        take_down(&dirs, &runtime)?;
+    }
+    Ok(())
+}
+
+/// Begins what only an agent does: its mirror, its metrics, and its answers to peers until `over`.
+fn begin_services(
+    config: &OwnerConfig,
+    node: &Node,
+    figures: Figures,
+    over: &CancellationToken,
+    threads: &Handle,
+) {
+    if let Some(mirror) = config.mirror.clone() {
+        let root = config.cache.join("mirror");
+        let client = Client::new(config.client.clone());
+        threads.spawn(mirror::run(mirror, root, client, CancellationToken::new()));
+    }
+    if let Some(address) = config.metrics {
+        threads.spawn(figures::run(address, figures, CancellationToken::new()));
+    }
+    if let Some(peers) = node.services.peers.clone() {
+        threads.spawn(sharing::answer(peers, node.services.sharing.clone(), over.clone()));
+    }
+}
+
+/// Takes the mounts at `dirs` down in place of the keeper, which is gone. Its lock is still ours.
+fn take_down(dirs: &[PathBuf], runtime: &Runtime) -> Result<(), SessionError> {
+    let detached: Result<Vec<()>, _> = dirs.iter().map(|dir| detach(dir)).collect();
+    dismantle(runtime);
+    detached.map(drop)
+}
+
+/// When a worker that nobody ends may end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stay {
+    /// When there is nothing to do.
+    WhileNeeded,
+    /// Never.
+    Always,
+}
+
+/// What ends a worker.
+struct Until {
+    /// The keeper.
+    end: End,
+    /// Somebody who wants another program in its place.
+    upgrades: mpsc::Receiver<PathBuf>,
+    /// That there is nothing to do.
+    stay: Stay,
+}
+
+/// The end of the worker, when the keeper asks for it.
+#[derive(Clone, Default)]
+struct End {
+    token: CancellationToken,
+    farewell: Arc<std::sync::OnceLock<Farewell>>,
+}
+
+impl End {
+    fn reason(&self) -> Option<Farewell> {
+        self.farewell.get().copied()
+    }
+}
+
+fn await_farewell(worker: Arc<Worker>) -> End {
+    let end = End::default();
+    let ended = end.clone();
+    std::thread::spawn(move || {
+        let _ = ended.farewell.set(worker.wait_for_farewell());
+        ended.token.cancel();
+    });
+    end
+}
+
+/// Answers requests until the end, or until there was nothing to do for a while.
+async fn answer(
+    owner: &Owner,
+    api: Api,
+    listener: UnixListener,
+    worker: &Worker,
+    mut until: Until,
+) {
+    let listener =
+        listener.set_nonblocking(true).and_then(|()| tokio::net::UnixListener::from_std(listener));
+    let listener = match listener {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "cannot listen on the control socket"),
+    };
+    let server = axum::serve(listener, api.clone().router()).into_future();
+    tokio::select! {
+        outcome = server => tracing::error!(?outcome, "the control socket failed"),
+        () = until.end.token.cancelled() => {}
+        Some(program) = until.upgrades.recv() => make_room(worker, &program).await,
+        () = until_idle(owner, &api, until.stay) => {
+            if let Err(error) = worker.done() {
+                tracing::error!(%error, "cannot say good-bye to the keeper");
+            }
+            // The keeper answers by ending us; if it does not, we go all the same.
+            let _ = tokio::time::timeout(IDLE, until.end.token.cancelled()).await;
+        }
+    }
+}
+
+/// Has the keeper start `program` in place of this process, which is to end now. What it has in
+/// hand is answered by its successor.
+async fn make_room(worker: &Worker, program: &Path) {
+    if let Err(error) = worker.replace(program) {
+        tracing::error!(%error, "cannot tell the keeper of an upgrade");
+    }
+    // Whoever asked for it has yet to hear that it was understood.
+    tokio::time::sleep(LAST_WORDS).await;
+}
+
+/// The program that this process runs.
+fn own_program() -> PathBuf {
+    std::fs::read_link("/proc/self/exe").unwrap_or_default()
+}
+
+/// Returns when nothing has been mounted and nothing asked for during [`IDLE`]; never for who is
+/// to stay.
+async fn until_idle(owner: &Owner, api: &Api, stay: Stay) {
+    let mut idle = false;
+    loop {
+        tokio::time::sleep(IDLE / 2).await;
+        let mounted = owner.notice_unmounts().await.unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot look after the mounts");
+            1
+        });
+        let still = stay == Stay::WhileNeeded && mounted == 0 && api.busy() == 0;
+        if still && idle {
+            return;
+        }
+        idle = still;
+    }
+}
