@@ -42,7 +42,8 @@ fn assert_runs(node: &Podman, reference: &str) {
     let words = node.output(reference, &["/bin/sh", "-c", read]);
     let mut expected: Vec<String> = (0..LAYERS).map(|n| Digest::of(&content(n)).hex()).collect();
     let mut found: Vec<&str> = words.lines().map(|line| line.trim_end_matches("  -")).collect();
-    (expected.sort(), found.sort_unstable());
+    expected.sort();
+    found.sort_unstable();
     assert_eq!(found, expected);
 }
 
