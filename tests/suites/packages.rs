@@ -100,7 +100,7 @@ fn the_deb_installs_into_a_clean_debian_and_leaves_without_a_trace() {
             >$root/etc/containers/storage.conf
         mkdir -p $root/var/lib/undermount
         chroot $root apt-get remove -y undermount
-        ! grep undermount $root/etc/containers/storage.conf
+        if grep undermount $root/etc/containers/storage.conf; then exit 98; fi
         [ -e $root/etc/undermount/agent.toml ] && [ -e $root/var/lib/undermount ]
         rm -r $root/etc/containers
         chroot $root apt-get purge -y undermount
@@ -270,6 +270,57 @@ fn the_roles_set_up_a_node_and_an_undercloud() {
         play | tee $scratch/second; grep -q 'changed=0 ' $scratch/second
         play -e undermount_agent_podman=false
         [ ! -e $root/etc/containers/storage.conf ]";
+    let mut command = in_root(Path::new("/"), dir.path(), script);
+    run(command.arg(packaging().join("ansible/roles")), 3 * PATIENCE).success();
+}
+
+#[test]
+fn the_roles_hand_the_cluster_key_to_registry_and_nodes() {
+    if lacking(
+        &[root::NEEDS, &["ansible-playbook", "podman", "dpkg-deb", "jq"].map(Need::Program)]
+            .concat(),
+    ) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    build("deb", dir.path());
+    let deb = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().file_name();
+    let play = serde_json::json!([{
+        "hosts": "localhost",
+        "connection": "local",
+        "vars": {
+            "undermount_package_file": format!("/in/{}", deb.to_str().unwrap()),
+            "undermount_registry_peers": true,
+            "undermount_registry_flags": ["--profiles", "off"],
+            "undermount_cluster_key_host": "localhost",
+            "undermount_agent_podman": false,
+            "undermount_agent_config": {
+                "peers": { "enabled": true, "network": ["192.0.2.0/24"], "seeds": ["uc:8787"] },
+            },
+        },
+        // The key is made on the undercloud.
+        "roles": ["undermount_undercloud", "undermount_agent"],
+    }]);
+    fs::write(dir.path().join("play.yml"), play.to_string()).unwrap();
+    let script = "
+        mount -t tmpfs none $root/var/lib/containers
+        mkdir -p $root/usr/share/ansible; cp -r $3 $root/usr/share/ansible/roles
+        play() { chroot $root ansible-playbook -i localhost, /in/play.yml \"$@\"; }
+        rm -rf $root/etc/undermount
+        play --check
+        [ ! -e $root/etc/undermount ]
+        play | tee $scratch/first
+        key=$root/etc/undermount/cluster.key
+        [ $(stat -c '%a %u' $key | tr ' ' -) = 400-0 ]
+        if grep -F \"$(tail -1 $key)\" $scratch/first; then exit 98; fi
+        flags='--peers-key /run/credentials/undermount-registry.service/cluster.key --profiles off'
+        grep -qF -- \"$flags\" $root/etc/undermount/registry.env
+        drop=$root/etc/systemd/system/undermount-registry.service.d/peers.conf
+        grep -qx 'LoadCredential=cluster.key:/etc/undermount/cluster.key' $drop
+        chroot $root undermount config show | grep -q 'enabled = true'
+        sha256sum $key >$scratch/key
+        play | tee $scratch/second; grep -q 'changed=0 ' $scratch/second
+        sha256sum -c $scratch/key";
     let mut command = in_root(Path::new("/"), dir.path(), script);
     run(command.arg(packaging().join("ansible/roles")), 3 * PATIENCE).success();
 }
