@@ -234,7 +234,11 @@ fn on_a_busy_machine_the_threads_that_take_requests_come_before_others() {
     let processors = thread::available_parallelism().unwrap().get();
     thread::scope(|scope| {
         for _ in 0..2 * processors + 1 {
-            scope.spawn(|| while !over.load(Ordering::Relaxed) {});
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
         }
         let is_urgent = |(policy, nice)| policy == libc::SCHED_RR || policy == 0 && nice < 0;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -252,8 +256,11 @@ fn on_a_busy_machine_the_threads_that_take_requests_come_before_others() {
     });
 }
 
-/// Policy and nice value of the threads of a worker: those that take requests, and the others.
-fn scheduling(process: i32) -> (Vec<(i32, i32)>, Vec<(i32, i32)>) {
+/// Policy and nice value of a thread.
+type Scheduling = (i32, i32);
+
+/// How the threads of a worker are scheduled: those that take requests, and the others.
+fn scheduling(process: i32) -> (Vec<Scheduling>, Vec<Scheduling>) {
     let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap();
     let stat = |thread: std::io::Result<fs::DirEntry>| {
         let text = fs::read_to_string(thread.unwrap().path().join("stat")).ok()?;
@@ -264,7 +271,7 @@ fn scheduling(process: i32) -> (Vec<(i32, i32)>, Vec<(i32, i32)>) {
     };
     let (takers, others): (Vec<_>, Vec<_>) =
         threads.filter_map(stat).partition(|(takes_requests, _)| *takes_requests);
-    let how = |threads: Vec<(bool, (i32, i32))>| threads.into_iter().map(|(_, how)| how).collect();
+    let how = |threads: Vec<(bool, Scheduling)>| threads.into_iter().map(|(_, how)| how).collect();
     (how(takers), how(others))
 }
 
