@@ -13,7 +13,6 @@ use std::process::ExitCode;
 use undermount_benches::figure::Figures;
 use undermount_benches::rebuild::rebuilt;
 use undermount_benches::{machine, stage};
-use undermount_fs::layer::Indexer;
 use undermount_tests::debian::{self, debian};
 use undermount_tests::image::Image;
 use undermount_tests::node::Node;
@@ -51,7 +50,7 @@ fn main() -> ExitCode {
     figures
         .tell("the same, compressed, of the image", format!("{:.2} %", percent(new.changed_bytes)));
     figures.at_most("fetched for a full read of the rebuilt image", percent(fetched), 6.0, " %");
-    figures.tell("its trees as they are sent", format!("{:.2} %", percent(trees(&new.image))));
+    figures.tell("its trees as they are sent", format!("{:.2} %", percent(new.tree_bytes())));
     if figures.print() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -66,15 +65,4 @@ fn read_all(directory: &Path) {
             std::io::copy(&mut File::open(entry.path()).unwrap(), &mut std::io::sink()).unwrap();
         }
     }
-}
-
-/// Bytes of the trees of all layers, compressed as an index artifact has them.
-fn trees(image: &Image) -> u64 {
-    let sizes = image.layers().into_iter().map(|(digest, _)| {
-        let mut indexer = Indexer::new();
-        indexer.write_bytes(image.blobs[&digest].clone()).unwrap();
-        let index = indexer.finish().unwrap();
-        zstd::encode_all(&index.tree[..], 9).unwrap().len() as u64
-    });
-    sizes.sum()
 }

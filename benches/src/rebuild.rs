@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 
 use tar::{Archive, Builder, EntryType};
+use undermount_fs::layer::Indexer;
 use undermount_tests::compression::Compression;
 use undermount_tests::image::{Image, Layer};
 
@@ -20,6 +21,19 @@ pub struct Rebuilt {
     pub files: (usize, usize),
     /// Bytes of those that have changed, each one compressed by itself.
     pub changed_bytes: u64,
+}
+
+impl Rebuilt {
+    /// Bytes of the trees of all layers, compressed as an index artifact has them.
+    pub fn tree_bytes(&self) -> u64 {
+        let sizes = self.image.layers().into_iter().map(|(digest, _)| {
+            let mut indexer = Indexer::new();
+            indexer.write_bytes(self.image.blobs[&digest].clone()).unwrap();
+            let index = indexer.finish().unwrap();
+            zstd::encode_all(&index.tree[..], 9).unwrap().len() as u64
+        });
+        sizes.sum()
+    }
 }
 
 /// Makes `image`, whose layers are gzip and hold a Debian system, again with `count` packages
