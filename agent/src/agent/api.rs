@@ -7,12 +7,13 @@ use std::error::Error;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::map_request_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -66,6 +67,7 @@ pub struct Api {
     /// What of a status does not change.
     base: Arc<Status>,
     busy: Arc<AtomicUsize>,
+    requests: Arc<AtomicU64>,
     upgrades: mpsc::Sender<PathBuf>,
 }
 
@@ -74,14 +76,19 @@ impl Api {
     /// over come out of the channel.
     pub fn new(services: Services, base: Status) -> (Self, mpsc::Receiver<PathBuf>) {
         let (upgrades, asked_for) = mpsc::channel(1);
-        let (base, busy) = (Arc::new(base), Arc::default());
-        let api = Self { services, base, busy, upgrades };
+        let (base, busy, requests) = (Arc::new(base), Arc::default(), Arc::default());
+        let api = Self { services, base, busy, requests, upgrades };
         (api, asked_for)
     }
 
     /// Requests that are being worked on.
     pub fn busy(&self) -> usize {
         self.busy.load(Ordering::SeqCst)
+    }
+
+    /// How many requests have come.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::SeqCst)
     }
 
     /// The routes.
@@ -100,6 +107,7 @@ impl Api {
             .route("/v1/pins", post(keep::pin).delete(keep::unpin))
             .route("/v1/drain", post(keep::drain))
             .route("/v1/peers", get(keep::peers))
+            .layer(map_request_with_state(self.clone(), count))
             .with_state(self)
     }
 
@@ -114,6 +122,11 @@ impl Api {
         self.busy.fetch_add(1, Ordering::SeqCst);
         Busy(self.busy.clone())
     }
+}
+
+async fn count(State(api): State<Api>, request: Request) -> Request {
+    api.requests.fetch_add(1, Ordering::SeqCst);
+    request
 }
 
 /// Counts a request until it is dropped.

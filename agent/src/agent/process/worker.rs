@@ -233,17 +233,61 @@ fn own_program() -> PathBuf {
 /// Returns when nothing has been mounted and nothing asked for during [`IDLE`]; never for who is
 /// to stay.
 async fn until_idle(owner: &Owner, api: &Api, stay: Stay) {
-    let mut idle = false;
+    let mut idleness = Idleness::default();
     loop {
         tokio::time::sleep(IDLE / 2).await;
         let mounted = owner.notice_unmounts().await.unwrap_or_else(|error| {
             tracing::error!(%error, "cannot look after the mounts");
             1
         });
-        let still = stay == Stay::WhileNeeded && mounted == 0 && api.busy() == 0;
-        if still && idle {
+        let has_work = stay == Stay::Always || mounted > 0 || api.busy() > 0;
+        if idleness.is_long(has_work, api.requests()) {
             return;
         }
-        idle = still;
+    }
+}
+
+/// Whether there was nothing to do at one look, nor at the one before.
+#[derive(Debug, Default)]
+struct Idleness {
+    was_idle: bool,
+    /// Requests until the last look.
+    requests: u64,
+}
+
+impl Idleness {
+    /// Looks; `requests` have come so far. Who has just asked whether there is an owner wants
+    /// something of it, and would find it gone.
+    fn is_long(&mut self, has_work: bool, requests: u64) -> bool {
+        let is_idle = !has_work && requests == self.requests;
+        let was_idle = std::mem::replace(&mut self.was_idle, is_idle);
+        self.requests = requests;
+        is_idle && was_idle
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_is_idle_after_two_looks_at_nothing() {
+        let mut idleness = Idleness::default();
+        assert!(!idleness.is_long(false, 0));
+        assert!(idleness.is_long(false, 0));
+        assert!(!idleness.is_long(true, 0), "something is mounted");
+        assert!(!idleness.is_long(false, 0));
+        assert!(idleness.is_long(false, 0));
+    }
+
+    /// It ended between the question whether it is there and the mount that it was asked for.
+    #[test]
+    fn regression_a_worker_that_was_just_asked_for_is_not_idle() {
+        let mut idleness = Idleness::default();
+        assert!(!idleness.is_long(false, 0));
+        assert!(!idleness.is_long(false, 1));
+        assert!(!idleness.is_long(false, 2));
+        assert!(!idleness.is_long(false, 2));
+        assert!(idleness.is_long(false, 2));
     }
 }
