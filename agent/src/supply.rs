@@ -14,6 +14,7 @@
 
 mod gate;
 mod ledger;
+mod origin;
 mod peers;
 mod plan;
 
@@ -38,7 +39,8 @@ use crate::registry::client::{BlobReader, Client, Credential, Fault, Meter, Regi
 
 pub use gate::Queue;
 pub use ledger::{Entry, Ledger};
-pub use peers::{PeerSource, RegistryOrigin};
+pub use origin::RegistryOrigin;
+pub use peers::PeerSource;
 
 use gate::{Gate, Slot};
 use plan::{Transfer, plan};

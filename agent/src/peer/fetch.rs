@@ -30,14 +30,15 @@
 //! given up without one. What still comes in at the sender is as fast as the registry, so less is
 //! asked of it.
 
+mod steps;
 mod words;
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::member::MemberId;
 use super::placement::mix;
 use super::standing::{Moment, Standing};
+use steps::Steps;
 
 pub use words::{Action, Ask, Event, Mode, Upstream};
 
@@ -107,33 +108,13 @@ struct Receiving {
     bytes: u64,
 }
 
-/// How many members are still asked in each mode.
-#[derive(Debug)]
-struct Left {
-    owners: usize,
-    probes: usize,
-}
-
-impl Left {
-    fn of(&mut self, mode: Mode) -> Option<&mut usize> {
-        match mode {
-            Mode::Owner => Some(&mut self.owners),
-            Mode::Cached => Some(&mut self.probes),
-            Mode::Holder => None,
-        }
-    }
-}
-
 /// One piece on its way here.
 #[derive(Debug)]
 pub struct Fetch {
     own: MemberId,
     hop: u8,
     seed: u64,
-    /// Who comes next: the ranks above oneself, then those below.
-    steps: VecDeque<(MemberId, Mode)>,
-    /// So many of them are still asked to read through, and for what they have.
-    left: Left,
+    steps: Steps,
     /// Where a holder's failure leads back to.
     named_by: Option<(MemberId, Mode)>,
     current: Option<Current>,
@@ -151,17 +132,11 @@ impl Fetch {
     /// so many), in the name of a request that was passed on `hop` times, 0 for one of its own.
     /// `seed` decides between equals.
     pub fn new(own: MemberId, ranking: &[MemberId], hop: u8, seed: u64) -> Self {
-        let place = ranking.iter().position(|member| *member == own).unwrap_or(ranking.len());
-        let mode = |place_of: usize| if place_of < place { Mode::Owner } else { Mode::Cached };
-        let ranks = ranking.iter().enumerate().filter(|(_, member)| **member != own);
-        let steps = ranks.map(|(place_of, member)| (*member, mode(place_of))).collect();
-        let owners = if hop < HOPS { OWNERS } else { 0 };
         Self {
             own,
             hop,
             seed,
-            steps,
-            left: Left { owners, probes: PROBES },
+            steps: Steps::new(own, ranking, hop),
             named_by: None,
             current: None,
             tried: Vec::new(),
@@ -261,13 +236,7 @@ impl Fetch {
 
     /// The next step of the plan.
     fn advance(&mut self, now: Moment, standing: &Standing) -> Action {
-        while let Some((member, mode)) = self.steps.pop_front() {
-            if standing.shuns(&member, now) {
-                continue;
-            }
-            let mode = if self.left.owners == 0 { Mode::Cached } else { mode };
-            let Some(left) = self.left.of(mode).filter(|left| **left > 0) else { break };
-            *left -= 1;
+        if let Some((member, mode)) = self.steps.next(|member| standing.shuns(member, now)) {
             self.named_by = Some((member, mode));
             return self.ask(member, mode, now);
         }
@@ -356,9 +325,8 @@ impl Fetch {
 
     /// Gives up the member that is being asked, as if it were not there.
     fn pass_over(&mut self, now: Moment, standing: &Standing) -> Action {
-        let mode = self.current.as_ref().map(|current| current.mode);
-        if let Some(left) = mode.and_then(|mode| self.left.of(mode)) {
-            *left += 1;
+        if let Some(current) = &self.current {
+            self.steps.pass_over(current.mode);
         }
         self.leave(now, standing)
     }

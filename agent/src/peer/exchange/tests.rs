@@ -120,6 +120,9 @@ async fn dead_owners_cost_half_a_second_once_and_the_next_rank_takes_over() {
     assert!(registry.given() <= bytes.len() as u64 * 3 / 2, "{}", registry.given());
 }
 
+/// A peer is waited for at most ten seconds, and of its pieces some are begun only after others.
+const TWO_WAITS: Duration = Duration::from_secs(35);
+
 /// Answers every request in one way.
 struct Rogue {
     member: Member,
@@ -223,7 +226,7 @@ async fn a_peer_that_trickles_is_left() {
         sized(size, Body::from_stream(trickle))
     })
     .await;
-    beside(rogue, Duration::from_secs(20)).await;
+    beside(rogue, TWO_WAITS).await;
 }
 
 #[tokio::test]
@@ -233,7 +236,7 @@ async fn a_peer_that_redirects_in_circles_is_left() {
         (StatusCode::TEMPORARY_REDIRECT, [("undermount-peers", names.clone())]).into_response()
     })
     .await;
-    beside(rogue, Duration::from_secs(20)).await;
+    beside(rogue, TWO_WAITS).await;
 }
 
 /// What `asker` is told by `asked` about a piece.
