@@ -84,7 +84,7 @@ impl Cluster {
         let key = scratch.path().join("cluster.key");
         run(undermount().args(["setup", "cluster", "--key-file"]).arg(&key), SOON).success();
         let mut words = vec!["--peers-key".to_owned(), key.to_string_lossy().into_owned()];
-        // A pack that is made of the first starts would come to the later ones in addition.
+        // What is counted here is sharing: a pack of the first starts could come to later ones, too.
         words.extend(["--profiles", "off"].map(ToOwned::to_owned));
         words.extend(flags.iter().map(ToString::to_string));
         let mut cluster = Self { registry: None, flags: words, registry_host, scratch, network };

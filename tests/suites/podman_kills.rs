@@ -67,6 +67,7 @@ fn a_pull_under_which_workers_are_killed_ends_well() {
         return;
     }
     let (node, reference) = with_image(Podman::new());
+    let mut total = 0;
     for pause in [0, 40, 90, 160] {
         let mut pull = pull(&node, &reference);
         let mut kills = 0;
@@ -76,9 +77,12 @@ fn a_pull_under_which_workers_are_killed_ends_well() {
             kills += 1;
         }
         let status = pull.wait(PATIENCE).unwrap();
-        assert!(kills > 0 && status.success(), "{status}: {}", pull.stderr());
+        assert!(status.success(), "{status}: {}", pull.stderr());
         assert_runs(&node, &reference);
+        // A pull may be over before a long pause is.
+        total += kills;
     }
+    assert!(total > 0);
     assert_tidy(&node);
 }
 
