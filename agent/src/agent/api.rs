@@ -11,9 +11,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
-use axum::middleware::map_request_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -67,7 +66,7 @@ pub struct Api {
     /// What of a status does not change.
     base: Arc<Status>,
     busy: Arc<AtomicUsize>,
-    requests: Arc<AtomicU64>,
+    pings: Arc<AtomicU64>,
     upgrades: mpsc::Sender<PathBuf>,
 }
 
@@ -76,8 +75,8 @@ impl Api {
     /// over come out of the channel.
     pub fn new(services: Services, base: Status) -> (Self, mpsc::Receiver<PathBuf>) {
         let (upgrades, asked_for) = mpsc::channel(1);
-        let (base, busy, requests) = (Arc::new(base), Arc::default(), Arc::default());
-        let api = Self { services, base, busy, requests, upgrades };
+        let (base, busy, pings) = (Arc::new(base), Arc::default(), Arc::default());
+        let api = Self { services, base, busy, pings, upgrades };
         (api, asked_for)
     }
 
@@ -86,15 +85,15 @@ impl Api {
         self.busy.load(Ordering::SeqCst)
     }
 
-    /// How many requests have come.
-    pub fn requests(&self) -> u64 {
-        self.requests.load(Ordering::SeqCst)
+    /// How often somebody asked whether there is an owner.
+    pub fn pings(&self) -> u64 {
+        self.pings.load(Ordering::SeqCst)
     }
 
     /// The routes.
     pub fn router(self) -> Router {
         Router::new()
-            .route("/v1/ping", get(|| async { StatusCode::NO_CONTENT }))
+            .route("/v1/ping", get(ping))
             .route("/v1/status", get(status))
             .route("/v1/mounts", post(mount).delete(unmount))
             .route("/v1/pulls", post(pull))
@@ -107,7 +106,6 @@ impl Api {
             .route("/v1/pins", post(keep::pin).delete(keep::unpin))
             .route("/v1/drain", post(keep::drain))
             .route("/v1/peers", get(keep::peers))
-            .layer(map_request_with_state(self.clone(), count))
             .with_state(self)
     }
 
@@ -124,9 +122,10 @@ impl Api {
     }
 }
 
-async fn count(State(api): State<Api>, request: Request) -> Request {
-    api.requests.fetch_add(1, Ordering::SeqCst);
-    request
+/// Who asks this wants something next.
+async fn ping(State(api): State<Api>) -> StatusCode {
+    api.pings.fetch_add(1, Ordering::SeqCst);
+    StatusCode::NO_CONTENT
 }
 
 /// Counts a request until it is dropped.

@@ -241,7 +241,7 @@ async fn until_idle(owner: &Owner, api: &Api, stay: Stay) {
             1
         });
         let has_work = stay == Stay::Always || mounted > 0 || api.busy() > 0;
-        if idleness.is_long(has_work, api.requests()) {
+        if idleness.is_long(has_work, api.pings()) {
             return;
         }
     }
@@ -251,17 +251,17 @@ async fn until_idle(owner: &Owner, api: &Api, stay: Stay) {
 #[derive(Debug, Default)]
 struct Idleness {
     was_idle: bool,
-    /// Requests until the last look.
-    requests: u64,
+    /// Pings until the last look.
+    pings: u64,
 }
 
 impl Idleness {
-    /// Looks; `requests` have come so far. Who has just asked whether there is an owner wants
+    /// Looks; `pings` have come so far. Who has just asked whether there is an owner wants
     /// something of it, and would find it gone.
-    fn is_long(&mut self, has_work: bool, requests: u64) -> bool {
-        let is_idle = !has_work && requests == self.requests;
+    fn is_long(&mut self, has_work: bool, pings: u64) -> bool {
+        let is_idle = !has_work && pings == self.pings;
         let was_idle = std::mem::replace(&mut self.was_idle, is_idle);
-        self.requests = requests;
+        self.pings = pings;
         is_idle && was_idle
     }
 }
