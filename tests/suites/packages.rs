@@ -7,7 +7,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use undermount_tests::debian;
 use undermount_tests::node::PATIENCE;
 use undermount_tests::process::{Running, SOON, binary, program, run, undermount};
@@ -228,34 +228,41 @@ fn the_registry_tells_its_service_manager_when_it_serves_and_when_it_ends() {
     assert!(registry.wait(SOON).is_some_and(|status| status.success()));
 }
 
-#[test]
-fn the_roles_set_up_a_node_and_an_undercloud() {
-    if lacking(
-        &[root::NEEDS, &["ansible-playbook", "podman", "dpkg-deb", "jq"].map(Need::Program)]
-            .concat(),
-    ) {
-        return;
-    }
+/// Lets `script` play `roles` with `vars` in a root of its own, with `play FLAG...`: this machine's
+/// own system, so that Ansible is there, with the package; podman gets a fresh one.
+fn play(roles: [&str; 2], mut vars: Value, script: &str) {
     let dir = tempfile::tempdir().unwrap();
     build("deb", dir.path());
     let deb = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().file_name();
-    let play = serde_json::json!([{
-        "hosts": "localhost",
-        "connection": "local",
-        "vars": {
-            "undermount_package_file": format!("/in/{}", deb.to_str().unwrap()),
-            "undermount_agent_config": { "cache": { "quota": "100 GiB" } },
-            "undermount_registry_listen": "192.0.2.1:8787",
-            "undermount_openstack_wrapper": true,
-        },
-        "roles": ["undermount_agent", "undermount_undercloud"],
-    }]);
+    vars["undermount_package_file"] = format!("/in/{}", deb.to_str().unwrap()).into();
+    let play = json!([
+        { "hosts": "localhost", "connection": "local", "vars": vars, "roles": roles },
+    ]);
     fs::write(dir.path().join("play.yml"), play.to_string()).unwrap();
-    // This machine's own system, so that Ansible is there; podman gets a fresh one.
-    let script = "
+    let begin = "
         mount -t tmpfs none $root/var/lib/containers
         mkdir -p $root/usr/share/ansible; cp -r $3 $root/usr/share/ansible/roles
-        play() { chroot $root ansible-playbook -i localhost, /in/play.yml \"$@\"; }
+        play() { chroot $root ansible-playbook -i localhost, /in/play.yml \"$@\"; }";
+    let mut command = in_root(Path::new("/"), dir.path(), &format!("{begin}{script}"));
+    run(command.arg(packaging().join("ansible/roles")), 3 * PATIENCE).success();
+}
+
+fn lacking_for_roles() -> bool {
+    let programs = ["ansible-playbook", "podman", "dpkg-deb", "jq"].map(Need::Program);
+    lacking(&[root::NEEDS, &programs].concat())
+}
+
+#[test]
+fn the_roles_set_up_a_node_and_an_undercloud() {
+    if lacking_for_roles() {
+        return;
+    }
+    let vars = json!({
+        "undermount_agent_config": { "cache": { "quota": "100 GiB" } },
+        "undermount_registry_listen": "192.0.2.1:8787",
+        "undermount_openstack_wrapper": true,
+    });
+    let script = "
         rm -rf $root/etc/undermount $root/etc/containers/storage.conf
         play --check
         [ ! -e $root/etc/undermount ] && [ ! -e $root/etc/containers/storage.conf ]
@@ -270,42 +277,24 @@ fn the_roles_set_up_a_node_and_an_undercloud() {
         play | tee $scratch/second; grep -q 'changed=0 ' $scratch/second
         play -e undermount_agent_podman=false
         [ ! -e $root/etc/containers/storage.conf ]";
-    let mut command = in_root(Path::new("/"), dir.path(), script);
-    run(command.arg(packaging().join("ansible/roles")), 3 * PATIENCE).success();
+    play(["undermount_agent", "undermount_undercloud"], vars, script);
 }
 
 #[test]
 fn the_roles_hand_the_cluster_key_to_registry_and_nodes() {
-    if lacking(
-        &[root::NEEDS, &["ansible-playbook", "podman", "dpkg-deb", "jq"].map(Need::Program)]
-            .concat(),
-    ) {
+    if lacking_for_roles() {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
-    build("deb", dir.path());
-    let deb = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().file_name();
-    let play = serde_json::json!([{
-        "hosts": "localhost",
-        "connection": "local",
-        "vars": {
-            "undermount_package_file": format!("/in/{}", deb.to_str().unwrap()),
-            "undermount_registry_peers": true,
-            "undermount_registry_flags": ["--profiles", "off"],
-            "undermount_cluster_key_host": "localhost",
-            "undermount_agent_podman": false,
-            "undermount_agent_config": {
-                "peers": { "enabled": true, "network": ["192.0.2.0/24"], "seeds": ["uc:8787"] },
-            },
+    let vars = json!({
+        "undermount_registry_peers": true,
+        "undermount_registry_flags": ["--profiles", "off"],
+        "undermount_cluster_key_host": "localhost",
+        "undermount_agent_podman": false,
+        "undermount_agent_config": {
+            "peers": { "enabled": true, "network": ["192.0.2.0/24"], "seeds": ["uc:8787"] },
         },
-        // The key is made on the undercloud.
-        "roles": ["undermount_undercloud", "undermount_agent"],
-    }]);
-    fs::write(dir.path().join("play.yml"), play.to_string()).unwrap();
+    });
     let script = "
-        mount -t tmpfs none $root/var/lib/containers
-        mkdir -p $root/usr/share/ansible; cp -r $3 $root/usr/share/ansible/roles
-        play() { chroot $root ansible-playbook -i localhost, /in/play.yml \"$@\"; }
         rm -rf $root/etc/undermount
         play --check
         [ ! -e $root/etc/undermount ]
@@ -321,8 +310,8 @@ fn the_roles_hand_the_cluster_key_to_registry_and_nodes() {
         sha256sum $key >$scratch/key
         play | tee $scratch/second; grep -q 'changed=0 ' $scratch/second
         sha256sum -c $scratch/key";
-    let mut command = in_root(Path::new("/"), dir.path(), script);
-    run(command.arg(packaging().join("ansible/roles")), 3 * PATIENCE).success();
+    // The key is made on the undercloud.
+    play(["undermount_undercloud", "undermount_agent"], vars, script);
 }
 
 #[test]

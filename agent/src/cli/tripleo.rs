@@ -187,7 +187,7 @@ impl RegistryArgs {
     }
 }
 
-/// The name without `docker://`, which may stand before all names.
+/// A name, or a registry's URL, without the `docker://` or `http://` that may stand before it.
 fn without_transport(name: &str) -> &str {
     name.split_once("://").map_or(name, |(_, rest)| rest)
 }

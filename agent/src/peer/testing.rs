@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::task::AbortOnDropHandle;
 use undermount_fs::digest::{Digest, Verified};
 use undermount_fs::source::{BlobStream, Piece, Priority, Scope, SourceError};
@@ -65,6 +65,8 @@ pub struct Registry {
     pub down: AtomicBool,
     /// The pause before each chunk.
     pub pause: Duration,
+    /// How many more chunks it gives; as many as are wanted where there is none.
+    pub chunks: Option<Semaphore>,
 }
 
 impl Registry {
@@ -74,6 +76,13 @@ impl Registry {
 
     pub fn slow(blob: &Bytes, pause: Duration) -> Arc<Self> {
         let registry = Self { pause, ..Self::default() };
+        registry.blobs.lock().unwrap().insert(Digest::of(blob), blob.clone());
+        Arc::new(registry)
+    }
+
+    /// One that gives `chunks` chunks, and more when they are added.
+    pub fn hesitant(blob: &Bytes, chunks: usize) -> Arc<Self> {
+        let registry = Self { chunks: Some(Semaphore::new(chunks)), ..Self::default() };
         registry.blobs.lock().unwrap().insert(Digest::of(blob), blob.clone());
         Arc::new(registry)
     }
@@ -119,6 +128,9 @@ impl Origin for Way {
                     let registry = registry.clone();
                     async move {
                         tokio::time::sleep(registry.pause).await;
+                        if let Some(chunks) = &registry.chunks {
+                            chunks.acquire().await.unwrap().forget();
+                        }
                         registry.given.fetch_add(chunk.len() as u64, Ordering::SeqCst);
                         Ok(chunk)
                     }

@@ -185,11 +185,12 @@ fn csv(row: &[String]) -> String {
 }
 
 fn table(titles: &[String], rows: &[Vec<String>]) -> String {
-    let width = |column: usize| {
-        let cells = rows.iter().chain([titles.to_vec()].iter()).map(|row| row[column].len()).max();
-        cells.unwrap_or_default()
-    };
-    let widths: Vec<_> = (0..titles.len()).map(width).collect();
+    let mut widths: Vec<usize> = titles.iter().map(String::len).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.len().max(*width);
+        }
+    }
     let line = |row: &[String]| {
         let cells = row.iter().zip(&widths).map(|(cell, &width)| format!(" {cell:width$} |"));
         format!("|{}\n", cells.collect::<String>())

@@ -88,6 +88,33 @@ async fn full_owners_redirect_and_the_registry_is_spared() {
 }
 
 #[tokio::test]
+async fn a_piece_is_passed_on_while_it_arrives() {
+    let (bytes, pieces) = blob(1, 400_000);
+    let registry = Registry::hesitant(&bytes, 1);
+    let nodes = cluster(2, &registry).await;
+    let members: Vec<Member> = nodes.iter().map(|node| node.member.clone()).collect();
+    let (owners, others): (Vec<Node>, Vec<Node>) =
+        nodes.into_iter().partition(|node| node.member.id == owner(&pieces[0], &members));
+    let (owner, asker) = (&owners[0], &others[0]);
+    let passed_on = async {
+        while registry.given() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let mut answer = answer_to(asker.member.id, 1, asker, owner, &pieces[0]).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        let mut came = answer.chunk().await.unwrap().unwrap().to_vec();
+        assert!(!came.is_empty() && registry.given() < bytes.len() as u64, "the rest is to come");
+        registry.chunks.as_ref().unwrap().add_permits(1000);
+        while let Some(chunk) = answer.chunk().await.unwrap() {
+            came.extend_from_slice(&chunk);
+        }
+        assert!(came == bytes);
+    };
+    let (fetched, ()) = tokio::join!(owner.get(&pieces[0]), passed_on);
+    assert_eq!(*fetched.unwrap().digest(), pieces[0].digest);
+}
+
+#[tokio::test]
 async fn with_the_registry_down_peers_give_what_they_have() {
     let (bytes, pieces) = blob(10, 50_000);
     let registry = Registry::with(&bytes);
@@ -244,6 +271,16 @@ async fn asks(asker: &Node, asked: &Node, piece: &Piece) -> StatusCode {
 }
 
 async fn asks_as(from: MemberId, key: u8, asker: &Node, asked: &Node, piece: &Piece) -> StatusCode {
+    answer_to(from, key, asker, asked, piece).await.status()
+}
+
+async fn answer_to(
+    from: MemberId,
+    key: u8,
+    asker: &Node,
+    asked: &Node,
+    piece: &Piece,
+) -> reqwest::Response {
     use crate::peer::fetch::{Ask, Mode};
     use crate::peer::keys::{Call, testing::keys};
     let (member, now) = (asked.member.id, std::time::SystemTime::now());
@@ -259,7 +296,7 @@ async fn asks_as(from: MemberId, key: u8, asker: &Node, asked: &Node, piece: &Pi
     if let Some(ticket) = ticket {
         request = request.header("undermount-ticket", ticket.to_string());
     }
-    request.send().await.unwrap().status()
+    request.send().await.unwrap()
 }
 
 #[tokio::test]
