@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! for each round, for each variant in turn:
-//!   caches dropped, empty directories
+//!   empty directories, a node's agent where it mounts, caches dropped
 //!   image --(link: shaped, watched)--> mount, or pull and unpack      brought
 //!   the command below an overlay of it                                first output, ready
 //!   the same again, everything local                                  warm
@@ -12,6 +12,7 @@
 //! All variants start the command in the same way ([`crate::start`]), over the same link
 //! ([`link`]), so that they differ in how the image arrives and in nothing else.
 
+mod agent;
 mod axis;
 mod html;
 pub mod link;
@@ -32,6 +33,7 @@ use crate::eager::{self, EagerError, Pulled};
 use crate::image::{Platform, Reference, ReferenceError};
 use crate::registry::client::{Client, ClientConfig, RegistryError};
 use crate::start::{Program, Ready, StartError, Started};
+use agent::Agent;
 use link::{Link, Shape, Traffic};
 use podman::Podman;
 
@@ -94,6 +96,11 @@ impl Variant {
             Self::Lazy => "lazy",
             Self::LazyPack => "lazy with pack",
         }
+    }
+
+    /// Whether the image is mounted, by an agent.
+    fn mounts(self) -> bool {
+        matches!(self, Self::Lazy | Self::LazyPack)
     }
 }
 
@@ -190,14 +197,21 @@ async fn measure(config: &BenchConfig, link: &Link, variant: Variant) -> Result<
     // Not in a tmpfs: it is to be like a node's disk.
     let scratch = tempfile::Builder::new().prefix("undermount-bench-").tempdir_in("/var/tmp");
     let scratch = scratch.map_err(BenchError::Scratch)?;
-    drop_caches();
     let name = config.reference.to_string();
     let near = name.replacen(config.reference.repository().host(), &link.address().to_string(), 1);
     let node = Node { config, scratch: &scratch, reference: near.parse()?, variant };
+    let agent = match variant.mounts() {
+        true => Some(Agent::start(&config.program, scratch.path()).await?),
+        false => None,
+    };
+    drop_caches();
     link.begin();
     let begin = Instant::now();
     let outcome = node.measure(begin, link).await;
     let cleared = node.clear().await;
+    if let Some(agent) = agent {
+        agent.stop().await?;
+    }
     let run = outcome?;
     cleared?;
     Ok(run)
@@ -265,9 +279,7 @@ impl Node<'_> {
         let root = self.path("root");
         std::fs::create_dir(&root).map_err(BenchError::Scratch)?;
         let reference = self.reference.to_string();
-        // What is not read at start is not part of the measurement.
-        let words = ["mount", "--complete-within", "0", &reference];
-        self.undermount(&words, flags, &root).await?;
+        self.undermount(&["mount", &reference], flags, &root).await?;
         Ok(root)
     }
 
