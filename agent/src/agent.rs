@@ -19,6 +19,7 @@ pub mod packing;
 pub mod peers;
 pub mod pins;
 pub mod process;
+pub mod readahead;
 pub mod sharing;
 mod slow;
 pub mod starts;

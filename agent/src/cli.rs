@@ -35,6 +35,7 @@ mod prefetch;
 mod prepare;
 mod profile;
 mod progress;
+mod readahead;
 mod registry;
 mod service;
 mod setup;
@@ -81,6 +82,8 @@ enum Command {
     Keeper(owner::KeeperArgs),
     #[command(hide = true)]
     Worker(owner::WorkerArgs),
+    #[command(hide = true)]
+    Readahead(readahead::ReadaheadArgs),
     #[command(hide = true)]
     AuthHelper(auth_helper::AuthHelperArgs),
     Prepare(prepare::PrepareArgs),
@@ -150,6 +153,7 @@ impl Command {
             Self::Peers(args) => block_on(args.run()),
             Self::Keeper(args) => args.run(),
             Self::Worker(args) => args.run(),
+            Self::Readahead(args) => args.run(),
             Self::AuthHelper(args) => args.run(),
             Self::Prepare(args) => block_on(args.run(prepare::Habits::OWN)),
             Self::Registry(args) => block_on(args.run()),

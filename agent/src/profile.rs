@@ -27,7 +27,7 @@ use crate::image::Reference;
 pub use directory::{Profiles, fitting, read};
 pub use json::FILE_MAX;
 pub use pack::{PackError, make_pack, packable_layer, profile_of};
-pub use place::{is_all, name_units, place_units};
+pub use place::{FilePaths, file_paths, is_all, name_units, place_units};
 
 /// Starts that are kept of one command of an image, the newest.
 pub const STARTS_MAX: usize = 8;

@@ -42,7 +42,7 @@ pub use meter::{
 pub use outage::{OnOutage, Outage, Outages, Patience};
 pub use pack::PackingError;
 pub use unit::Content;
-pub use unpack::{Opening, PackBlob, UnpackError, Unpacked};
+pub use unpack::{Opening, PackBlob, Told, UnpackError, Unpacked};
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -69,7 +69,7 @@ impl Fresh {
 
     async fn unpack(&self, pack: &PackBlob) -> Result<undermount_fs::fill::Unpacked, UnpackError> {
         let layers = self.machine.layers.lock().unwrap().clone();
-        self.machine.view.filler().unpack(pack, &layers).await
+        self.machine.view.filler().unpack(pack, &layers, None).await
     }
 
     async fn assert_reads(&self, expected: &Expected) {
@@ -204,7 +204,7 @@ async fn regression_frames_of_equal_bytes_that_came_early_are_all_unpacked() {
     let fresh = Fresh::new(&source, &index);
     let filler = fresh.machine.view.filler();
     let layers = fresh.machine.layers.lock().unwrap().clone();
-    let unpacked = filler.unpack_opened(filler.open_pack(pack), &layers).await.unwrap();
+    let unpacked = filler.unpack_opened(filler.open_pack(pack), &layers, None).await.unwrap();
     assert_eq!((unpacked.units, unpacked.foreign), (4, 0));
     source.down.store(true, Ordering::SeqCst);
     fresh.assert_reads(&files.map(|(path, content)| (format!("/{path}"), content)).into()).await;

@@ -10,9 +10,9 @@ use undermount_tests::archive::{Member, noise};
 use undermount_tests::commands::runnable;
 use undermount_tests::image::Image;
 use undermount_tests::node::{self, Node, PATIENCE};
-use undermount_tests::process::{Outcome, eventually, run, undermount};
+use undermount_tests::process::{Outcome, eventually, program, run, undermount};
 use undermount_tests::registry::{Registry, files_below};
-use undermount_tests::requirement::lacking;
+use undermount_tests::requirement::{Need, lacking};
 
 /// What the start in these tests reads, besides the shell and what it needs.
 const READ: [usize; 3] = [150, 7, 299];
@@ -122,6 +122,33 @@ fn a_recorded_start_comes_to_the_next_node_as_a_pack() {
     let expected: String =
         READ.map(|file| String::from_utf8_lossy(&content(file)).into_owned()).concat();
     assert!(said.stdout == expected);
+    node.umount(&directory);
+}
+
+/// Bytes of a file that the kernel holds in memory, without reading it.
+fn cached_bytes(path: &Path) -> u64 {
+    let mut command = program("fincore");
+    let said = run(command.args(["--bytes", "--noheadings", "--output=RES"]).arg(path), PATIENCE);
+    said.success().stdout.trim().parse().unwrap()
+}
+
+#[test]
+fn what_a_pack_brings_is_in_the_kernels_memory_before_it_is_read() {
+    if lacking(node::NEEDS) || lacking(&[Need::Program("fincore")]) {
+        return;
+    }
+    let setting = Setting::new();
+    setting.record();
+    setting.pack(&[&setting.reference]).success();
+    let mut node = Node::new();
+    let directory = node.mount(&setting.reference);
+    for file in READ {
+        let path = directory.join(name(file));
+        let size = content(file).len() as u64;
+        eventually("the file is read ahead", PATIENCE, || cached_bytes(&path) >= size);
+    }
+    assert_eq!(cached_bytes(&directory.join(name(8))), 0, "nobody will read it");
+    // Who reads ahead is in nobody's way.
     node.umount(&directory);
 }
 

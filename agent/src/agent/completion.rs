@@ -6,6 +6,7 @@
 //! that the operator allows; each stream keeps a pace, since all nodes of a cloud do this at the
 //! same time.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use undermount_fs::fill::{IngestError, Pace, Progress};
 use undermount_fs::source::Priority;
 
 use super::images::{ImageError, ImageFault, Images, Ready};
+use super::readahead::Readahead;
 use super::starts::Starts;
 use crate::control::Failure;
 
@@ -56,21 +58,28 @@ impl Completer {
         Self { starts: Some(starts), ..self }
     }
 
-    /// Begins to complete an image, its packs first where they are wanted.
-    pub fn begin(&self, ready: Arc<Ready>, packs: bool) -> Completion {
+    /// Begins to complete an image, its packs first where they are wanted. What they bring is read
+    /// ahead below the directories `shown`, see [`Readahead`].
+    pub fn begin(&self, ready: Arc<Ready>, packs: bool, shown: Vec<PathBuf>) -> Completion {
         if let Some(starts) = self.starts.as_ref().filter(|_| packs) {
             starts.watch(&ready);
         }
         let trouble = Arc::new(Mutex::new(None));
         let (completer, seen) = (self.clone(), trouble.clone());
-        let task = tokio::spawn(async move { completer.run(&ready, packs, &seen).await });
+        let task = tokio::spawn(async move { completer.run(&ready, packs, shown, &seen).await });
         Completion { trouble, _task: AbortOnDropHandle::new(task) }
     }
 
-    async fn run(&self, ready: &Ready, packs: bool, trouble: &Mutex<Option<String>>) {
+    async fn run(
+        &self,
+        ready: &Arc<Ready>,
+        packs: bool,
+        shown: Vec<PathBuf>,
+        trouble: &Mutex<Option<String>>,
+    ) {
         let unpack = async {
             if packs {
-                self.images.unpack(ready).await;
+                self.unpack(ready, shown).await;
             }
         };
         if self.within.is_zero() {
@@ -96,6 +105,15 @@ impl Completer {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn unpack(&self, ready: &Arc<Ready>, shown: Vec<PathBuf>) {
+        let reads = !shown.is_empty() && !ready.packs.is_empty();
+        let ahead = reads.then(|| Readahead::begin(self.images.clone(), ready.clone(), shown));
+        self.images.unpack(ready, ahead.as_ref().map(Readahead::told)).await;
+        if let Some(ahead) = ahead {
+            ahead.end().await;
         }
     }
 

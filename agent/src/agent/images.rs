@@ -28,7 +28,7 @@ use futures_util::stream::{StreamExt as _, TryStreamExt as _, iter};
 use tokio::sync::{OnceCell, Semaphore};
 use undermount_fs::blob::Blobs;
 use undermount_fs::digest::{Digest, Verified};
-use undermount_fs::fill::{Content, Filler, IngestError, Layer, Pace, Patience, Progress};
+use undermount_fs::fill::{Content, Filler, IngestError, Layer, Pace, Patience, Progress, Told};
 use undermount_fs::index::{IndexError, LayerTree, Trust};
 use undermount_fs::source::{Piece, PieceRequest, Priority, Source};
 use undermount_fs::tree::{ImageTree, TreeError};
@@ -371,8 +371,9 @@ impl Images {
     }
 
     /// Brings in what the image's packs hold: what its start reads, and what it has that an image
-    /// here, its predecessor, has not. What cannot be had that way comes when it is read.
-    pub async fn unpack(&self, ready: &Ready) {
+    /// here, its predecessor, has not. What cannot be had that way comes when it is read. `told`
+    /// hears of what has come.
+    pub async fn unpack(&self, ready: &Ready, told: Option<&Told>) {
         let is_of_use = |purpose: &Purpose| match purpose {
             Purpose::Start => true,
             Purpose::Update(predecessor) => self.blobs().has(predecessor),
@@ -381,8 +382,8 @@ impl Images {
             let reference = &ready.image.reference;
             let pack = entry.in_scope(reference.repository().scope());
             let unpacked = match self.openings.take(&entry.blob) {
-                Some(opening) => self.filler.unpack_opened(opening, &ready.layers).await,
-                None => self.filler.unpack(&pack, &ready.layers).await,
+                Some(opening) => self.filler.unpack_opened(opening, &ready.layers, told).await,
+                None => self.filler.unpack(&pack, &ready.layers, told).await,
             };
             match unpacked {
                 Ok(unpacked) => tracing::info!(%reference, purpose = %entry.purpose,

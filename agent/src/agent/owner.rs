@@ -167,7 +167,7 @@ impl Owner {
         };
         let mut mounts = self.mounts.lock().await;
         let name = self.show(&mut mounts, &ready)?;
-        let completion = self.parts.completer.begin(ready.clone(), true);
+        let completion = self.parts.completer.begin(ready.clone(), true, Vec::new());
         let mounted = Mounted { record: record.clone(), name, ready, completion };
         mounts.insert(record.dir.clone(), mounted);
         Ok(())
@@ -239,10 +239,12 @@ impl Owner {
             trees: ready.layers.iter().map(|layer| layer.tree_digest()).collect(),
         };
         let content = self.parts.runtime.content(has_xattrs(&ready));
-        let completion = self.parts.completer.begin(ready.clone(), !request.no_packs);
+        let shown = content.join("images").join(name.hex());
+        let (packs, place) = (!request.no_packs, vec![shown.clone()]);
+        let completion = self.parts.completer.begin(ready.clone(), packs, place);
         mounts.insert(dir.clone(), Mounted { record, name, ready, completion });
         let shown = match self.write_records(&mounts) {
-            Ok(()) => bind(content.join("images").join(name.hex()), dir.clone()).await,
+            Ok(()) => bind(shown, dir.clone()).await,
             Err(error) => Err(error),
         };
         if let Err(error) = shown {

@@ -91,7 +91,7 @@ impl Pins {
     }
 
     fn begin(&self, ready: Arc<Ready>) -> (Arc<Ready>, Completion) {
-        (ready.clone(), self.completer.begin(ready, true))
+        (ready.clone(), self.completer.begin(ready, true, Vec::new()))
     }
 
     /// Pins what `reference` means now; the digest of its manifest.

@@ -105,10 +105,12 @@ impl Starts {
         Self { view, keeper, recorded, seen, running: Arc::default() }
     }
 
-    /// Records the start of an image that can be read from now on, if none was seen yet.
+    /// Records the start of an image that can be read from now on, if none was seen yet. One that
+    /// came with a pack of its starts has nothing to tell: it reads what the pack says.
     pub fn watch(&self, ready: &Arc<Ready>) {
         let manifest = ready.image.digest;
-        if self.recorded == Recorded::Off || !self.is_first(&manifest) {
+        let has_pack = ready.packs.iter().any(|pack| pack.purpose == Purpose::Start);
+        if self.recorded == Recorded::Off || has_pack || !self.is_first(&manifest) {
             return;
         }
         let layers = ready.layers.iter().map(|layer| layer.digest());
@@ -171,8 +173,7 @@ impl Keeper {
         let (keeper, image) = (self.clone(), ready.clone());
         let kept = tokio::task::spawn_blocking(move || keeper.keep(&image, &profile)).await;
         let Ok(Some(record)) = kept else { return };
-        let has_pack = ready.packs.iter().any(|pack| pack.purpose == Purpose::Start);
-        if self.share && !has_pack {
+        if self.share {
             tokio::time::sleep(jitter(SystemTime::now())).await;
             self.offer(ready, &record).await;
         }

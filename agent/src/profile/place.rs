@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::str;
 
+use undermount_fs::digest::Digest;
 use undermount_fs::index::InodeRecord;
 use undermount_fs::object::CHUNK;
 use undermount_fs::pack::{Profile, UnitName};
@@ -16,24 +17,33 @@ const ALL: u64 = 64 * 1024 * 1024;
 /// fetch everything at the start.
 const SHARE: u64 = 2;
 
-/// The units of `profile` by the paths of their files in `tree`. A file of several names has the
-/// first one; what is not in the tree, or has a name that is not UTF-8, is left out.
+/// Paths of files, by the digest of the layer blob and the inode in it.
+pub type FilePaths = HashMap<(Digest, u32), String>;
+
+/// The units of `profile` by the paths of their files in `tree`; what is not in the tree, or has a
+/// name that is not UTF-8, is left out.
 pub fn name_units(profile: &Profile, tree: &ImageTree) -> Vec<FileUnit> {
-    let digests: Vec<_> = tree.layers().iter().map(|layer| layer.header().layer).collect();
     let wanted: HashSet<_> = profile.units().iter().map(|unit| (unit.layer, unit.inode)).collect();
-    let mut paths = HashMap::new();
-    each_file(tree, |path, layer, inode| {
-        if let Some(digest) = digests.get(usize::from(layer))
-            && wanted.contains(&(*digest, inode))
-        {
-            paths.entry((*digest, inode)).or_insert_with(|| path.to_owned());
-        }
-    });
+    let paths = file_paths(tree, |file| wanted.contains(file));
     let named = |unit: &UnitName| {
         let path = paths.get(&(unit.layer, unit.inode))?.clone();
         Some(FileUnit { path, number: unit.number })
     };
     profile.units().iter().filter_map(named).collect()
+}
+
+/// The paths of the files in `tree` that are `wanted`. A file of several names has the first one;
+/// names that are not UTF-8 are left out.
+pub fn file_paths(tree: &ImageTree, wanted: impl Fn(&(Digest, u32)) -> bool) -> FilePaths {
+    let layers: Vec<Digest> = tree.layers().iter().map(|layer| layer.header().layer).collect();
+    let mut paths = HashMap::new();
+    each_file(tree, |path, layer, inode| {
+        let file = layers.get(usize::from(layer)).map(|digest| (*digest, inode));
+        if let Some(file) = file.filter(&wanted) {
+            paths.entry(file).or_insert_with(|| path.to_owned());
+        }
+    });
+    paths
 }
 
 /// Calls `each` with the path, layer and inode of everything that is no directory.

@@ -14,6 +14,7 @@
 //! the unpacking: whatever is still missing then comes span by span, as without a pack.
 
 mod frames;
+mod writer;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -22,16 +23,15 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{StreamExt as _, iter};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
-use self::frames::{Came, Wanted, next_group, take, wanted_frames};
+use self::frames::{Came, Wanted, local_units, next_group, take, wanted_frames};
+use self::writer::Writer;
 use super::awaited::Arrivals;
-use super::extract::note_unkept;
 use super::{Filler, Layer, chain};
 use crate::digest::{Digest, Verified};
-use crate::object::{Object, Store};
-use crate::pack::{HEAD_MAX, PackError, Table};
+use crate::object::Store;
+use crate::pack::{HEAD_MAX, PackError, Table, UnitName};
 use crate::source::{Piece, PieceRequest, Priority, Scope, SourceError};
 
 /// The first group is small, so that the first reads are answered early, in compressed bytes.
@@ -42,11 +42,12 @@ const LAST_GROUP: u64 = 4 * 1024 * 1024;
 const GROUP_SECONDS: f64 = 0.25;
 /// Groups that are on their way at the same time: one arrives while the next one is asked for.
 const GROUPS: usize = 2;
-/// Frames that were unpacked and wait for the disk, at most.
-const UNWRITTEN: usize = 16;
 /// What a pack brought is held in memory for this long after its end: until the start that it is
 /// for has read it.
 const HELD: Duration = Duration::from_secs(10);
+
+/// Who wants to know which units of a pack can be read without waiting, in the order of the pack.
+pub type Told = mpsc::UnboundedSender<Vec<UnitName>>;
 
 /// Where a pack is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -170,7 +171,8 @@ impl Filler {
         Ok(Beginning { table, frames: digests.into_iter().zip(frames).collect() })
     }
 
-    /// Brings in what `pack` holds of `layers`. Reads of what is on its way wait for it.
+    /// Brings in what `pack` holds of `layers`. Reads of what is on its way wait for it; `told`
+    /// hears of what is here.
     ///
     /// # Errors
     /// [`UnpackError`] where the pack is of no (more) use; what it brought before stays.
@@ -178,10 +180,11 @@ impl Filler {
         &self,
         pack: &PackBlob,
         layers: &[Arc<Layer>],
+        told: Option<&Told>,
     ) -> Result<Unpacked, UnpackError> {
         let outcome = async {
             let beginning = self.pack_beginning(pack, 0).await?;
-            self.unpack_frames(pack, beginning, layers).await
+            self.unpack_frames(pack, beginning, layers, told).await
         };
         let outcome = outcome.await;
         self.meter.unpacked(outcome.as_ref().ok());
@@ -196,12 +199,13 @@ impl Filler {
         &self,
         opening: Opening,
         layers: &[Arc<Layer>],
+        told: Option<&Told>,
     ) -> Result<Unpacked, UnpackError> {
         let Opening { pack, beginning } = opening;
         let interrupted = |_| UnpackError::Interrupted { pack: pack.digest };
         let outcome = async {
             let beginning = beginning.await.map_err(interrupted)??;
-            self.unpack_frames(&pack, beginning, layers).await
+            self.unpack_frames(&pack, beginning, layers, told).await
         };
         let outcome = outcome.await;
         self.meter.unpacked(outcome.as_ref().ok());
@@ -213,12 +217,14 @@ impl Filler {
         pack: &PackBlob,
         beginning: Beginning,
         layers: &[Arc<Layer>],
+        told: Option<&Told>,
     ) -> Result<Unpacked, UnpackError> {
         let Beginning { table, frames } = beginning;
         let fetched = pack.head_size + frames.values().map(length).sum::<u64>();
         let mut outcome = Unpacked { fetched, ..Unpacked::default() };
         let table = Arc::new(table);
         let wanted = self.wanted_frames(pack, &table, layers).await?;
+        tell(told, local_units(&table, &wanted));
         let announced = wanted
             .iter()
             .flat_map(|frame| frame.known_units().into_iter().map(|unit| (unit, frame.position)));
@@ -228,7 +234,7 @@ impl Filler {
         // Side by side: the link does not wait for what is unpacked, nor the other way round.
         let (fetched, unpacked) = tokio::join!(
             self.fetch_groups(pack, &table, wanted, frames, sender),
-            self.unpack_groups(pack, arrived, &arrivals, &mut outcome),
+            self.unpack_groups(pack, arrived, &arrivals, told, &mut outcome),
         );
         drop(arrivals);
         outcome.fetched += fetched?;
@@ -281,30 +287,26 @@ impl Filler {
         pack: &PackBlob,
         mut arrived: mpsc::Receiver<Group>,
         arrivals: &Arrivals<'_>,
+        told: Option<&Told>,
         outcome: &mut Unpacked,
     ) -> Result<(), UnpackError> {
-        let mut writes = VecDeque::new();
+        let interrupted = |_| UnpackError::Interrupted { pack: pack.digest };
+        let writer = Writer::new(self.store.clone()).map_err(interrupted)?;
         while let Some(Group { wanted, frames }) = arrived.recv().await {
             for (wanted, bytes) in wanted.into_iter().zip(frames) {
                 let (position, units) = (wanted.position, wanted.known_units());
+                let names = wanted.known_names();
                 let came = self.unpack_frame(pack, wanted, bytes).await?;
                 outcome.units += came.outcome.units;
                 outcome.bytes += came.outcome.bytes;
                 outcome.foreign += came.outcome.foreign;
                 self.meter.unread.add(&units);
                 arrivals.settle(position, &units);
-                writes.push_back(self.write(came.objects));
-                if writes.len() > UNWRITTEN
-                    && let Some(oldest) = writes.pop_front()
-                {
-                    written(pack, oldest).await?;
-                }
+                tell(told, names);
+                writer.write(came.objects).await.map_err(interrupted)?;
             }
         }
-        for write in writes {
-            written(pack, write).await?;
-        }
-        Ok(())
+        writer.finish().await.map_err(interrupted)
     }
 
     async fn pack_table(&self, pack: &PackBlob) -> Result<Table, UnpackError> {
@@ -367,18 +369,6 @@ impl Filler {
         let came = tokio::task::spawn_blocking(work).await;
         came.map_err(|_| UnpackError::Interrupted { pack })?
     }
-
-    /// Writes `objects` on a thread of its own.
-    fn write(&self, objects: Vec<Object>) -> JoinHandle<()> {
-        let store = self.store.clone();
-        tokio::task::spawn_blocking(move || {
-            for object in objects {
-                if let Err(error) = store.insert(&object) {
-                    note_unkept(object.key(), &error);
-                }
-            }
-        })
-    }
 }
 
 /// What a pack brought into the memory of a store: given back once the start is over, also where
@@ -399,12 +389,15 @@ impl Drop for Brought {
     }
 }
 
-fn length(frame: &Verified) -> u64 {
-    frame.bytes().len() as u64
+fn tell(told: Option<&Told>, units: Vec<UnitName>) {
+    if let Some(told) = told.filter(|_| !units.is_empty()) {
+        // Who does not listen any more does not want to know.
+        let _ = told.send(units);
+    }
 }
 
-async fn written(pack: &PackBlob, write: JoinHandle<()>) -> Result<(), UnpackError> {
-    write.await.map_err(|_| UnpackError::Interrupted { pack: pack.digest })
+fn length(frame: &Verified) -> u64 {
+    frame.bytes().len() as u64
 }
 
 fn failed(pack: &PackBlob) -> impl Fn(SourceError) -> UnpackError + use<> {

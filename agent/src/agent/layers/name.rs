@@ -6,6 +6,7 @@
 //! first question for too long does not hold up each of the others once more.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ use super::{Inner, offer};
 use crate::agent::completion::Completion;
 use crate::agent::images::Indexed;
 use crate::control::{Explanation, LayerFate, StoreImage};
-use crate::image::Reference;
+use crate::image::{Descriptor, Reference};
 use crate::podman::{Occasion, Offer};
 
 /// For this long the registry's last answer counts: the layers of one pull share it.
@@ -237,7 +238,8 @@ impl Name {
         self.load(shelf, &mut state).await;
         state.record.hold(*key);
         if let Some((at, _)) = state.place(key) {
-            state.images[at].complete(shelf);
+            let shown = state.directories(shelf, at);
+            state.images[at].complete(shelf, shown);
         }
         self.save_soon(shelf);
     }
@@ -273,7 +275,7 @@ impl Name {
         let used: Vec<usize> =
             state.record.uses.keys().filter_map(|key| Some(state.place(key)?.0)).collect();
         for at in used {
-            state.images[at].complete(shelf);
+            state.images[at].complete(shelf, Vec::new());
         }
     }
 
@@ -378,6 +380,23 @@ impl State {
         self.images.iter().enumerate().rev().find_map(place)
     }
 
+    /// Where podman finds the layers of an image with packs that begins to be used, the uppermost
+    /// first.
+    fn directories(&self, shelf: &Inner, at: usize) -> Vec<PathBuf> {
+        let known = &self.images[at];
+        if known.completion.is_some() || known.image.ready().packs.is_empty() {
+            return Vec::new();
+        }
+        let others = self.others();
+        let layers = known.image.image.manifest.layers.iter().enumerate().rev();
+        let directory = |(place, layer): (usize, &Descriptor)| {
+            let offer =
+                offer::make(&shelf.shown, &known.image, place, &layer.digest, others.as_deref());
+            Some(offer.ok()?.directory)
+        };
+        layers.filter_map(directory).collect()
+    }
+
     /// All images that the name may have meant, if that is known.
     fn others(&self) -> Option<Vec<&Indexed>> {
         let images = self.images.iter().map(|known| &*known.image);
@@ -386,9 +405,10 @@ impl State {
 }
 
 impl Known {
-    fn complete(&mut self, shelf: &Inner) {
+    /// Completes the image; what its packs bring is read ahead below the directories `shown`.
+    fn complete(&mut self, shelf: &Inner, shown: Vec<PathBuf>) {
         if self.completion.is_none() {
-            self.completion = Some(shelf.completer.begin(self.image.ready(), true));
+            self.completion = Some(shelf.completer.begin(self.image.ready(), true, shown));
         }
     }
 }

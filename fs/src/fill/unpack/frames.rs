@@ -1,6 +1,6 @@
 //! Frames of a pack: which of them are wanted, and what is in them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use super::Unpacked;
 use crate::digest::Digest;
 use crate::index::IndexError;
 use crate::object::{Object, Store};
-use crate::pack::{Frame, PackedUnit, Table};
+use crate::pack::{Frame, PackedUnit, Table, UnitName};
 
 /// A unit of a frame, with what the layer's index says of it; `None` where it says nothing.
 pub type Known = Option<(Arc<Content>, usize)>;
@@ -29,6 +29,12 @@ impl Wanted {
     /// The units of the frame that the image has.
     pub fn known_units(&self) -> Vec<Unit> {
         self.units.iter().flatten().map(|(content, unit)| (content.key, *unit)).collect()
+    }
+
+    /// Their places.
+    pub fn known_names(&self) -> Vec<UnitName> {
+        let units = self.frame.units.iter().zip(&self.units);
+        units.filter(|(_, known)| known.is_some()).map(|(unit, _)| unit.name).collect()
     }
 
     /// The bytes of the frame, compressed.
@@ -83,6 +89,13 @@ pub fn wanted_frames(table: &Table, store: &Store, layers: &[Arc<Layer>]) -> Vec
         }
     }
     wanted
+}
+
+/// The units of the frames that are not `wanted`, which are here, in the order of the pack.
+pub fn local_units(table: &Table, wanted: &[Wanted]) -> Vec<UnitName> {
+    let wanted: HashSet<u64> = wanted.iter().map(|wanted| wanted.frame.range.start).collect();
+    let local = table.frames().iter().filter(|frame| !wanted.contains(&frame.range.start));
+    local.flat_map(|frame| frame.units.iter().map(|unit| unit.name)).collect()
 }
 
 /// What the index of its layer says about a unit.

@@ -1,0 +1,196 @@
+//! Files read ahead of the start that needs them, so that the kernel has their names and pages
+//! before the program asks.
+//!
+//! ```text
+//! pack: units that have come -> paths -> pipe -> `undermount readahead`, a process:
+//!                                                  lists the directory, reads the file
+//! ```
+//!
+//! Otherwise a start asks for thousands of names and files, one after the other, and waits each
+//! time until the kernel has woken us and we have woken it. Here another process waits, on another
+//! processor. It has the same share as the start whose work it does: with a smaller one it was
+//! behind the start for most of the time.
+//!
+//! It is a process of its own because a thread cannot be killed while it waits for an answer of
+//! its own process: the kernel wants that answer first.
+
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+use undermount_fs::fill::Told;
+use undermount_fs::object::CHUNK;
+use undermount_fs::pack::UnitName;
+
+use super::images::{Images, Ready};
+use crate::profile::{FilePaths, file_paths};
+
+/// The program that the calling process runs, also where its file was replaced.
+const PROGRAM: &str = "/proc/self/exe";
+
+/// The command that reads ahead; its arguments are the directories that show an image.
+const COMMAND: &str = "readahead";
+
+/// Directories with more entries are not listed: that would take longer than it saves.
+const ENTRIES_MAX: usize = 4096;
+
+/// The files of a start are read ahead as they come. Dropped, that ends.
+pub struct Readahead {
+    told: Told,
+    task: AbortOnDropHandle<()>,
+}
+
+impl Readahead {
+    /// Begins to read files of `ready` ahead, below the directories `shown`: of its layers, the
+    /// uppermost first, or of the merged image.
+    pub fn begin(images: Arc<Images>, ready: Arc<Ready>, shown: Vec<PathBuf>) -> Self {
+        let (told, units) = mpsc::unbounded_channel();
+        let task = tokio::spawn(async move {
+            let reference = ready.image.reference.clone();
+            if let Err(error) = pass_on(images, ready, &shown, units).await {
+                tracing::info!(%reference, %error, "cannot read ahead");
+            }
+        });
+        Self { told, task: AbortOnDropHandle::new(task) }
+    }
+
+    /// Where to tell which units have come.
+    pub fn told(&self) -> &Told {
+        &self.told
+    }
+
+    /// Nothing more comes: waits until all of it was read.
+    pub async fn end(self) {
+        let Self { told, task } = self;
+        drop(told);
+        // It ends by itself, or not at all.
+        let _ = task.await;
+    }
+}
+
+/// Passes `units` on to a process that reads them, until there are no more and all are read.
+async fn pass_on(
+    images: Arc<Images>,
+    ready: Arc<Ready>,
+    shown: &[PathBuf],
+    mut units: mpsc::UnboundedReceiver<Vec<UnitName>>,
+) -> io::Result<()> {
+    let Some(mut next) = units.recv().await else { return Ok(()) };
+    let (mut process, mut input) = start(shown)?;
+    let paths = tokio::task::spawn_blocking(move || {
+        let tree = images.merge(&ready).map_err(io::Error::other)?;
+        io::Result::Ok(file_paths(&tree, |_| true))
+    });
+    let paths = paths.await.map_err(io::Error::other)??;
+    loop {
+        input.write_all(lines(&next, &paths).as_bytes()).await?;
+        match units.recv().await {
+            Some(units) => next = units,
+            None => break,
+        }
+    }
+    drop(input);
+    process.wait().await.map(drop)
+}
+
+fn start(shown: &[PathBuf]) -> io::Result<(Child, ChildStdin)> {
+    let mut command = Command::new(PROGRAM);
+    command.arg(COMMAND).args(shown);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).kill_on_drop(true);
+    let mut process = command.spawn()?;
+    let input = process.stdin.take().expect("stdin was asked to be a pipe");
+    Ok((process, input))
+}
+
+/// One unit a line: its number, a blank, and the path of its file. Paths with line ends are left
+/// out.
+fn lines(units: &[UnitName], paths: &FilePaths) -> String {
+    let line = |unit: &UnitName| {
+        let path = paths.get(&(unit.layer, unit.inode))?;
+        (!path.contains('\n')).then(|| format!("{} {path}\n", unit.number))
+    };
+    units.iter().filter_map(line).collect()
+}
+
+/// Reads the units that `input` names, as [`lines`] writes them, below the first of the
+/// directories `shown` that has the file. What cannot be read is left alone: whoever needs it will
+/// ask for it.
+///
+/// # Errors
+/// Those of reading `input`.
+pub fn read_all(input: impl BufRead, shown: &[PathBuf]) -> io::Result<()> {
+    let mut listed = HashSet::new();
+    let mut buffer = Vec::new();
+    for line in input.lines() {
+        let line = line?;
+        let Some((number, path)) = line.split_once(' ') else { continue };
+        let Ok(number) = number.parse::<u32>() else { continue };
+        for root in shown {
+            let path = root.join(path);
+            list_beside(&path, &mut listed);
+            if read_unit(&path, number, &mut buffer).is_ok() {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Lists the directory of `path`, once: one question for all of its names.
+fn list_beside(path: &Path, listed: &mut HashSet<PathBuf>) {
+    let Some(directory) = path.parent() else { return };
+    if listed.insert(directory.to_owned())
+        && let Ok(entries) = std::fs::read_dir(directory)
+    {
+        entries.take(ENTRIES_MAX).for_each(drop);
+    }
+}
+
+fn read_unit(path: &Path, number: u32, buffer: &mut Vec<u8>) -> io::Result<()> {
+    let mut file = open(path)?;
+    file.seek(SeekFrom::Start(u64::from(number) * CHUNK))?;
+    buffer.clear();
+    file.take(CHUNK).read_to_end(buffer).map(drop)
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use undermount_fs::digest::Digest;
+
+    use super::*;
+
+    #[test]
+    fn units_are_named_by_the_paths_of_their_files() {
+        let layer = Digest::of(b"layer");
+        let unit = |inode, number| UnitName { layer, inode, number };
+        let path = |inode, path: &str| ((layer, inode), path.to_owned());
+        let paths = FilePaths::from([path(1, "a/b c"), path(2, "x\ny")]);
+        assert_eq!(lines(&[unit(1, 3), unit(2, 0), unit(7, 0)], &paths), "3 a/b c\n");
+    }
+
+    #[test]
+    fn a_file_is_read_where_the_uppermost_layer_has_it_and_beside_others() {
+        let (upper, lower) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::create_dir(lower.path().join("d")).unwrap();
+        std::fs::write(lower.path().join("d/file"), vec![7; CHUNK as usize + 5]).unwrap();
+        let shown = [upper.path().to_owned(), lower.path().to_owned()];
+        let words = "what\n-1 d/file\n0 d\n0 ../d/missing\n1 d/file\n9 d/file\n";
+        read_all(words.as_bytes(), &shown).unwrap();
+        let mut buffer = Vec::new();
+        read_unit(&lower.path().join("d/file"), 1, &mut buffer).unwrap();
+        assert_eq!(buffer, [7; 5]);
+        assert!(read_unit(&upper.path().join("d/file"), 0, &mut buffer).is_err());
+    }
+}
