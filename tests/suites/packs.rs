@@ -10,6 +10,7 @@ use undermount_tests::archive::{Member, noise};
 use undermount_tests::commands::runnable;
 use undermount_tests::image::Image;
 use undermount_tests::node::{self, Node, PATIENCE};
+use undermount_tests::podman::{self, Podman};
 use undermount_tests::process::{Outcome, eventually, program, run, undermount};
 use undermount_tests::registry::{Registry, files_below};
 use undermount_tests::requirement::{Need, lacking};
@@ -46,6 +47,14 @@ impl Setting {
         let image = shell_image();
         let reference = registry.push_image(&image, "shell");
         Self { scratch, registry, reference, image }
+    }
+
+    /// The same with a pack of the start.
+    fn packed() -> Self {
+        let setting = Self::new();
+        setting.record();
+        setting.pack(&[&setting.reference]).success();
+        setting
     }
 
     fn profiles(&self) -> PathBuf {
@@ -137,19 +146,35 @@ fn what_a_pack_brings_is_in_the_kernels_memory_before_it_is_read() {
     if lacking(node::NEEDS) || lacking(&[Need::Program("fincore")]) {
         return;
     }
-    let setting = Setting::new();
-    setting.record();
-    setting.pack(&[&setting.reference]).success();
+    let setting = Setting::packed();
     let mut node = Node::new();
     let directory = node.mount(&setting.reference);
-    for file in READ {
-        let path = directory.join(name(file));
-        let size = content(file).len() as u64;
-        eventually("the file is read ahead", PATIENCE, || cached_bytes(&path) >= size);
-    }
-    assert_eq!(cached_bytes(&directory.join(name(8))), 0, "nobody will read it");
+    await_readahead(&directory);
     // Who reads ahead is in nobody's way.
     node.umount(&directory);
+}
+
+#[test]
+fn what_a_pack_brings_is_read_ahead_in_podmans_layers() {
+    if lacking(podman::NEEDS) || lacking(&[Need::Program("fincore")]) {
+        return;
+    }
+    let setting = Setting::packed();
+    let node = Podman::new();
+    let pull = ["pull", "--quiet", "--tls-verify=false", &setting.reference];
+    node.run(&pull);
+    let root = node.run(&["image", "mount", &setting.reference]).stdout;
+    await_readahead(Path::new(root.trim_end()));
+    node.run(&["image", "umount", &setting.reference]);
+}
+
+/// Waits until what the start reads of the image at `root`, and only that, is in memory.
+fn await_readahead(root: &Path) {
+    for file in READ {
+        let (path, size) = (root.join(name(file)), content(file).len() as u64);
+        eventually("the file is read ahead", PATIENCE, || cached_bytes(&path) >= size);
+    }
+    assert_eq!(cached_bytes(&root.join(name(8))), 0, "nobody will read it");
 }
 
 #[test]
@@ -157,9 +182,7 @@ fn a_damaged_pack_costs_nothing_but_its_transfer() {
     if lacking(node::NEEDS) {
         return;
     }
-    let setting = Setting::new();
-    setting.record();
-    setting.pack(&[&setting.reference]).success();
+    let setting = Setting::packed();
     let blob = setting.pack_blob();
     let mut bytes = fs::read(&blob).unwrap();
     let middle = bytes.len() / 2;

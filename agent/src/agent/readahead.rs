@@ -103,7 +103,7 @@ async fn pass_on(
 
 fn start(shown: &[PathBuf]) -> io::Result<(Child, ChildStdin)> {
     let mut command = Command::new(PROGRAM);
-    command.arg(COMMAND).args(shown);
+    command.arg0("undermount").arg(COMMAND).args(shown);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).kill_on_drop(true);
     let mut process = command.spawn()?;
     let input = process.stdin.take().expect("stdin was asked to be a pipe");
