@@ -169,7 +169,7 @@ impl Command {
             Self::Tripleo(command) => block_on(command.run()),
             Self::Man(args) => args.run(Cli::command()),
             Self::Completions(args) => args.run(Cli::command()),
-            Self::X(verb) => verb.run(),
+            Self::X(verb) => block_on(verb.run()),
         }
     }
 }

@@ -68,6 +68,9 @@ pub enum PrepareError {
     /// An entry cannot be understood.
     #[error(transparent)]
     Entry(#[from] EntryError),
+    /// There are no entries where only entries are of use.
+    #[error("the environment has no list ContainerImagePrepare")]
+    NoEntries,
     /// A pattern cannot be searched for.
     #[error(transparent)]
     Pattern(#[from] PatternError),

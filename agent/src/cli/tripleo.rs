@@ -211,9 +211,9 @@ pub enum Harness {
 
 impl Harness {
     /// Runs the verb.
-    pub fn run(self) -> CliResult {
+    pub async fn run(self) -> CliResult {
         let Self::CephRegistry { file } = self;
-        let found = ceph::image_and_login(&Environment::read(&[file])?)?;
+        let found = ceph::image_and_login(&Environment::read(&[file])?).await?;
         std::io::stdout().write_all(yaml::write(&found.into()).as_bytes())?;
         Ok(Exit::Success)
     }
