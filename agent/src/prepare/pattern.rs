@@ -3,9 +3,13 @@
 //! What the linear-time engine understands is matched by it; look-around and references back go
 //! to the one that backtracks, within its limit of steps.
 
+mod python;
+
 /// A pattern, searched anywhere in a name.
 #[derive(Debug, Clone)]
 pub struct Pattern {
+    /// As it was written.
+    pattern: String,
     engine: fancy_regex::Regex,
 }
 
@@ -18,7 +22,7 @@ pub enum PatternError {
         /// The pattern.
         pattern: String,
         /// Why not.
-        source: Box<fancy_regex::Error>,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// Too many ways to match.
     #[error("the regular expression `{pattern}` takes too long on `{name}`")]
@@ -36,11 +40,11 @@ impl Pattern {
     /// # Errors
     /// [`PatternError::Malformed`] where it is no regular expression.
     pub fn parse(pattern: &str) -> Result<Self, PatternError> {
-        let malformed = |error| PatternError::Malformed {
-            pattern: pattern.to_owned(),
-            source: Box::new(error),
-        };
-        Ok(Self { engine: fancy_regex::Regex::new(pattern).map_err(malformed)? })
+        let malformed = |source| PatternError::Malformed { pattern: pattern.to_owned(), source };
+        let translated = python::translate(pattern).map_err(|problem| malformed(problem.into()))?;
+        let engine =
+            fancy_regex::Regex::new(&translated).map_err(|error| malformed(error.into()))?;
+        Ok(Self { pattern: pattern.to_owned(), engine })
     }
 
     /// Whether it matches somewhere in `name`.
@@ -49,7 +53,7 @@ impl Pattern {
     /// [`PatternError::TooLong`] where that takes more steps than are allowed.
     pub fn is_in(&self, name: &str) -> Result<bool, PatternError> {
         self.engine.is_match(name).map_err(|_| PatternError::TooLong {
-            pattern: self.engine.as_str().to_owned(),
+            pattern: self.pattern.clone(),
             name: name.to_owned(),
         })
     }
@@ -84,6 +88,9 @@ mod tests {
             ("(?<=openstack-)nova", true),
             (r"(?P<letter>n)ova.*(?P=letter)", false),
             (r"\bapi\b", true),
+            ("[[n]ova", true),
+            ("[a-z&&b]ova", true),
+            (r"\<nova", false),
             ("", true),
         ] {
             assert_eq!(Pattern::parse(pattern).unwrap().is_in(name).unwrap(), matches, "{pattern}");
