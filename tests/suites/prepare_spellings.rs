@@ -342,6 +342,36 @@ fn flags_stand_for_an_entry_as_in_osp_13() {
 }
 
 #[test]
+fn what_is_not_pushed_is_named_where_it_comes_from_as_in_osp_13() {
+    let root = tempfile::tempdir().unwrap();
+    let line = "overcloud container image prepare --namespace=ns.invalid --tag=t --pull-source=h.invalid \
+                --output-env-file env.yaml --exclude [^:]*(?<!nova-api):";
+    let printed = call(root.path(), line).success().stdout;
+    assert_eq!(
+        printed,
+        "container_images:\n- imagename: ns.invalid/centos-binary-nova-api:t\n  pull_source: h.invalid\n"
+    );
+    let environment = read(root.path(), "env.yaml");
+    assert!(environment.contains("DockerNovaApiImage: ns.invalid/centos-binary-nova-api:t\n"));
+}
+
+#[test]
+fn files_of_a_directory_tell_the_services_too_as_in_osp_13() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::create_dir(root.path().join("d")).unwrap();
+    let services = "resource_registry: {Api: /t/docker/services/api.yaml}\n";
+    std::fs::write(root.path().join("d/a.yaml"), services).unwrap();
+    std::fs::write(root.path().join("none.yaml"), "[]\n").unwrap();
+    let line = "overcloud container image prepare --namespace=h.invalid/ns --roles-file none.yaml";
+    let count = |flags: &str| {
+        let outcome = call(root.path(), &format!("{line} {flags}"));
+        outcome.success().stdout.matches("imagename").count()
+    };
+    assert!(count("--pull-source= --tag-from-label=") > 80);
+    assert_eq!(count("--environment-directory d"), 0);
+}
+
+#[test]
 fn lists_of_images_are_uploaded() {
     let root = tempfile::tempdir().unwrap();
     let Some(source) = registry(&root.path().join("source")) else { return };

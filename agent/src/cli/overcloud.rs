@@ -4,6 +4,7 @@
 mod build;
 mod upload;
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::PathBuf;
 
@@ -13,6 +14,7 @@ use undermount::prepare::discover;
 use undermount::prepare::draft::Draft;
 use undermount::prepare::entry::{Entry, PushDestination};
 use undermount::prepare::env_file;
+use undermount::prepare::environment::Environment;
 use undermount::prepare::insecure::Insecure;
 use undermount::prepare::label::TagLabel;
 use undermount::prepare::pattern::{Pattern, PatternError};
@@ -22,13 +24,14 @@ use undermount::prepare::request::{EntryList, Request};
 use undermount::prepare::role;
 use undermount::prepare::sources::Sources;
 use undermount::prepare::template::TemplateSource;
+use undermount::prepare::undercloud;
 use undermount::prepare::yaml::{self, Map, Value};
 use undermount::registry::client::Client;
 
 use super::client::ClientArgs;
 use super::clock::LocalTime;
 use super::exit::{CliResult, Exit};
-use super::prepare::{environment_text, look_up, read_environment, read_roles, tell_of_insecure};
+use super::prepare::{environment_files, environment_text, look_up, read_roles, tell_of_insecure};
 
 /// `openstack overcloud …` in the original's words
 #[derive(Debug, Subcommand)]
@@ -167,20 +170,7 @@ impl PrepareArgs {
 
     fn request(&self) -> CliResult<Request> {
         let release = Release::Queens;
-        let services = match self.environment_files.as_slice() {
-            // Nothing is known about services.
-            [] => None,
-            files => {
-                let environment = read_environment(&self.environment_directories, files)?;
-                let roles = read_roles(self.roles_file.as_deref())?;
-                let mut services = role::service_filter(&roles, &environment, release)?;
-                // The files tell which services are containers: what they do not map is none.
-                if let Some(services) = &mut services {
-                    services.retain(|service| environment.resource(service).is_some());
-                }
-                services
-            }
-        };
+        let services = self.services(release)?;
         let runs = |service: &str| {
             let name = format!("OS::TripleO::Services::{service}");
             services.as_ref().is_some_and(|services| services.contains(&name))
@@ -201,13 +191,32 @@ impl PrepareArgs {
             roles: Default::default(),
             neutron_driver,
             multi_arch: false,
-            undercloud: None,
+            // Where `upload` takes what the list names no destination for.
+            undercloud: Some(undercloud::control_plane_registry()),
             append_tag: String::new(),
             logins: Default::default(),
-            tells_undercloud: true,
+            tells_undercloud: false,
             from: None,
             docker_mirror: None,
         })
+    }
+
+    /// The services that run in containers, or nothing where no file tells of any.
+    fn services(&self, release: Release) -> CliResult<Option<BTreeSet<String>>> {
+        let files = environment_files(&self.environment_directories, &self.environment_files)?;
+        if files.is_empty() {
+            return Ok(None);
+        }
+        let environment = Environment::read(&files)?;
+        let roles = read_roles(self.roles_file.as_deref())?;
+        let services = role::service_filter(&roles, &environment, release)?;
+        // A roles file without roles runs nothing.
+        let empty = self.roles_file.is_some().then(BTreeSet::new);
+        // What the files do not map to a container is none.
+        Ok(services.or(empty).map(|mut services| {
+            services.retain(|service| environment.resource(service).is_some());
+            services
+        }))
     }
 
     fn entry(&self) -> CliResult<Entry> {
@@ -232,11 +241,13 @@ impl PrepareArgs {
         let excludes: Result<_, PatternError> =
             self.exclude.iter().map(|text| Pattern::parse(text)).collect();
         let destination = self.push_destination.as_deref().unwrap_or_default();
+        // A script's unset variable is a flag that is not there.
+        let unless_empty = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         Ok(Entry {
             set,
             push_destination: PushDestination::registry(destination),
-            pull_source: self.pull_source.clone(),
-            tag_from_label: self.tag_from_label.clone(),
+            pull_source: unless_empty(&self.pull_source),
+            tag_from_label: unless_empty(&self.tag_from_label),
             excludes: excludes?,
             ..Entry::default()
         })

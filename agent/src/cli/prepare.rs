@@ -27,7 +27,7 @@ use input::InputArgs;
 use output::{OutputArgs, Told};
 
 pub use copying::{CopyArgs, copy_state};
-pub use input::{read_environment, read_roles};
+pub use input::{environment_files, read_roles};
 pub use output::environment_text;
 
 /// Copy a deployment's images to the undercloud and write the Heat environment for them

@@ -83,7 +83,10 @@ impl DraftEntry {
         let sources = self.images.iter().filter_map(move |image| {
             naming::registry(pull_source, &image.imagename).map(str::to_owned)
         });
-        sources.chain(self.push_destination.as_deref().map(host))
+        // What parameters name in place of the destination.
+        let untold = self.images.iter().filter(|_| !self.is_told);
+        let untold = untold.map(move |image| host(&image.imagename));
+        sources.chain(self.push_destination.as_deref().map(host)).chain(untold)
     }
 }
 

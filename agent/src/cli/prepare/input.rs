@@ -82,15 +82,20 @@ fn parse_from(text: &str) -> Result<String, String> {
     }
 }
 
-/// Merges the *.yaml files of the default directory, then those of `directories`, then `files`.
+/// Merges [`environment_files`].
 pub fn read_environment(directories: &[PathBuf], files: &[PathBuf]) -> CliResult<Environment> {
+    Ok(Environment::read(&environment_files(directories, files)?)?)
+}
+
+/// The *.yaml files of the default directory, then those of `directories`, then `files`.
+pub fn environment_files(directories: &[PathBuf], files: &[PathBuf]) -> CliResult<Vec<PathBuf>> {
     let default = std::env::home_dir().map(|home| home.join(".tripleo/environments"));
     let mut all = Vec::new();
     for directory in default.iter().chain(directories) {
         all.extend(environment::files_in(directory)?);
     }
     all.extend(files.iter().cloned());
-    Ok(Environment::read(&all)?)
+    Ok(all)
 }
 
 /// The roles in the file `named`, or in the default one if it exists.
