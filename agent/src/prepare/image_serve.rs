@@ -11,7 +11,8 @@
 //! ```
 //! Every file appears whole, by rename, and a tag after everything that it names. What is there
 //! already counts only if it has its digest: damage is repaired by writing the file again.
-//! A layer of several images is one file with several names. All of it but `referrers`, which
+//! A layer of several images is one file with several names. Tags that are links to the directory
+//! of a manifest, as the original made them before, become type maps. All of it but `referrers`, which
 //! answers the referrers API, is as the original makes it.
 
 mod delete;
@@ -103,8 +104,10 @@ impl ImageServe {
 
     /// The manifest that `tag` means to clients that take all.
     pub fn tagged(&self, from: &Repository, tag: &Tag) -> Option<RawManifest> {
-        let map = fs::read_to_string(self.type_map(from, tag.as_str())).ok()?;
-        let digest = lists::digests_of(&map).next()?;
+        let digest = match fs::read_to_string(self.type_map(from, tag.as_str())) {
+            Ok(map) => lists::digests_of(&map).next()?,
+            Err(_) => self.linked(from, tag.as_str())?,
+        };
         self.manifest(from, &digest)
     }
 
@@ -253,6 +256,63 @@ mod tests {
         assert!(tree.manifest(&image, &raw.digest).is_none());
         assert!(tree.put_manifest(&image, &raw).unwrap());
         assert_eq!(tree.manifest(&image, &raw.digest).unwrap().bytes, raw.bytes);
+    }
+
+    #[test]
+    fn the_blobs_of_a_manifest_that_nobody_understands_stay() {
+        let root = tempfile::tempdir().unwrap();
+        let tree = ImageServe::new(root.path());
+        let image: Repository = "h:1/ns/nova".parse().unwrap();
+        let old = manifest("{\"schemaVersion\":1,\"fsLayers\":[{\"blobSum\":\"sha256:1\"}]}");
+        let list = manifest("{\"schemaVersion\":2,\"manifests\":[]}");
+        for (tag, raw) in [("a-old", &old), ("b-list", &list), ("c-list", &list)] {
+            tree.put_manifest(&image, raw).unwrap();
+            tree.put_tag(&image, tag, &[raw]).unwrap();
+        }
+        let blob = tree.directory(&image, "blobs").join("sha256:1.gz");
+        fs::create_dir_all(blob.parent().unwrap()).unwrap();
+        fs::write(&blob, "layer").unwrap();
+        for (tag, stays) in [("b-list", true), ("a-old", false)] {
+            assert!(tree.delete(&image, &tag.parse().unwrap()).unwrap());
+            assert_eq!(blob.exists(), stays, "{tag}");
+        }
+    }
+
+    #[test]
+    fn tags_that_are_links_become_type_maps_and_keep_what_they_need() {
+        let root = tempfile::tempdir().unwrap();
+        let tree = ImageServe::new(root.path());
+        let image: Repository = "h:1/ns/nova".parse().unwrap();
+        let texts = ["old", "new", "other"]
+            .map(|name| format!("{{\"schemaVersion\":2,\"manifests\":[],\"a\":\"{name}\"}}"));
+        let [old, new, other] = texts.map(|text| manifest(&text));
+        for raw in [&old, &new, &other] {
+            tree.put_manifest(&image, raw).unwrap();
+        }
+        let link = |tag: &str, raw: &RawManifest| {
+            let path = tree.directory(&image, "manifests").join(tag);
+            std::os::unix::fs::symlink(raw.digest.to_string(), path).unwrap();
+        };
+        link("kept", &old);
+        link("renewed", &old);
+        assert_eq!(tree.tags(&image), ["kept", "renewed"]);
+        let tagged = |tag: &str| Some(tree.tagged(&image, &tag.parse().unwrap())?.digest);
+        assert_eq!(tagged("kept"), Some(old.digest));
+
+        tree.put_tag(&image, "renewed", &[&new]).unwrap();
+        let path = root.path().join("v2/ns/nova/manifests");
+        assert!(!path.join("kept").is_symlink() && path.join("kept.type-map").is_file());
+        assert_eq!((tagged("kept"), tagged("renewed")), (Some(old.digest), Some(new.digest)));
+        let list = fs::read_to_string(root.path().join("v2/ns/nova/tags/list")).unwrap();
+        assert_eq!(list, r#"{"name":"ns/nova","tags":["kept","renewed"]}"#);
+
+        link("gone", &other);
+        link("linked", &old);
+        assert!(tree.delete(&image, &"gone".parse().unwrap()).unwrap());
+        assert!(!tree.manifest_path(&image, &other.digest).exists());
+        assert_eq!(tree.tags(&image), ["kept", "linked", "renewed"]);
+        assert!(tree.delete(&image, &"kept".parse().unwrap()).unwrap());
+        assert_eq!(tagged("linked"), Some(old.digest));
     }
 
     #[test]

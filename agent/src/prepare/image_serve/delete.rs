@@ -19,6 +19,7 @@ impl ImageServe {
     /// # Errors
     /// [`ImageServeError::Write`] where that fails.
     pub fn delete(&self, image: &Repository, tag: &Tag) -> Result<bool, ImageServeError> {
+        self.replace_links(image)?;
         let map = self.type_map(image, tag.as_str());
         match fs::remove_file(&map) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -32,8 +33,8 @@ impl ImageServe {
     /// Removes what no tag of the image needs.
     fn sweep(&self, image: &Repository) -> Result<(), ImageServeError> {
         let needed = self.needed_manifests(image)?;
-        let blobs: BTreeSet<String> =
-            needed.iter().flat_map(|digest| self.blobs_of(image, digest)).collect();
+        let blobs: Option<Vec<_>> =
+            needed.iter().map(|digest| self.blobs_of(image, digest)).collect();
         let is_needed = |name: &str| name.parse().is_ok_and(|digest| needed.contains(&digest));
         for kind in ["manifests", "referrers"] {
             let directory = self.directory(image, kind);
@@ -44,6 +45,22 @@ impl ImageServe {
                 }
             }
         }
+        // What one of them needs may be any blob.
+        if let Some(blobs) = blobs {
+            self.keep_blobs(image, &blobs.into_iter().flatten().collect())?;
+        }
+        match names(&self.directory(image, "manifests")).is_empty() {
+            true => self.remove(image),
+            false => Ok(()),
+        }
+    }
+
+    /// Removes the blobs that are not among `blobs`.
+    fn keep_blobs(
+        &self,
+        image: &Repository,
+        blobs: &BTreeSet<String>,
+    ) -> Result<(), ImageServeError> {
         let directory = self.directory(image, "blobs");
         for name in names(&directory) {
             if !blobs.contains(name.trim_end_matches(".gz")) {
@@ -51,10 +68,7 @@ impl ImageServe {
                 fs::remove_file(&path).map_err(|source| write_error(&path, source))?;
             }
         }
-        match names(&self.directory(image, "manifests")).is_empty() {
-            true => self.remove(image),
-            false => Ok(()),
-        }
+        Ok(())
     }
 
     /// Removes an image, and not those whose names begin with its name.
@@ -121,13 +135,16 @@ impl ImageServe {
         }
     }
 
-    fn blobs_of(&self, image: &Repository, digest: &Digest) -> Vec<String> {
+    /// The blobs of a manifest, or nothing where it is there and cannot be understood, as those
+    /// of Docker's schema 1 cannot.
+    fn blobs_of(&self, image: &Repository, digest: &Digest) -> Option<Vec<String>> {
         match self.document(image, digest) {
             Some(Document::Manifest(manifest)) => {
                 let all = std::iter::once(&manifest.config).chain(&manifest.layers);
-                all.map(|blob| blob.digest.to_string()).collect()
+                Some(all.map(|blob| blob.digest.to_string()).collect())
             }
-            _ => Vec::new(),
+            Some(Document::Index(_)) => Some(Vec::new()),
+            None => (!self.manifest_path(image, digest).exists()).then(Vec::new),
         }
     }
 }

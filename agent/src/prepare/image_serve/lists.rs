@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::json;
 use undermount_fs::digest::Digest;
 
-use super::{ImageServe, ImageServeError, write_if_changed};
+use super::{ImageServe, ImageServeError, type_map, write, write_error, write_if_changed};
 use crate::image::{Repository, referrers};
 use crate::prepare::copy::blob_file::TEMPORARY;
 
@@ -14,6 +14,7 @@ impl ImageServe {
     /// Writes the list of the tags of `image` and the list of images anew.
     pub(super) fn rebuild_lists(&self, image: &Repository) -> Result<(), ImageServeError> {
         let _rebuilding = self.lists.lock().expect("no panic while it is held");
+        self.replace_links(image)?;
         if self.directory(image, "manifests").is_dir() {
             let mut tags = self.tags(image);
             // Nodes know where to look for indexes; to everybody else they are no images.
@@ -34,8 +35,40 @@ impl ImageServe {
 
     /// The tags of `image`, those that belong to manifests included.
     pub fn tags(&self, image: &Repository) -> Vec<String> {
-        let manifests = names(&self.directory(image, "manifests"));
-        manifests.iter().filter_map(|name| Some(name.strip_suffix(".type-map")?.into())).collect()
+        let tag = |name: String| match name.strip_suffix(".type-map") {
+            Some(tag) => Some(tag.to_owned()),
+            None => self.linked(image, &name).is_some().then_some(name),
+        };
+        let mut tags: Vec<_> =
+            names(&self.directory(image, "manifests")).into_iter().filter_map(tag).collect();
+        tags.sort();
+        tags.dedup();
+        tags
+    }
+
+    /// The manifest that `tag` means where it is a link to the directory of a manifest: the
+    /// original made such tags before it made type maps.
+    pub(super) fn linked(&self, image: &Repository, tag: &str) -> Option<Digest> {
+        let target = fs::read_link(self.directory(image, "manifests").join(tag)).ok()?;
+        target.file_name()?.to_str()?.parse().ok()
+    }
+
+    /// Writes type maps for the tags that are links, and removes the links. Where a tag is both,
+    /// its type map is the newer.
+    pub(super) fn replace_links(&self, image: &Repository) -> Result<(), ImageServeError> {
+        for tag in self.tags(image) {
+            let linked = self.linked(image, &tag);
+            let Some(raw) = linked.and_then(|digest| self.manifest(image, &digest)) else {
+                continue;
+            };
+            let map = self.type_map(image, &tag);
+            if !map.exists() {
+                write(&map, type_map(&tag, &[&raw]).as_bytes())?;
+            }
+            let link = self.directory(image, "manifests").join(&tag);
+            fs::remove_file(&link).map_err(|source| write_error(&link, source))?;
+        }
+        Ok(())
     }
 }
 
