@@ -94,6 +94,11 @@ impl Entry {
     fn parse(at: &str, value: &Value) -> Result<Self, EntryError> {
         let Value::Map(map) = value else { return Err(wrong_type(at.to_owned(), "a map", value)) };
         let keys = Keys { at, map };
+        let set = keys.map("set")?;
+        let set_keys = Keys { at: &keys.place("set"), map: &set };
+        for affix in ["name_prefix", "name_suffix"] {
+            set_keys.text(affix)?;
+        }
         let modify = keys.text("modify_role")?.map(|role| {
             Ok(Modify {
                 role,
@@ -107,7 +112,6 @@ impl Entry {
             })
         });
         Ok(Self {
-            set: keys.map("set")?,
             push_destination: keys.push_destination()?,
             pull_source: keys.text("pull_source")?,
             tag_from_label: keys.text("tag_from_label")?,
@@ -115,6 +119,7 @@ impl Entry {
             excludes: keys.patterns("excludes")?,
             modify: modify.transpose()?,
             multi_arch: keys.present("multi_arch").map(Value::is_truthy),
+            set,
         })
     }
 }
@@ -156,7 +161,8 @@ impl Keys<'_> {
     }
 
     fn words(&self, key: &str) -> Result<Vec<String>, EntryError> {
-        let Some(value) = self.present(key) else { return Ok(Vec::new()) };
+        let value = self.map.get(key).filter(|value| value.is_truthy());
+        let Some(value) = value else { return Ok(Vec::new()) };
         let Value::List(items) = value else {
             return Err(wrong_type(self.place(key), "a list", value));
         };
@@ -217,7 +223,8 @@ mod tests {
         let entries = parse(
             "- {push_destination: 'h:8787/', tag_from_label: rdo_version, includes: [nova-, 'a$'], \
                set: {tag: null}, frobnicate: yes, multi_arch: no, modify_role: r, \
-               modify_vars: {a: 1}, modify_only_with_source: [kolla]}\n- push_destination: true\n- {}\n",
+               modify_vars: {a: 1}, modify_only_with_source: [kolla]}\n- push_destination: true\n\
+             - {includes: '', excludes: no}\n",
         )
         .unwrap();
         let first = &entries[0];
@@ -231,6 +238,7 @@ mod tests {
         assert_eq!(modify.only_with_source, ["kolla"]);
         assert_eq!(entries[1].push_destination, PushDestination::Undercloud);
         assert_eq!(entries[2].push_destination, PushDestination::None);
+        assert_eq!((entries[2].includes.len(), entries[2].excludes.len()), (0, 0));
     }
 
     #[test]
@@ -244,6 +252,7 @@ mod tests {
             ("[{includes: ['nova-(']}]", "[0].includes has a pattern that cannot be used"),
             ("[{push_destination: {}, tag_from_label: {a: b}}]", "tag_from_label must be text"),
             ("[{push_destination: [a]}]", "must be true or host:port, this is a list"),
+            ("[{set: {name_suffix: [a]}}]", "[0].set.name_suffix must be text, this is a list"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");

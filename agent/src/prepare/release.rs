@@ -120,7 +120,9 @@ impl Release {
 
     /// The `neutron_driver` of the deployment, from `NeutronMechanismDrivers`.
     pub fn neutron_driver(self, mechanism_drivers: Option<&Value>) -> &'static str {
-        let Some(drivers) = mechanism_drivers else { return "ovn" };
+        let Some(drivers) = mechanism_drivers.filter(|value| **value != Value::Null) else {
+            return "ovn";
+        };
         let names = |driver: &str| match drivers {
             Value::Text(text) => text.contains(driver),
             Value::List(items) => items.iter().any(|item| item.as_text() == Some(driver)),
@@ -184,6 +186,7 @@ mod tests {
         let list = |words: &[&str]| words.iter().copied().collect::<Value>();
         for (drivers, stein, zed) in [
             (None, "ovn", "ovn"),
+            (Some(Value::Null), "ovn", "ovn"),
             (Some(list(&["ovn", "sriov"])), "ovn", "ovn"),
             (Some(list(&["openvswitch"])), "other", "other"),
             (Some(list(&["opendaylight_v2"])), "odl", "other"),

@@ -74,7 +74,11 @@ fn add(records: &mut Vec<(String, Map)>, record: &Map, path: &Path) -> Result<()
 /// The image of a record; `undercloud` is where it goes when the record does not say.
 pub fn planned(record: &Map, undercloud: &str) -> PlannedImage {
     let text = |key: &str| record.get(key).filter(|value| value.is_truthy()).map(Value::to_string);
-    let destination = text("push_destination").unwrap_or_else(|| undercloud.to_owned());
+    let destination = match record.get("push_destination") {
+        Some(Value::Bool(_)) => None,
+        _ => text("push_destination"),
+    };
+    let destination = destination.unwrap_or_else(|| undercloud.to_owned());
     PlannedImage {
         entry: 0,
         imagename: text("imagename").unwrap_or_default(),
@@ -110,7 +114,8 @@ mod tests {
     #[test]
     fn later_files_add_what_earlier_ones_lack() {
         let (_directory, paths) = files(&[
-            "container_images: [{imagename: r/a:1, push_destination: d/}, {imagename: r/b:1}]",
+            "container_images: [{imagename: r/a:1, push_destination: d/}, \
+             {imagename: r/b:1, push_destination: true}]",
             "uploads: [{imagename: r/c:1}]\n\
              container_images: [{imagename: r/a:1, push_destination: x, modify_role: m}]",
         ]);

@@ -153,9 +153,15 @@ impl DeleteArgs {
         }
         let tree = ImageServe::new(&self.registry.image_serve_dir);
         let tag = image.tag().ok_or("name the image by its tag")?;
-        match tree.delete(&repository, tag)? {
-            true => Ok(Exit::Success),
-            false => Err(format!("there is no {image} in the tree").into()),
+        if tree.delete(&repository, tag)? {
+            return Ok(Exit::Success);
         }
+        let words = format!("there is no {image} in the tree");
+        if tree.tags(&repository).is_empty() {
+            return Err(words.into());
+        }
+        // What a second run of a script finds.
+        tracing::warn!("{words}");
+        Ok(Exit::Success)
     }
 }
