@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use crate::digest::{Digest, Verified};
-use crate::disk::{Access, Disk, Draft, LocalDisk, is_regular, open_regular};
+use crate::disk::{Access, Disk, Draft, LocalDisk, is_damage, is_regular, open_regular};
 
 /// Blobs above this size are damaged: the largest index tree has 1 GiB.
 const LARGEST: u64 = 1 << 30;
@@ -81,6 +81,10 @@ impl Blobs {
         match blob {
             Ok(blob) => Some(blob),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) if !is_damage(&error) => {
+                tracing::warn!(path = %path.display(), %error, "cannot read a blob");
+                None
+            }
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "damaged blob removed");
                 // Where it cannot be removed it stays a miss.

@@ -171,6 +171,16 @@ pub fn open_regular(path: &Path, access: Access) -> io::Result<File> {
     }
 }
 
+/// Whether `error` says that a file of ours is not what was put there: another kind of file, or one
+/// that the disk cannot read. Anything else (no descriptors or memory left, no permission) says
+/// nothing about the file, which may be read another time.
+pub fn is_damage(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof
+    ) || matches!(error.raw_os_error(), Some(libc::ELOOP | libc::EISDIR | libc::EIO))
+}
+
 /// Whether `path` names a regular file.
 pub fn is_regular(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file())

@@ -10,7 +10,7 @@ use super::store::Store;
 use super::survey::{State, Surveyed};
 use super::{CHUNK, ObjectKey};
 use crate::digest::Digest;
-use crate::disk::{Access, open_regular};
+use crate::disk::{Access, is_damage, open_regular};
 
 /// What an audit found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,11 +35,9 @@ impl Store {
         };
         let hashed = match open_regular(&object.path, Access::Read) {
             Ok(file) => key_of(&file),
-            // Evicted meanwhile.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Audited::default();
-            }
-            Err(_) => None,
+            Err(error) if is_damage(&error) => None,
+            // Evicted meanwhile, or not to be opened just now.
+            Err(_) => return Audited::default(),
         };
         let damaged = hashed != Some(key);
         if damaged {

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::CHUNK;
 use super::stamp::{Stamp, note_use};
 use crate::digest::{Digest, Verified};
-use crate::disk::{Access, Disk, open_regular};
+use crate::disk::{Access, Disk, is_damage, open_regular};
 
 const UNKNOWN: u8 = 0;
 const ABSENT: u8 = 1;
@@ -207,8 +207,10 @@ impl Partial {
 fn open_incomplete(disk: &Arc<dyn Disk>, path: &Path, size: u64) -> io::Result<(File, u8)> {
     match open_regular(path, Access::Write) {
         Ok(file) if file.metadata()?.len() == size => return Ok((file, UNKNOWN)),
+        Ok(_) => disk.remove(path)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        _ => disk.remove(path)?,
+        Err(error) if is_damage(&error) => disk.remove(path)?,
+        Err(error) => return Err(error),
     }
     let file = disk.create(path)?;
     disk.set_len(&file, size)?;

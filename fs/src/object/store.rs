@@ -17,7 +17,7 @@ use super::fresh::Fresh;
 use super::stamp::{self, Stamp};
 use super::survey::{Layout, Surveyed, entries};
 use super::{CHUNK, Object, ObjectKey, Partial, StoreLimits};
-use crate::disk::{Access, Disk, Draft, LocalDisk, Space, is_regular, open_regular};
+use crate::disk::{Access, Disk, Draft, LocalDisk, Space, is_damage, is_regular, open_regular};
 
 /// Descriptors of objects that are kept open.
 const HANDLES: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
@@ -372,12 +372,6 @@ fn make_directories(disk: &dyn Disk, layout: &Layout) -> Result<(), StoreError> 
         disk.make_dir(&directory).map_err(StoreError::io("create", &directory))?;
     }
     Ok(())
-}
-
-/// Whether a file cannot be opened because it is not what the store has put there.
-fn is_damage(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput)
-        || matches!(error.raw_os_error(), Some(libc::ELOOP | libc::EISDIR | libc::EIO))
 }
 
 fn hashes_to(file: &File, size: u64, key: &ObjectKey) -> bool {
