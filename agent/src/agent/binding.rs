@@ -1,5 +1,6 @@
 //! Showing an image at a directory of the user's: a bind mount from the content mount.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -90,9 +91,33 @@ pub fn unbind(dir: &Path, lazy: bool) -> Result<(), BindError> {
 }
 
 /// Whether something is mounted at `dir`, according to the mount table.
-pub fn is_mounted(dir: &Path) -> bool {
-    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
-    mount_points(&table).any(|mounted| mounted == dir.as_os_str().as_encoded_bytes())
+///
+/// # Errors
+/// Those of reading the table.
+pub fn is_mounted(dir: &Path) -> io::Result<bool> {
+    Ok(MountTable::read()?.has(dir))
+}
+
+/// Where something is mounted at the moment.
+pub struct MountTable(HashSet<Vec<u8>>);
+
+impl MountTable {
+    /// The mount table as this process sees it.
+    ///
+    /// # Errors
+    /// Those of reading a file: a table that cannot be read is no empty one.
+    pub fn read() -> io::Result<Self> {
+        Self::read_from(Path::new("/proc/self/mountinfo"))
+    }
+
+    fn read_from(path: &Path) -> io::Result<Self> {
+        Ok(Self(mount_points(&fs::read(path)?).collect()))
+    }
+
+    /// Whether something is mounted at `dir`.
+    pub fn has(&self, dir: &Path) -> bool {
+        self.0.contains(dir.as_os_str().as_encoded_bytes())
+    }
 }
 
 /// The mount points in a mount table (proc(5), mountinfo: the fifth field).
@@ -133,8 +158,13 @@ mod tests {
             b"22 1 0:20 / /proc rw - proc proc rw\n23 1 0:9 /a /mnt/a\\040b\\134 rw - x x x\n";
         let found: Vec<Vec<u8>> = mount_points(table).collect();
         assert_eq!(found, [&b"/proc"[..], b"/mnt/a b\\"]);
-        assert!(is_mounted(Path::new("/proc")));
-        assert!(!is_mounted(Path::new("/proc/no such place")));
+        assert!(is_mounted(Path::new("/proc")).unwrap());
+        assert!(!is_mounted(Path::new("/proc/no such place")).unwrap());
+    }
+
+    #[test]
+    fn regression_a_mount_table_that_cannot_be_read_is_not_an_empty_one() {
+        assert!(MountTable::read_from(Path::new("/proc/self/no such table")).is_err());
     }
 
     #[test]

@@ -20,7 +20,7 @@ use undermount_fs::source::Priority;
 use undermount_fs::view::{NewImage, SlotTable, View};
 
 use self::records::Record;
-use super::binding::{self, BindError};
+use super::binding::{self, BindError, MountTable};
 use super::completion::{Completer, Completion};
 use super::images::{ImageError, Images, Ready, has_xattrs};
 use super::upkeep::{Recorded, Upkeep};
@@ -71,6 +71,12 @@ pub enum OwnerError {
     Record {
         /// The file.
         path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It cannot be told what is mounted.
+    #[error("cannot read the mount table")]
+    MountTable {
         /// Why.
         source: io::Error,
     },
@@ -278,14 +284,18 @@ impl Owner {
         self.write_records(mounts)
     }
 
-    /// Forgets the mounts that somebody took away with umount(8).
+    /// Forgets the mounts that somebody took away with umount(8); how many are left.
     ///
     /// # Errors
-    /// [`OwnerError::Record`] where that cannot be written down.
+    /// [`OwnerError::MountTable`] where it cannot be told which are there, and
+    /// [`OwnerError::Record`] where what is left cannot be written down.
     pub async fn notice_unmounts(&self) -> Result<usize, OwnerError> {
         let mut mounts = self.mounts.lock().await;
-        let gone: Vec<PathBuf> =
-            mounts.keys().filter(|dir| !binding::is_mounted(dir)).cloned().collect();
+        if mounts.is_empty() {
+            return Ok(0);
+        }
+        let table = MountTable::read().map_err(|source| OwnerError::MountTable { source })?;
+        let gone: Vec<PathBuf> = mounts.keys().filter(|dir| !table.has(dir)).cloned().collect();
         for dir in gone {
             self.forget(&mut mounts, &dir)?;
         }
@@ -395,7 +405,7 @@ impl Owner {
 /// Checks that nothing is, and something can be, mounted at `dir`.
 fn check_free(mounts: &Mounts, dir: &Path) -> Result<(), OwnerError> {
     if let Some(mounted) = mounts.get(dir)
-        && binding::is_mounted(dir)
+        && binding::is_mounted(dir).map_err(|source| OwnerError::MountTable { source })?
     {
         let reference = mounted.record.reference.clone();
         return Err(OwnerError::Mounted { dir: dir.to_owned(), reference });

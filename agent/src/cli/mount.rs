@@ -79,9 +79,10 @@ impl MountArgs {
     }
 }
 
-/// Returns when nothing of ours is mounted at `dir` any more.
+/// Returns when nothing of ours is mounted at `dir` any more. As long as the mount table cannot be
+/// read, nobody knows.
 async fn gone(dir: &Path) {
-    while undermount::agent::is_mounted(dir) {
+    while undermount::agent::is_mounted(dir).unwrap_or(true) {
         tokio::time::sleep(LOOK).await;
     }
 }

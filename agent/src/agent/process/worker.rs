@@ -237,7 +237,8 @@ async fn until_idle(owner: &Owner, api: &Api, stay: Stay) {
     loop {
         tokio::time::sleep(IDLE / 2).await;
         let mounted = owner.notice_unmounts().await.unwrap_or_else(|error| {
-            tracing::error!(%error, "cannot look after the mounts");
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "cannot look after the mounts");
             1
         });
         let has_work = stay == Stay::Always || mounted > 0 || api.busy() > 0;
