@@ -1,5 +1,4 @@
-//! What keeps a worker fit to serve: signs of life for its keeper, room for open files, and a heap
-//! that shrinks again.
+//! What keeps a worker fit to serve: signs of life for its keeper, and room for open files.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,25 +33,6 @@ pub async fn beat(worker: Arc<Worker>, pulse: Arc<Pulse>) {
             // The keeper is gone, or stopped; whoever waits for its farewell hears of that.
             tracing::debug!("cannot give a sign of life");
         }
-    }
-}
-
-/// Heaps that threads share. By default each thread gets its own, and each keeps what it once
-/// needed.
-const HEAPS: libc::c_int = 2;
-/// Buffers from this size on go back to the system when they are freed, in bytes: those of spans
-/// and of chunks.
-const OWN_MAPPING: libc::c_int = 256 << 10;
-
-/// Makes the allocator give back what it does not need. To be called before other threads are
-/// started.
-pub fn keep_heap_small() {
-    // SAFETY: both only set parameters of the allocator, and no other thread uses it yet.
-    let set = unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, HEAPS) + libc::mallopt(libc::M_MMAP_THRESHOLD, OWN_MAPPING)
-    };
-    if set < 2 {
-        tracing::debug!("the allocator cannot be told to give memory back");
     }
 }
 

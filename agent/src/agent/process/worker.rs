@@ -37,7 +37,6 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 /// [`ProcessError`] where this process cannot serve; the keeper is told.
 pub fn work(config: OwnerConfig) -> Result<(), ProcessError> {
     end_process_on_panic();
-    health::keep_heap_small();
     health::raise_descriptor_limit();
     give_back_when_freed();
     let (worker, inheritance) = Worker::from_stdin()?;
