@@ -4,6 +4,7 @@
 //! that the next worker shows the same images under the same nodeids. The bind mounts themselves
 //! outlive any worker.
 
+mod kernel;
 mod records;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use undermount_fs::session::DataMode;
 use undermount_fs::source::Priority;
 use undermount_fs::view::{NewImage, SlotTable, View};
 
+use self::kernel::in_time;
 use self::records::Record;
 use super::binding::{self, BindError, MountTable};
 use super::completion::{Completer, Completion};
@@ -83,6 +85,15 @@ pub enum OwnerError {
     /// What is not here any more of an image that was shown does not come back in time.
     #[error("its manifest or an index is not in the cache, and cannot be fetched in time")]
     Late,
+    /// mount(2) or umount2(2) does not come back.
+    #[error("the kernel has not answered within {} s to a mount or unmount of {}", within.as_secs(),
+        dir.display())]
+    Kernel {
+        /// The directory.
+        dir: PathBuf,
+        /// How long it was waited for.
+        within: Duration,
+    },
     /// The process is shutting down.
     #[error("interrupted by a shutdown")]
     Interrupted,
@@ -250,7 +261,7 @@ impl Owner {
         let completion = self.parts.completer.begin(ready.clone(), packs, place);
         mounts.insert(dir.clone(), Mounted { record, name, ready, completion });
         let shown = match self.write_records(&mounts) {
-            Ok(()) => bind(shown, dir.clone()).await,
+            Ok(()) => bind(shown, dir).await,
             Err(error) => Err(error),
         };
         if let Err(error) = shown {
@@ -271,7 +282,8 @@ impl Owner {
             return Err(OwnerError::NotMounted { dir });
         }
         let unbound = dir.clone();
-        blocking(move || binding::unbind(&unbound, lazy)).await??;
+        let unmounted = in_time(move || binding::unbind(&unbound, lazy), drop).await;
+        unmounted.map_err(|unanswered| unanswered.at(&dir))??;
         self.forget(&mut mounts, &dir)
     }
 
@@ -402,6 +414,20 @@ impl Owner {
     }
 }
 
+/// Shows `image` at `dir`. What is done too late for anybody to wait for it is undone.
+async fn bind(image: PathBuf, dir: &Path) -> Result<(), OwnerError> {
+    let (target, undone) = (dir.to_owned(), dir.to_owned());
+    let undo = move |bound: Result<(), BindError>| {
+        if bound.is_ok()
+            && let Err(error) = binding::unbind(&undone, true)
+        {
+            tracing::error!(error = &error as &dyn std::error::Error, "a late mount stays behind");
+        }
+    };
+    let bound = in_time(move || binding::bind(&image, &target), undo).await;
+    Ok(bound.map_err(|unanswered| unanswered.at(dir))??)
+}
+
 /// Checks that nothing is, and something can be, mounted at `dir`.
 fn check_free(mounts: &Mounts, dir: &Path) -> Result<(), OwnerError> {
     if let Some(mounted) = mounts.get(dir)
@@ -411,20 +437,4 @@ fn check_free(mounts: &Mounts, dir: &Path) -> Result<(), OwnerError> {
         return Err(OwnerError::Mounted { dir: dir.to_owned(), reference });
     }
     Ok(binding::check_mount_point(dir)?)
-}
-
-/// How long a mount(2) may take that only waits for ourselves.
-const BIND_TIMEOUT: Duration = Duration::from_secs(20);
-
-async fn bind(image: PathBuf, dir: PathBuf) -> Result<(), OwnerError> {
-    Ok(blocking(move || binding::bind(&image, &dir)).await??)
-}
-
-/// Runs what waits for our own mounts on a thread that nobody else needs.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, OwnerError> {
-    let work = tokio::task::spawn_blocking(work);
-    let done = tokio::time::timeout(BIND_TIMEOUT, work).await;
-    done.map_err(|_| OwnerError::Interrupted)?.map_err(|_| OwnerError::Interrupted)
 }
