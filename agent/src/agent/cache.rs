@@ -16,6 +16,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -150,13 +151,15 @@ impl Cache {
         let _ = fs::remove_file(self.layers.join(layer.hex()));
     }
 
-    /// Forgets the layers that `is_needed` does not want; returns how many.
-    pub fn retain_layers(&self, is_needed: impl Fn(&Digest) -> bool) -> u64 {
+    /// Forgets the layers that `is_needed` does not want and of which nothing was noted since
+    /// `begin`; returns how many.
+    pub fn retain_layers(&self, begin: SystemTime, is_needed: impl Fn(&Digest) -> bool) -> u64 {
         let superfluous = file_names(&self.layers)
             .into_iter()
-            .filter(|name| Digest::from_hex(name).is_ok_and(|layer| !is_needed(&layer)));
-        let removed = superfluous.filter(|name| fs::remove_file(self.layers.join(name)).is_ok());
-        removed.count() as u64
+            .filter(|name| Digest::from_hex(name).is_ok_and(|layer| !is_needed(&layer)))
+            .map(|name| self.layers.join(name))
+            .filter(|path| is_older_than(path, begin));
+        superfluous.filter(|path| fs::remove_file(path).is_ok()).count() as u64
     }
 
     /// What every known name meant last.
@@ -258,6 +261,11 @@ pub(super) fn open_records(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether a file was last written before `time`; false where that cannot be told.
+fn is_older_than(path: &Path, time: SystemTime) -> bool {
+    fs::metadata(path).and_then(|file| file.modified()).is_ok_and(|modified| modified < time)
+}
+
 /// The names in a directory; none where it cannot be read.
 fn file_names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
@@ -299,6 +307,8 @@ fn unusable(path: &Path) -> impl FnOnce(io::Error) -> CacheError + use<> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn open(root: &Path) -> Result<Cache, CacheError> {
@@ -320,6 +330,22 @@ mod tests {
         assert_eq!(cache.reference(&reference).unwrap().manifest, manifest);
         cache.forget_layer(&layer);
         assert_eq!(cache.layer(&layer), None);
+    }
+
+    #[test]
+    fn regression_a_layer_that_is_noted_while_records_are_collected_stays_known() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = open(root.path()).unwrap();
+        let record = LayerRecord { tree: Digest::of(b"tree"), trust: Trust::Own };
+        let [old, needed, new] = [b"old", b"nee", b"new"].map(|name| Digest::of(name));
+        let begin = SystemTime::now();
+        for (layer, age) in [(old, 1), (needed, 1), (new, 0)] {
+            cache.put_layer(&layer, &record).unwrap();
+            let file = fs::File::open(cache.layers.join(layer.hex())).unwrap();
+            file.set_modified(begin - Duration::from_secs(age)).unwrap();
+        }
+        assert_eq!(cache.retain_layers(begin, |layer| *layer == needed), 1);
+        assert_eq!([old, needed, new].map(|it| cache.layer(&it).is_some()), [false, true, true]);
     }
 
     #[test]

@@ -38,7 +38,8 @@ impl Upkeep {
             self.drop_objects(&needs, begin, &mut report)?;
         }
         self.drop_blobs(&needs, begin, &mut report)?;
-        report.records = self.images.cache().retain_layers(|layer| needs.layers.contains(layer));
+        let is_needed = |layer: &_| needs.layers.contains(layer);
+        report.records = self.images.cache().retain_layers(begin, is_needed);
         self.drop_leftovers(begin, &mut report)?;
         if let Some(target) = request.to {
             self.shrink(target, &mut report)?;
