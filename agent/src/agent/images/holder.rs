@@ -11,10 +11,9 @@ use undermount_fs::fill::Layer;
 use undermount_fs::index::LayerTree;
 
 use super::indexes::readable;
-use super::{
-    ImageError, ImageFault, Images, PackEntry, RESOLVE_TIMEOUT, Ready, Resolved,
-    TREES_SIDE_BY_SIDE, share_equal,
-};
+use super::resolve::RESOLVE_TIMEOUT;
+use super::{ImageError, ImageFault, Images, Ready, Resolved, TREES_SIDE_BY_SIDE, share_equal};
+use crate::image::artifact::pack::PackEntry;
 use crate::image::{Descriptor, Document, ImageConfig, Manifest, Reference};
 use crate::registry::client::RawManifest;
 

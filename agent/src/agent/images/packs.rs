@@ -1,17 +1,20 @@
-//! Packs that are opened before the trees of their image are here.
+//! The packs of an image: what its start reads, and what it has that its predecessor has not.
 //!
 //! Trees take a few round trips, and so do the head and the first frames of a pack. Where an image
-//! is about to start, and nothing of it is here, both are fetched at the same time.
+//! is about to start, and nothing of it is here, both are fetched at the same time: its start-up
+//! pack is *opened* before its trees are here.
 
 use std::collections::HashSet;
+use std::error::Error;
 use std::num::NonZeroUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 use undermount_fs::digest::Digest;
-use undermount_fs::fill::Opening;
+use undermount_fs::fill::{Opening, Told};
 
-use super::{Images, PackEntry, Purpose, Resolved};
+use super::{Images, Ready, Resolved};
+use crate::image::artifact::pack::{PackEntry, Purpose};
 
 /// Beginnings of packs that are kept for images which then did not start.
 const KEPT: NonZeroUsize = NonZeroUsize::new(8).expect("not zero");
@@ -61,6 +64,31 @@ impl Images {
         for entry in packs.iter().filter(|entry| entry.purpose == Purpose::Start) {
             let pack = entry.in_scope(image.reference.repository().scope());
             state.opened.put(entry.blob, self.filler.open_pack(pack));
+        }
+    }
+
+    /// Brings in what the image's packs hold: what its start reads, and what it has that an image
+    /// here, its predecessor, has not. What cannot be had that way comes when it is read. `told`
+    /// hears of what has come.
+    pub async fn unpack(&self, ready: &Ready, told: Option<&Told>) {
+        let is_of_use = |purpose: &Purpose| match purpose {
+            Purpose::Start => true,
+            Purpose::Update(predecessor) => self.blobs().has(predecessor),
+        };
+        for entry in ready.packs.iter().filter(|entry| is_of_use(&entry.purpose)) {
+            let reference = &ready.image.reference;
+            let pack = entry.in_scope(reference.repository().scope());
+            let unpacked = match self.openings.take(&entry.blob) {
+                Some(opening) => self.filler.unpack_opened(opening, &ready.layers, told).await,
+                None => self.filler.unpack(&pack, &ready.layers, told).await,
+            };
+            match unpacked {
+                Ok(unpacked) => tracing::info!(%reference, purpose = %entry.purpose,
+                    units = unpacked.units, bytes = unpacked.bytes, foreign = unpacked.foreign,
+                    fetched = unpacked.fetched, "unpacked a pack"),
+                Err(error) => tracing::warn!(%reference, purpose = %entry.purpose,
+                    error = &error as &dyn Error, "cannot use a pack"),
+            }
         }
     }
 }

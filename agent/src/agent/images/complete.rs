@@ -1,0 +1,86 @@
+//! Fetching all of an image, and holding its indexes against its bytes.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use futures_util::stream::{StreamExt as _, TryStreamExt as _, iter};
+use undermount_fs::fill::{IngestError, Layer, Pace, Progress};
+use undermount_fs::index::Trust;
+use undermount_fs::source::Priority;
+
+use super::extent::missing_bytes;
+use super::{ImageError, ImageFault, Images, Ready, SIDE_BY_SIDE, distinct};
+use crate::agent::cache::LayerRecord;
+
+impl Images {
+    /// Fetches everything of `ready` that is not here, and checks every index against the bytes.
+    /// `progress` counts compressed bytes.
+    ///
+    /// # Errors
+    /// [`ImageError`] where a layer cannot be had or its index is wrong.
+    pub async fn complete(
+        &self,
+        ready: &Ready,
+        pace: Pace,
+        progress: &Progress,
+    ) -> Result<(), ImageError> {
+        iter(distinct(&ready.layers))
+            .map(|layer| self.complete_layer(layer, pace, progress))
+            .buffer_unordered(SIDE_BY_SIDE)
+            .try_collect()
+            .await
+            .and_then(|()| {
+                Ok(self.cache.put_complete(&ready.image.reference, &ready.image.digest)?)
+            })
+            .map_err(|fault: ImageFault| fault.of(&ready.image.reference))
+    }
+
+    /// Fetches the small layers of `ready`, each with one request. What cannot be had comes later.
+    pub async fn complete_small(&self, ready: &Ready) {
+        let small = distinct(&ready.layers).into_iter().filter(|layer| layer.is_small());
+        let pace = Pace::unlimited(Priority::Pack);
+        let outcomes = iter(small)
+            .map(
+                |layer| async move { self.complete_layer(layer, pace, &Progress::default()).await },
+            )
+            .buffer_unordered(SIDE_BY_SIDE);
+        let failures = outcomes.filter_map(|outcome| async { outcome.err() });
+        let failed: Vec<ImageFault> = failures.collect().await;
+        for error in failed {
+            tracing::warn!(reference = %ready.image.reference, error = &error as &dyn Error,
+                "cannot fetch a small layer");
+        }
+    }
+
+    async fn complete_layer(
+        &self,
+        layer: Arc<Layer>,
+        pace: Pace,
+        progress: &Progress,
+    ) -> Result<(), ImageFault> {
+        let digest = layer.digest();
+        let is_here = missing_bytes(&self.cache, &layer) == Ok(0);
+        if self.is_own(&layer) && is_here {
+            return Ok(());
+        }
+        let outcome = if layer.is_checked() && is_here {
+            Ok(())
+        } else if layer.is_small() && !layer.is_checked() {
+            self.filler.fetch_whole(&layer, pace.priority).await
+        } else {
+            progress.expect(layer.tree.header().layer_size.get());
+            self.filler.complete(&layer, pace, progress).await.map(drop)
+        };
+        if let Err(IngestError::WrongIndex { right, .. }) = &outcome {
+            tracing::error!(layer = %digest, "quarantined an index that lies");
+            self.distrust(&layer);
+            // What is mounted goes on as it is; the next mount shows what the bytes say.
+            if let Err(error) = self.keep_index(right) {
+                tracing::warn!(layer = %digest, %error, "cannot keep an index");
+            }
+        }
+        outcome?;
+        let record = LayerRecord { tree: layer.tree_digest(), trust: Trust::Own };
+        Ok(self.cache.put_layer(&digest, &record)?)
+    }
+}
