@@ -70,14 +70,19 @@ impl Images {
 
     /// Keeps manifest and config, and what the name means.
     fn remember(&self, reference: &Reference, image: Image) -> Result<Resolved, ImageFault> {
-        let digest = image.raw.digest;
-        self.keep("a manifest", image.raw.bytes)?;
-        self.keep("a config", image.config.raw.clone())?;
-        if let Err(error) = self.cache.put_reference(reference, &digest) {
+        let resolved = self.keep_image(reference, image)?;
+        if let Err(error) = self.cache.put_reference(reference, &resolved.digest) {
             tracing::warn!(%reference, error = &error as &dyn Error, "cannot note what it means");
         }
-        let (manifest, config) = (image.manifest, image.config);
-        Ok(Resolved { reference: reference.clone(), digest, manifest, config })
+        Ok(resolved)
+    }
+
+    /// Keeps manifest and config.
+    fn keep_image(&self, reference: &Reference, image: Image) -> Result<Resolved, ImageFault> {
+        let Image { raw, manifest, config, .. } = image;
+        self.keep("a manifest", raw.bytes)?;
+        self.keep("a config", config.raw.clone())?;
+        Ok(Resolved { reference: reference.clone(), digest: raw.digest, manifest, config })
     }
 
     /// The image that `reference` meant with this manifest: from here, or once more from the
@@ -99,12 +104,7 @@ impl Images {
             .image(&pinned, &self.platform)
             .await
             .map_err(|error| ImageFault::Registry(Box::new(error)).of(reference))?;
-        let kept = self
-            .keep("a manifest", image.raw.bytes)
-            .and_then(|_| self.keep("a config", image.config.raw.clone()));
-        kept.map_err(|fault| fault.of(reference))?;
-        let (manifest, config) = (image.manifest, image.config);
-        Ok(Resolved { reference: reference.clone(), digest: image.raw.digest, manifest, config })
+        self.keep_image(reference, image).map_err(|fault| fault.of(reference))
     }
 
     /// What `reference` meant last, if `failure` says that the registry cannot tell.
