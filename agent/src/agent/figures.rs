@@ -18,12 +18,12 @@ use axum::routing::get;
 use http::header;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use undermount_fs::fill::{Content, Layer, Readings, WAIT_BOUNDS_MICROS};
+use undermount_fs::fill::{Layer, Readings, WAIT_BOUNDS_MICROS};
 use undermount_fs::session::Pulse;
 use undermount_fs::trail::Origin;
 use undermount_fs::view::View;
 
-use super::images::Images;
+use super::images::{Images, missing_bytes};
 use super::layers::LayerShelf;
 use super::owner::Owner;
 use super::peers::Peers;
@@ -168,7 +168,7 @@ impl Figures {
         let begin = Instant::now();
         let store = &self.images.cache().store;
         let objects = store.survey().map_or(0, |objects| objects.len() as u64);
-        let debt = missing_bytes(&self.images, &self.view.layers());
+        let debt = debt(&self.images, &self.view.layers());
         let pause = SURVEY_EVERY.max(begin.elapsed() * SURVEY_SHARE);
         let survey = Survey { next: Some(Instant::now() + pause), objects, debt };
         *self.lock_survey() = survey;
@@ -198,21 +198,9 @@ fn reads(page: &mut Page, readings: &Readings) {
     page.counter(names::PACK_BYTES, packs.fetched);
 }
 
-/// Bytes of the distinct contents of `layers` that are not here.
-fn missing_bytes(images: &Images, layers: &[Arc<Layer>]) -> u64 {
-    let store = &images.cache().store;
-    let mut seen = HashSet::new();
-    let mut missing = 0;
-    for layer in layers {
-        let tree = &layer.tree;
-        // What is damaged is told where it is read.
-        let inodes = tree.order().iter().filter_map(|number| tree.inode(number.get()).ok());
-        let contents = inodes.filter_map(|inode| Content::of(tree, inode).ok().flatten());
-        for content in contents.filter(|content| seen.insert(content.key)) {
-            if !content.is_stored(store) {
-                missing += content.size;
-            }
-        }
-    }
-    missing
+/// Bytes of the distinct contents of `layers` that are not here. What is damaged is told where it
+/// is read.
+fn debt(images: &Images, layers: &[Arc<Layer>]) -> u64 {
+    let (store, mut seen) = (&images.cache().store, HashSet::new());
+    layers.iter().filter_map(|layer| missing_bytes(store, &layer.tree, &mut seen).ok()).sum()
 }

@@ -21,7 +21,7 @@ mod resolve;
 mod room;
 
 pub use error::{ImageError, ImageFault};
-pub use extent::Extent;
+pub use extent::{Extent, missing_bytes};
 pub use holder::{Holder, Indexed};
 pub use resolve::Resolved;
 

@@ -169,12 +169,10 @@ fn each_content(
 ) -> Result<(), PackerError> {
     for layer in &image.layers {
         let digest = layer.digest();
-        let failed = |source| PackerError::Index { layer: digest, source };
-        for number in layer.tree.order() {
-            let inode = layer.tree.inode(number.get()).map_err(failed)?;
-            if let Some(content) = Content::of(&layer.tree, inode).map_err(failed)? {
-                each(digest, number.get(), &content);
-            }
+        for content in Content::all(&layer.tree) {
+            let (inode, content) =
+                content.map_err(|source| PackerError::Index { layer: digest, source })?;
+            each(digest, inode, &content);
         }
     }
     Ok(())

@@ -71,6 +71,16 @@ impl Content {
         Ok(Some(Self { key, size: inode.size.get(), chunks, runs }))
     }
 
+    /// The contents of all files of a layer, each with its inode, in the order of the tar. What
+    /// several files have in common comes once for each of them.
+    pub fn all(tree: &LayerTree) -> impl Iterator<Item = Result<(u32, Self), IndexError>> + '_ {
+        tree.order().iter().filter_map(|number| {
+            let number = number.get();
+            let content = tree.inode(number).and_then(|inode| Self::of(tree, inode));
+            content.map(|content| Some((number, content?))).transpose()
+        })
+    }
+
     /// Whether it is verified chunk by chunk.
     pub fn is_large(&self) -> bool {
         self.size > CHUNK

@@ -8,7 +8,6 @@ use undermount_fs::fill::{IngestError, Layer, Pace, Progress};
 use undermount_fs::index::Trust;
 use undermount_fs::source::Priority;
 
-use super::extent::missing_bytes;
 use super::{ImageError, ImageFault, Images, Ready, SIDE_BY_SIDE, distinct};
 use crate::agent::cache::LayerRecord;
 
@@ -59,7 +58,7 @@ impl Images {
         progress: &Progress,
     ) -> Result<(), ImageFault> {
         let digest = layer.digest();
-        let is_here = missing_bytes(&self.cache, &layer) == Ok(0);
+        let is_here = self.missing_bytes(&layer) == Ok(0);
         if self.is_own(&layer) && is_here {
             return Ok(());
         }

@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use undermount_fs::fill::{Content, Layer};
 use undermount_fs::index::{IndexError, LayerTree};
+use undermount_fs::object::{ObjectKey, Store};
 
 use super::{Images, Ready, distinct};
-use crate::agent::cache::Cache;
 
 /// How much of an image is here.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,23 +26,34 @@ impl Images {
         for layer in distinct(&ready.layers) {
             let header = layer.tree.header();
             let content = header.content_size.get();
-            let missing = missing_bytes(&self.cache, &layer).unwrap_or(content);
+            let missing = self.missing_bytes(&layer).unwrap_or(content);
             extent.compressed += header.layer_size.get();
             extent.content += content;
             extent.local += content.saturating_sub(missing);
         }
         extent
     }
+
+    /// Bytes of the distinct contents of `layer` that are not here.
+    pub(super) fn missing_bytes(&self, layer: &Layer) -> Result<u64, IndexError> {
+        missing_bytes(&self.cache.store, &layer.tree, &mut HashSet::new())
+    }
 }
 
-/// Bytes of the distinct contents of a layer that the store does not have complete.
-pub(super) fn missing_bytes(cache: &Cache, layer: &Layer) -> Result<u64, IndexError> {
-    let tree: &LayerTree = &layer.tree;
-    let mut seen = HashSet::new();
+/// Bytes of the contents of a layer that `store` does not have complete, each counted once; those
+/// that are `seen` already count nothing.
+///
+/// # Errors
+/// [`IndexError`] where the index of the layer is damaged.
+pub fn missing_bytes(
+    store: &Store,
+    tree: &LayerTree,
+    seen: &mut HashSet<ObjectKey>,
+) -> Result<u64, IndexError> {
     let mut missing = 0;
-    for number in tree.order() {
-        let Some(content) = Content::of(tree, tree.inode(number.get())?)? else { continue };
-        if seen.insert(content.key) && !content.is_stored(&cache.store) {
+    for content in Content::all(tree) {
+        let (_, content) = content?;
+        if seen.insert(content.key) && !content.is_stored(store) {
             missing += content.size;
         }
     }

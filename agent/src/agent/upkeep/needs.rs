@@ -74,10 +74,9 @@ impl Needs {
     }
 
     fn add_contents(&mut self, tree: &LayerTree) -> Result<(), IndexError> {
-        for number in tree.order() {
-            if let Some(content) = Content::of(tree, tree.inode(number.get())?)? {
-                self.objects.insert(content.key, content.size.next_multiple_of(BLOCK));
-            }
+        for content in Content::all(tree) {
+            let (_, content) = content?;
+            self.objects.insert(content.key, content.size.next_multiple_of(BLOCK));
         }
         Ok(())
     }

@@ -201,6 +201,5 @@ impl Upkeep {
 
 /// The file contents of a layer. A damaged index ends them; what reads it says so.
 fn contents(tree: &LayerTree) -> impl Iterator<Item = Content> + '_ {
-    let of = |number: u32| Content::of(tree, tree.inode(number).ok()?).ok();
-    tree.order().iter().map_while(move |number| of(number.get())).flatten()
+    Content::all(tree).map_while(Result::ok).map(|(_, content)| content)
 }
