@@ -23,6 +23,8 @@ pub mod readahead;
 pub mod sharing;
 mod slow;
 pub mod starts;
+#[cfg(test)]
+mod testing;
 pub mod upkeep;
 
 pub use binding::{BindError, check_mount_point, is_mounted};

@@ -72,16 +72,31 @@ impl Pins {
     }
 
     /// Goes on to complete what is pinned. An image that cannot be had is logged; it stays pinned.
+    /// Nobody who wants to know what is pinned waits for the registries.
     pub async fn restore(&self) {
-        let mut pins = self.pins.lock().await;
-        for (reference, pin) in pins.iter_mut() {
-            match self.prepare(&reference.pinned(pin.manifest)).await {
-                Ok(ready) => pin.work = Some(self.begin(ready)),
+        let pins = self.pins.lock().await;
+        let pinned: Vec<(Reference, Digest)> =
+            pins.iter().map(|(reference, pin)| (reference.clone(), pin.manifest)).collect();
+        drop(pins);
+        for (reference, manifest) in pinned {
+            match self.prepare(&reference.pinned(manifest)).await {
+                Ok(ready) => self.resume(&reference, ready).await,
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::error!(%reference, error, "cannot complete a pinned image");
                 }
             }
+        }
+    }
+
+    /// Begins to complete a pinned image, unless it was let go or pinned anew meanwhile.
+    async fn resume(&self, reference: &Reference, ready: Arc<Ready>) {
+        let mut pins = self.pins.lock().await;
+        if let Some(pin) = pins.get_mut(reference)
+            && pin.manifest == ready.image.digest
+            && pin.work.is_none()
+        {
+            pin.work = Some(self.begin(ready));
         }
     }
 
@@ -161,4 +176,32 @@ fn read(path: &Path) -> Vec<Record> {
         tracing::error!(path = %path.display(), %error, "damaged list of pins");
         Vec::new()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::agent::testing::{images, silent_registry};
+
+    #[tokio::test]
+    async fn regression_what_is_pinned_can_be_told_while_a_registry_is_silent() {
+        let server = silent_registry().await;
+        let cache = tempfile::tempdir().unwrap();
+        let reference = format!("{}:tag", server.repository());
+        let record = Record { reference: reference.clone(), manifest: Digest::of(b"manifest") };
+        let json = serde_json::to_vec(&[record]).unwrap();
+        std::fs::write(cache.path().join(FILE), json).unwrap();
+        let images = images(cache.path());
+        let completer = Completer::new(images.clone(), Duration::ZERO);
+        let pins = Pins::open(images, completer, cache.path());
+        let mut restoring = std::pin::pin!(pins.restore());
+        assert!(restoring.as_mut().now_or_never().is_none(), "it waits for the registry");
+        assert_eq!(pins.count().now_or_never(), Some(1));
+        let status = pins.status().now_or_never().unwrap();
+        assert_eq!(status[0].reference, reference);
+    }
 }
