@@ -214,22 +214,24 @@ impl Name {
         if state.loaded {
             return;
         }
-        state.loaded = true;
         let new = || NameRecord { reference: self.reference.to_string(), ..NameRecord::default() };
-        state.record = shelf.records.get(&self.reference).unwrap_or_else(new);
-        for manifest in state.record.manifests.clone() {
+        let mut record = shelf.records.get(&self.reference).unwrap_or_else(new);
+        let mut images = Vec::new();
+        for manifest in record.manifests.clone() {
             match shelf.images.kept(&self.reference, &manifest) {
                 Some(image) => {
                     let image = Arc::new(shelf.images.indexed(image).await);
-                    state.images.push(Known { image, completion: None });
+                    images.push(Known { image, completion: None });
                 }
                 None => {
                     tracing::warn!(reference = %self.reference, %manifest,
                         "a manifest is no longer in the cache");
-                    state.record.others = true;
+                    record.others = true;
                 }
             }
         }
+        // All at once: whoever waits for this may go away before it has come to its end.
+        (state.record, state.images, state.loaded) = (record, images, true);
     }
 
     /// Counts a user of the layer `key`, whose image is completed from now on.
@@ -412,3 +414,6 @@ impl Known {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
