@@ -349,14 +349,20 @@ impl Owner {
                 |it: &Mounted| (it.record.clone(), it.ready.clone(), it.completion.trouble());
             mounts.values().map(clone).collect()
         };
-        mounted
-            .into_iter()
-            .map(|(record, ready, trouble)| self.mount_status(record, &ready, trouble))
-            .collect()
+        let mut status = Vec::with_capacity(mounted.len());
+        for (record, ready, trouble) in mounted {
+            status.push(self.mount_status(record, &ready, trouble).await);
+        }
+        status
     }
 
-    fn mount_status(&self, record: Record, ready: &Ready, trouble: Option<String>) -> MountStatus {
-        let extent = self.parts.images.extent(ready);
+    async fn mount_status(
+        &self,
+        record: Record,
+        ready: &Arc<Ready>,
+        trouble: Option<String>,
+    ) -> MountStatus {
+        let extent = self.parts.images.extent(ready).await;
         let scope = ready.image.reference.repository().scope();
         let outage = self.parts.images.filler().outages().of(&scope);
         let trouble = outage.map(|outage| outage.to_string()).or(trouble);

@@ -13,7 +13,7 @@ use undermount_fs::fill::Progress;
 
 use super::cache::write_atomically;
 use super::completion::{Completer, Completion};
-use super::images::{ImageError, Images, Ready};
+use super::images::{Extent, ImageError, Images, Ready};
 use crate::control::PinStatus;
 use crate::image::Reference;
 
@@ -153,19 +153,33 @@ impl Pins {
 
     /// What is pinned, and how much of it is here.
     pub async fn status(&self) -> Vec<PinStatus> {
+        let mut status = Vec::new();
+        for (pin, ready) in self.described().await {
+            let extent = match ready {
+                Some(ready) => self.images.extent(&ready).await,
+                None => Extent::default(),
+            };
+            let (content_bytes, local_bytes) = (extent.content, extent.local);
+            status.push(PinStatus { content_bytes, local_bytes, ..pin });
+        }
+        status
+    }
+
+    /// The pins without their sizes, and the images that were found.
+    async fn described(&self) -> Vec<(PinStatus, Option<Arc<Ready>>)> {
         let pins = self.pins.lock().await;
-        let status = |(reference, pin): (&Reference, &Pin)| {
+        let describe = |(reference, pin): (&Reference, &Pin)| {
             let work = pin.work.as_ref();
-            let extent = work.map(|(ready, _)| self.images.extent(ready)).unwrap_or_default();
-            PinStatus {
+            let described = PinStatus {
                 reference: reference.to_string(),
                 manifest: pin.manifest,
-                content_bytes: extent.content,
-                local_bytes: extent.local,
+                content_bytes: 0,
+                local_bytes: 0,
                 trouble: work.and_then(|(_, completion)| completion.trouble()),
-            }
+            };
+            (described, work.map(|(ready, _)| ready.clone()))
         };
-        pins.iter().map(status).collect()
+        pins.iter().map(describe).collect()
     }
 }
 

@@ -1,6 +1,7 @@
 //! How much of an image is here.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use undermount_fs::fill::{Content, Layer};
 use undermount_fs::index::{IndexError, LayerTree};
@@ -20,8 +21,15 @@ pub struct Extent {
 }
 
 impl Images {
-    /// How much of `ready` is here. Looks at every file.
-    pub fn extent(&self, ready: &Ready) -> Extent {
+    /// How much of `ready` is here. Every file is looked at, on a thread that nobody waits for.
+    pub async fn extent(self: &Arc<Self>, ready: &Arc<Ready>) -> Extent {
+        let (images, ready) = (self.clone(), ready.clone());
+        let look = tokio::task::spawn_blocking(move || images.measure(&ready));
+        // It fails at a shutdown only, where nobody waits for it any more.
+        look.await.unwrap_or_default()
+    }
+
+    fn measure(&self, ready: &Ready) -> Extent {
         let mut extent = Extent::default();
         for layer in distinct(&ready.layers) {
             let header = layer.tree.header();

@@ -5,6 +5,8 @@
 //! what was offered before is given to who starts a container, and a registry that holds up the
 //! first question for too long does not hold up each of the others once more.
 
+mod report;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,20 +17,17 @@ use tokio::sync::Mutex;
 use undermount_fs::digest::Digest;
 use undermount_fs::fill::Blob;
 
-use super::plan::{Refusal, place_of, plan};
+use super::plan::{Refusal, place_of};
 use super::record::NameRecord;
 use super::{Inner, offer};
 use crate::agent::completion::Completion;
 use crate::agent::images::Indexed;
-use crate::control::{Explanation, LayerFate, StoreImage};
+use crate::control::StoreImage;
 use crate::image::{Descriptor, Reference};
 use crate::podman::{Occasion, Offer};
 
 /// For this long the registry's last answer counts: the layers of one pull share it.
 const FRESH: Duration = Duration::from_secs(5);
-
-/// Who wants to know how far things are gets what was so a moment ago, where that takes longer.
-const STATUS_WITHIN: Duration = Duration::from_millis(500);
 
 /// Counts of users are written down together, this long after the first of them changed.
 const SAVE_AFTER: Duration = Duration::from_millis(300);
@@ -289,68 +288,6 @@ impl Name {
         let layer = &state.images[at].image.image.manifest.layers[place];
         let scope = self.reference.repository().scope();
         Ok(Blob { scope, digest: layer.digest, size: layer.size })
-    }
-
-    /// How much of each image that the name has meant is used and is here.
-    pub async fn status(&self, shelf: &Inner) -> Vec<StoreImage> {
-        let told = || self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let Ok(state) = tokio::time::timeout(STATUS_WITHIN, self.state.lock()).await else {
-            return told().clone();
-        };
-        let now = self.status_in(&state, shelf);
-        told().clone_from(&now);
-        now
-    }
-
-    fn status_in(&self, state: &State, shelf: &Inner) -> Vec<StoreImage> {
-        let outage = shelf.images.filler().outages().of(&self.reference.repository().scope());
-        let outage = outage.map(|outage| outage.to_string());
-        let status = |known: &Known| {
-            let (image, ready) = (&known.image.image, known.image.ready());
-            let extent = shelf.images.extent(&ready);
-            let used = |key: &&Digest| place_of(&image.manifest, key).is_some();
-            StoreImage {
-                reference: self.reference.to_string(),
-                manifest: image.digest,
-                layers_in_use: state.record.uses.keys().filter(used).count(),
-                layers: image.manifest.layers.len(),
-                lazy_layers: ready.layers.len(),
-                image_bytes: extent.compressed,
-                content_bytes: extent.content,
-                local_bytes: extent.local,
-                trouble: outage
-                    .clone()
-                    .or_else(|| known.completion.as_ref().and_then(Completion::trouble)),
-            }
-        };
-        state.images.iter().map(status).collect()
-    }
-
-    /// Which way each layer of the image takes that the name means now, and why.
-    pub async fn explain(&self, shelf: &Inner) -> Result<Explanation, Refusal> {
-        let mut state = self.state.lock().await;
-        self.load(shelf, &mut state).await;
-        let image = shelf.images.resolve(&self.reference).await;
-        let image = image.map_err(|error| Refusal::unresolved(&error))?;
-        let known = state.images.iter().find(|known| known.image.image.digest == image.digest);
-        let image = match known {
-            Some(known) => known.image.clone(),
-            None => Arc::new(shelf.images.indexed(image).await),
-        };
-        let others = state.others();
-        let layers = image.image.manifest.layers.iter().zip(0..).map(|(layer, place)| {
-            let plan = plan(&image, place, &layer.digest, others.as_deref());
-            let (lazy, reason) = match plan {
-                Ok(plan) => (true, offer::way(&plan).to_owned()),
-                Err(refusal) => (false, refusal.in_words()),
-            };
-            LayerFate { layer: layer.digest, lazy, reason }
-        });
-        Ok(Explanation {
-            reference: self.reference.to_string(),
-            manifest: image.image.digest,
-            layers: layers.collect(),
-        })
     }
 }
 

@@ -1,0 +1,91 @@
+//! What is told of a name: how much of its images is here, and which way their layers take.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use undermount_fs::digest::Digest;
+
+use super::super::plan::{Refusal, place_of, plan};
+use super::super::{Inner, offer};
+use super::{Known, Name, State};
+use crate::agent::completion::Completion;
+use crate::agent::images::Ready;
+use crate::control::{Explanation, LayerFate, StoreImage};
+
+/// Who wants to know how far things are gets what was so a moment ago, where that takes longer.
+const STATUS_WITHIN: Duration = Duration::from_millis(500);
+
+impl Name {
+    /// How much of each image that the name has meant is used and is here.
+    pub async fn status(&self, shelf: &Inner) -> Vec<StoreImage> {
+        let told = || self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let images = {
+            let locked = tokio::time::timeout(STATUS_WITHIN, self.state.lock()).await;
+            let Ok(state) = locked else { return told().clone() };
+            self.images_in(&state, shelf)
+        };
+        let mut status = Vec::with_capacity(images.len());
+        for (image, ready) in images {
+            let extent = shelf.images.extent(&ready).await;
+            status.push(StoreImage {
+                image_bytes: extent.compressed,
+                content_bytes: extent.content,
+                local_bytes: extent.local,
+                ..image
+            });
+        }
+        told().clone_from(&status);
+        status
+    }
+
+    /// The images of the name without their sizes, and with what of them can be read lazily.
+    fn images_in(&self, state: &State, shelf: &Inner) -> Vec<(StoreImage, Arc<Ready>)> {
+        let outage = shelf.images.filler().outages().of(&self.reference.repository().scope());
+        let outage = outage.map(|outage| outage.to_string());
+        let describe = |known: &Known| {
+            let (image, ready) = (&known.image.image, known.image.ready());
+            let used = |key: &&Digest| place_of(&image.manifest, key).is_some();
+            let trouble = || known.completion.as_ref().and_then(Completion::trouble);
+            let described = StoreImage {
+                reference: self.reference.to_string(),
+                manifest: image.digest,
+                layers_in_use: state.record.uses.keys().filter(used).count(),
+                layers: image.manifest.layers.len(),
+                lazy_layers: ready.layers.len(),
+                image_bytes: 0,
+                content_bytes: 0,
+                local_bytes: 0,
+                trouble: outage.clone().or_else(trouble),
+            };
+            (described, ready)
+        };
+        state.images.iter().map(describe).collect()
+    }
+
+    /// Which way each layer of the image takes that the name means now, and why.
+    pub async fn explain(&self, shelf: &Inner) -> Result<Explanation, Refusal> {
+        let mut state = self.state.lock().await;
+        self.load(shelf, &mut state).await;
+        let image = shelf.images.resolve(&self.reference).await;
+        let image = image.map_err(|error| Refusal::unresolved(&error))?;
+        let known = state.images.iter().find(|known| known.image.image.digest == image.digest);
+        let image = match known {
+            Some(known) => known.image.clone(),
+            None => Arc::new(shelf.images.indexed(image).await),
+        };
+        let others = state.others();
+        let layers = image.image.manifest.layers.iter().zip(0..).map(|(layer, place)| {
+            let plan = plan(&image, place, &layer.digest, others.as_deref());
+            let (lazy, reason) = match plan {
+                Ok(plan) => (true, offer::way(&plan).to_owned()),
+                Err(refusal) => (false, refusal.in_words()),
+            };
+            LayerFate { layer: layer.digest, lazy, reason }
+        });
+        Ok(Explanation {
+            reference: self.reference.to_string(),
+            manifest: image.image.digest,
+            layers: layers.collect(),
+        })
+    }
+}
