@@ -49,15 +49,17 @@ impl View {
             .map(|layer| slots.slot(SlotName::layer(layer)))
             .collect::<io::Result<_>>()?;
         let slot = slots.slot(SlotName::Image { name })?;
+        // Made before the view is locked: every look-up waits for that lock.
+        let shown: Vec<Shown> = layers
+            .into_iter()
+            .zip(0..)
+            .map(|(layer, place)| Shown { layer, extra_links: Arc::new(tree.extra_links(place)) })
+            .collect();
         let mut contents = self.contents.write().unwrap_or_else(PoisonError::into_inner);
         let shared = layer_slots
             .into_iter()
-            .zip(layers)
-            .zip(0..)
-            .map(|((slot, layer), place)| {
-                let extra_links = Arc::new(tree.extra_links(place).collect());
-                (slot, contents.share_layer(slot, Shown { layer, extra_links }))
-            })
+            .zip(shown)
+            .map(|(slot, shown)| (slot, contents.share_layer(slot, shown)))
             .collect();
         contents.put(slot, Slot::Tree(Arc::new(Image { tree, layers: shared })));
         contents.images.insert(name.hex(), slot);
