@@ -23,18 +23,18 @@
 mod contents;
 mod image;
 mod layer;
-mod missed;
+mod node;
+mod read;
 mod recorder;
 mod slots;
 
 pub use image::{NewImage, image_name};
 pub use layer::{LayerView, Opaque, has_lower_links, has_opaque};
-pub use missed::Miss;
+pub use node::{Attr, NodeId};
+pub use read::{Miss, Open, Read};
 pub use recorder::{Recorder, Recording};
 pub use slots::{SlotName, SlotTable};
 
-use std::fs::File;
-use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -43,40 +43,8 @@ use self::contents::{
     Contents, Directories, Shown, Slot, failed, inode_attr, synthetic, whiteout_attr,
 };
 use crate::digest::Digest;
-use crate::fill::{Content, FillError, Filler, Layer};
-use crate::index::{IndexError, InodeRecord};
-
-/// A node as the kernel knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NodeId(pub u64);
-
-impl NodeId {
-    /// The root of the mount.
-    pub const ROOT: Self = Self(1);
-    /// The directory that holds the images.
-    pub const IMAGES: Self = Self(2);
-    /// The directory that holds the layers.
-    pub const LAYERS: Self = Self(3);
-    /// Every whiteout.
-    pub const WHITEOUT: Self = Self(4);
-
-    /// Whether it is a directory to which images or layers are added.
-    pub fn is_listing(self) -> bool {
-        matches!(self, Self::IMAGES | Self::LAYERS)
-    }
-
-    fn new(slot: u32, number: u32) -> Self {
-        Self(u64::from(slot) << 32 | (u64::from(number) + 1))
-    }
-
-    fn slot(self) -> u32 {
-        (self.0 >> 32) as u32
-    }
-
-    fn number(self) -> Option<u32> {
-        (self.0 as u32).checked_sub(1)
-    }
-}
+use crate::fill::{FillError, Filler, Layer};
+use crate::index::{IndexError, InodeRecord, Xattr};
 
 /// What the root holds.
 const TOP: [(&[u8], NodeId); 2] = [(b"images", NodeId::IMAGES), (b"layers", NodeId::LAYERS)];
@@ -84,27 +52,6 @@ const TOP: [(&[u8], NodeId); 2] = [(b"images", NodeId::IMAGES), (b"layers", Node
 /// Whether `name` may become the name of an image or layer: the digits of a digest.
 fn is_hex(name: &str) -> bool {
     name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-/// The attributes of a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Attr {
-    /// The node.
-    pub node: NodeId,
-    /// Type and permission bits as in stat(2).
-    pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Number of names.
-    pub nlink: u32,
-    /// Size in bytes.
-    pub size: u64,
-    /// Modification time: seconds since 1970, also negative, and nanoseconds counted forward.
-    pub mtime: (i64, u32),
-    /// Device number as the kernel encodes it in 32 bits.
-    pub rdev: u32,
 }
 
 /// What a look-up found.
@@ -372,7 +319,7 @@ impl View {
     fn with_xattrs<T>(
         &self,
         node: NodeId,
-        answer: impl FnOnce(&[crate::index::Xattr<'_>]) -> T,
+        answer: impl FnOnce(&[Xattr<'_>]) -> T,
     ) -> Result<T, ViewError> {
         if node == NodeId::ROOT || node == NodeId::WHITEOUT || node.is_listing() {
             return Ok(answer(&[]));
@@ -387,97 +334,4 @@ impl View {
             Err(error) => Err(error),
         }
     }
-
-    /// The file that holds all of `node`'s bytes, from which the kernel may read them by itself.
-    ///
-    /// # Errors
-    /// [`ViewError`] where `node` is gone, not a file, or its index is damaged.
-    pub fn begin_open(&self, node: NodeId) -> Result<Open, ViewError> {
-        let Some((layer, content)) = self.content(node)? else { return Ok(Open::Done(None)) };
-        // What the kernel will read of it nobody tells.
-        self.record(node, &layer, &content, 0..1);
-        if content.is_large() {
-            return Ok(Open::Unchecked(Box::new(content)));
-        }
-        Ok(Open::Done(content.whole_file(self.filler.store())))
-    }
-
-    /// Checks what [`Self::begin_open`] found unchecked. Takes as long as hashing it may.
-    pub fn finish_open(&self, content: &Content) -> Option<Arc<File>> {
-        content.whole_file(self.filler.store())
-    }
-
-    /// Notes which part of a file is used.
-    fn record(&self, node: NodeId, layer: &Layer, content: &Content, range: Range<u64>) {
-        if let Some(inode) = node.number() {
-            self.recorder.note(layer.digest(), inode, content.units(range));
-        }
-    }
-
-    /// The content of a file, and the layer that has it; `None` for an empty one.
-    fn content(&self, node: NodeId) -> Result<Option<(Arc<Layer>, Content)>, ViewError> {
-        let leaf = self.leaf(node)?;
-        if !leaf.inode.is_file() {
-            return Err(ViewError::Invalid(node));
-        }
-        if leaf.inode.size.get() == 0 {
-            return Ok(None);
-        }
-        let content = Content::of(&leaf.layer.tree, &leaf.inode).map_err(failed(&leaf.layer))?;
-        match content {
-            Some(content) => Ok(Some((leaf.layer, content))),
-            None => {
-                let source = IndexError::Damaged { kind: "tree", what: "a file has no object" };
-                Err(ViewError::Index { layer: leaf.layer.digest(), source })
-            }
-        }
-    }
-
-    /// Starts a read of `length` bytes at `offset`: answered at once where the store has them.
-    ///
-    /// # Errors
-    /// [`ViewError`] where `node` is gone, not a file, or its index is damaged.
-    pub fn begin_read(
-        &self,
-        node: NodeId,
-        offset: u64,
-        length: u32,
-        buffer: &mut Vec<u8>,
-    ) -> Result<Read, ViewError> {
-        buffer.clear();
-        let Some((layer, content)) = self.content(node)? else { return Ok(Read::Done) };
-        let end = offset.saturating_add(length.into()).min(content.size);
-        if offset >= end {
-            return Ok(Read::Done);
-        }
-        self.record(node, &layer, &content, offset..end);
-        if let Some(position) = content.position() {
-            layer.note_reader(position.saturating_add(offset));
-        }
-        buffer.resize((end - offset) as usize, 0);
-        if content.read_stored(self.filler.store(), offset, buffer) {
-            self.filler.meter().hit(&content, offset, end - offset);
-            return Ok(Read::Done);
-        }
-        buffer.clear();
-        let inode = node.number().unwrap_or_default();
-        Ok(Read::Missing(Miss { layer, inode, content, range: offset..end }))
-    }
-}
-
-/// How an open began.
-pub enum Open {
-    /// The whole content, checked; `None` where not all of it is here.
-    Done(Option<Arc<File>>),
-    /// A content that is too large to be checked while the kernel waits, to be checked by
-    /// [`View::finish_open`].
-    Unchecked(Box<Content>),
-}
-
-/// How a read began.
-pub enum Read {
-    /// The buffer holds the answer.
-    Done,
-    /// The bytes must be fetched, by [`View::finish_read`].
-    Missing(Miss),
 }

@@ -1,0 +1,158 @@
+//! Reading files: answered at once from the store, or begun here and finished in a task.
+//!
+//! A read that finds bytes missing is waited for, measured, and told of.
+
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tracing::Instrument as _;
+
+use super::contents::failed;
+use super::{NodeId, View, ViewError};
+use crate::fill::{Content, Layer, SlowRead, Wanted};
+use crate::index::IndexError;
+use crate::trail::{self, Origin, Wait};
+
+/// A read that takes longer is worth a line in an ordinary log.
+const SLOW: Duration = Duration::from_secs(5);
+
+/// How an open began.
+pub enum Open {
+    /// The whole content, checked; `None` where not all of it is here.
+    Done(Option<Arc<File>>),
+    /// A content that is too large to be checked while the kernel waits, to be checked by
+    /// [`View::finish_open`].
+    Unchecked(Box<Content>),
+}
+
+/// How a read began.
+pub enum Read {
+    /// The buffer holds the answer.
+    Done,
+    /// The bytes must be fetched, by [`View::finish_read`].
+    Missing(Miss),
+}
+
+/// A read that needs bytes which are not here.
+pub struct Miss {
+    layer: Arc<Layer>,
+    inode: u32,
+    content: Content,
+    range: Range<u64>,
+}
+
+impl View {
+    /// The file that holds all of `node`'s bytes, from which the kernel may read them by itself.
+    ///
+    /// # Errors
+    /// [`ViewError`] where `node` is gone, not a file, or its index is damaged.
+    pub fn begin_open(&self, node: NodeId) -> Result<Open, ViewError> {
+        let Some((layer, content)) = self.content(node)? else { return Ok(Open::Done(None)) };
+        // What the kernel will read of it nobody tells.
+        self.record(node, &layer, &content, 0..1);
+        if content.is_large() {
+            return Ok(Open::Unchecked(Box::new(content)));
+        }
+        Ok(Open::Done(content.whole_file(self.filler.store())))
+    }
+
+    /// Checks what [`Self::begin_open`] found unchecked. Takes as long as hashing it may.
+    pub fn finish_open(&self, content: &Content) -> Option<Arc<File>> {
+        content.whole_file(self.filler.store())
+    }
+
+    /// Notes which part of a file is used.
+    fn record(&self, node: NodeId, layer: &Layer, content: &Content, range: Range<u64>) {
+        if let Some(inode) = node.number() {
+            self.recorder.note(layer.digest(), inode, content.units(range));
+        }
+    }
+
+    /// The content of a file, and the layer that has it; `None` for an empty one.
+    fn content(&self, node: NodeId) -> Result<Option<(Arc<Layer>, Content)>, ViewError> {
+        let leaf = self.leaf(node)?;
+        if !leaf.inode.is_file() {
+            return Err(ViewError::Invalid(node));
+        }
+        if leaf.inode.size.get() == 0 {
+            return Ok(None);
+        }
+        let content = Content::of(&leaf.layer.tree, &leaf.inode).map_err(failed(&leaf.layer))?;
+        match content {
+            Some(content) => Ok(Some((leaf.layer, content))),
+            None => {
+                let source = IndexError::Damaged { kind: "tree", what: "a file has no object" };
+                Err(ViewError::Index { layer: leaf.layer.digest(), source })
+            }
+        }
+    }
+
+    /// Starts a read of `length` bytes at `offset`: answered at once where the store has them.
+    ///
+    /// # Errors
+    /// [`ViewError`] where `node` is gone, not a file, or its index is damaged.
+    pub fn begin_read(
+        &self,
+        node: NodeId,
+        offset: u64,
+        length: u32,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Read, ViewError> {
+        buffer.clear();
+        let Some((layer, content)) = self.content(node)? else { return Ok(Read::Done) };
+        let end = offset.saturating_add(length.into()).min(content.size);
+        if offset >= end {
+            return Ok(Read::Done);
+        }
+        self.record(node, &layer, &content, offset..end);
+        if let Some(position) = content.position() {
+            layer.note_reader(position.saturating_add(offset));
+        }
+        buffer.resize((end - offset) as usize, 0);
+        if content.read_stored(self.filler.store(), offset, buffer) {
+            self.filler.meter().hit(&content, offset, end - offset);
+            return Ok(Read::Done);
+        }
+        buffer.clear();
+        let inode = node.number().unwrap_or_default();
+        Ok(Read::Missing(Miss { layer, inode, content, range: offset..end }))
+    }
+
+    /// Fetches what [`Self::begin_read`] found missing.
+    ///
+    /// # Errors
+    /// [`ViewError::Fill`] where the bytes cannot be had in time.
+    pub async fn finish_read(&self, miss: Miss) -> Result<Bytes, ViewError> {
+        let Miss { layer, inode, content, range } = miss;
+        let (offset, length) = (range.start, range.end - range.start);
+        let wanted = Wanted { layer: layer.digest(), inode, offset, length };
+        let span = tracing::debug_span!("read", layer = %wanted.layer, inode, offset, length);
+        let content = Arc::new(content);
+        let waiting = self.filler.meter().wait(wanted);
+        let reading = trail::follow(self.filler.read_patiently(&layer, &content, range));
+        let (outcome, trail) = reading.instrument(span.clone()).await;
+        let read = waiting.answered(&content, outcome.as_ref().err(), trail);
+        span.in_scope(|| tell(&read));
+        Ok(outcome?)
+    }
+}
+
+/// Logs a read that had to wait, with what it waited for (in seconds).
+fn tell(read: &SlowRead) {
+    let [pack, turn, fetch, decode] = Wait::ALL.map(|what| read.trail.waited(what).as_secs_f64());
+    let (seconds, fetched) = (read.took.as_secs_f64(), read.trail.fetched());
+    let origin = read.origin.map_or("none", Origin::name);
+    let supplier = read.trail.supplier.as_deref().unwrap_or_default();
+    macro_rules! told {
+        ($level:ident, $words:literal) => {
+            tracing::$level!(seconds, origin, supplier, fetched, pack, turn, fetch, decode, $words)
+        };
+    }
+    match read.took >= SLOW {
+        true => told!(info, "a slow read"),
+        false => told!(debug, "a read has waited"),
+    }
+}
