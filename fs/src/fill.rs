@@ -27,6 +27,8 @@ mod outage;
 mod pack;
 mod plan;
 mod recent;
+mod request;
+mod run;
 mod table;
 mod unit;
 mod unpack;
@@ -47,23 +49,18 @@ pub use unpack::{Opening, PackBlob, Told, UnpackError, Unpacked};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use self::awaited::Awaited;
-use self::extract::{ExtractError, extract};
 use self::gauge::Gauge;
 use self::outage::Aftermath;
-use self::plan::{Run, plan};
+use self::plan::plan;
 use self::recent::Recent;
 use crate::blob::Blobs;
-use crate::codec::decode::Entry;
-use crate::codec::{CodecError, decode};
 use crate::digest::{Digest, Verified};
-use crate::index::SpanTable;
-use crate::object::{CHUNK, ObjectKey, Store};
-use crate::source::{Piece, PieceRequest, Priority, Source, SourceError};
+use crate::object::{CHUNK, Store};
+use crate::source::{Source, SourceError};
 use crate::trail::{self, Wait};
 
 /// Why a read cannot be answered.
@@ -254,106 +251,6 @@ impl Filler {
         .await
         .map_err(|_| FillError::Interrupted)
     }
-
-    /// Fetches those of `pieces` that were not fetched a moment ago.
-    async fn request(
-        &self,
-        layer: &Layer,
-        pieces: Vec<Piece>,
-        priority: Priority,
-    ) -> Result<Vec<Verified>, FillError> {
-        let fetch = self.request_within(layer, pieces, priority, self.patience.timeout);
-        trail::waiting(Wait::Fetch, fetch).await
-    }
-
-    /// The same, for as long as `patience`; the waiting is the caller's to account for.
-    async fn request_within(
-        &self,
-        layer: &Layer,
-        pieces: Vec<Piece>,
-        priority: Priority,
-        patience: Duration,
-    ) -> Result<Vec<Verified>, FillError> {
-        let known: Vec<Option<Verified>> =
-            pieces.iter().map(|piece| self.recent.get(&piece.digest)).collect();
-        let missing: Vec<Piece> = pieces
-            .into_iter()
-            .zip(&known)
-            .filter_map(|(piece, known)| known.is_none().then_some(piece))
-            .collect();
-        let mut fetched = Vec::new();
-        if !missing.is_empty() {
-            let (scope, asked) = (layer.scope.clone(), Instant::now());
-            let deadline = asked + patience;
-            let request = PieceRequest { scope, pieces: missing, priority, deadline };
-            fetched = self.source.fetch(request).await?;
-            let bytes = fetched.iter().map(|piece| piece.bytes().len() as u64).sum();
-            self.gauge.note(bytes, asked.elapsed());
-        }
-        fetched.iter().for_each(|piece| self.recent.put(piece));
-        let mut fetched = fetched.into_iter();
-        known
-            .into_iter()
-            .map(|known| known.or_else(|| fetched.next()).ok_or_else(|| no_answer(layer)))
-            .collect()
-    }
-
-    /// Fetches and decodes a run of spans; returns those of the content's `units` that it held.
-    async fn fetch(
-        &self,
-        layer: &Arc<Layer>,
-        table: &Arc<SpanTable>,
-        run: Run,
-        content: &Arc<Content>,
-        units: Vec<usize>,
-    ) -> Result<HashMap<usize, Bytes>, FillError> {
-        if run.is_oversized(table) {
-            return self.units_of_whole(layer, content, units).await;
-        }
-        if self.knows_no_window(layer, table, run.spans.start) {
-            return self.fetch_windowless(layer, table, run, content, units).await;
-        }
-        let wanted = Some((content.key, units.clone()));
-        match self.fetch_run(layer, table, run.clone(), Priority::Demand, wanted).await {
-            Err(error @ FillError::Window { .. }) if self.source.shares() => {
-                self.note_no_window(layer, &error);
-                self.fetch_windowless(layer, table, run, content, units).await
-            }
-            outcome => outcome,
-        }
-    }
-
-    /// Fetches and decodes a run of spans and keeps what they hold; returns the `wanted` units of
-    /// a content.
-    async fn fetch_run(
-        &self,
-        layer: &Arc<Layer>,
-        table: &Arc<SpanTable>,
-        run: Run,
-        priority: Priority,
-        wanted: Option<(ObjectKey, Vec<usize>)>,
-    ) -> Result<HashMap<usize, Bytes>, FillError> {
-        let pieces = run.spans.clone().map(|span| table.piece(span)).collect();
-        let window = self.window(layer, table, run.spans.start, priority);
-        let pieces = self.request_within(layer, pieces, priority, self.patience.timeout);
-        let both = async { tokio::try_join!(window, pieces) };
-        let (window, fetched) = trail::waiting(Wait::Fetch, both).await?;
-        let spans = run.spans.clone();
-        let (decoded, table, store) = (layer.clone(), table.clone(), self.store.clone());
-        let decoding = tokio::task::spawn_blocking(move || {
-            let stretch = Stretch { run, window, pieces: fetched };
-            decode_run(&decoded, &table, &store, stretch, wanted.as_ref())
-                .map_err(|error| decoded.damaged(chain(&error)))
-        });
-        let held = trail::waiting(Wait::Decode, decoding).await;
-        let held = held.map_err(|_| FillError::Interrupted)??;
-        layer.note_fetched(spans);
-        Ok(held)
-    }
-}
-
-fn no_answer(layer: &Layer) -> FillError {
-    layer.damaged("the source answered with fewer pieces than were asked for")
 }
 
 /// An error and its causes in one line.
@@ -380,36 +277,4 @@ fn zeros(layer: &Layer, content: &Content, number: usize) -> Result<Bytes, FillE
     Verified::check(bytes, &expected)
         .map(Verified::into_bytes)
         .map_err(|_| layer.damaged("no span holds a part of a file"))
-}
-
-/// What was fetched to decode a run of spans.
-struct Stretch {
-    run: Run,
-    window: Option<Verified>,
-    pieces: Vec<Verified>,
-}
-
-fn decode_run(
-    layer: &Layer,
-    table: &SpanTable,
-    store: &Store,
-    stretch: Stretch,
-    wanted: Option<&(ObjectKey, Vec<usize>)>,
-) -> Result<HashMap<usize, Bytes>, ExtractError> {
-    let Stretch { run, window, pieces } = stretch;
-    let first = run.spans.start;
-    let window = match window {
-        Some(window) => zstd::bulk::decompress(window.bytes(), plan::WINDOW_MAX)
-            .map_err(ExtractError::Decode)?,
-        None => Vec::new(),
-    };
-    let entry = Entry {
-        codec: table.codec(),
-        start: table.start(first),
-        bit: table.first_bit(first),
-        window: &window,
-    };
-    let broken = |error: CodecError| ExtractError::Decode(std::io::Error::other(error));
-    let mut reader = decode(entry, plan::join(table, &run, pieces)).map_err(broken)?;
-    extract(&layer.tree, store, run.output(table), &mut reader, wanted)
 }

@@ -39,7 +39,7 @@ pub fn extract(
     reader: &mut dyn Read,
     wanted: Option<&(ObjectKey, Vec<usize>)>,
 ) -> Result<HashMap<usize, Bytes>, ExtractError> {
-    let mut stretch = Stretch { reader, position: range.start };
+    let mut decoded = Decoded { reader, position: range.start };
     let mut answers = HashMap::new();
     for (content, unit) in units_within(tree, &range)? {
         let is_wanted =
@@ -47,7 +47,7 @@ pub fn extract(
         if !is_wanted && store.contains(&content.key) {
             continue;
         }
-        let bytes = stretch.read(&unit)?;
+        let bytes = decoded.read(&unit)?;
         let bytes = keep(store, &content, unit.number, bytes)?;
         if is_wanted {
             answers.insert(unit.number, bytes);
@@ -109,12 +109,12 @@ fn first_at(tree: &LayerTree, position: u64) -> Result<usize, IndexError> {
 }
 
 /// The decoded bytes and where in the tar they are.
-struct Stretch<'a> {
+struct Decoded<'a> {
     reader: &'a mut dyn Read,
     position: u64,
 }
 
-impl Stretch<'_> {
+impl Decoded<'_> {
     fn read(&mut self, unit: &Unit) -> Result<Bytes, ExtractError> {
         let damaged = |what| ExtractError::Index(IndexError::Damaged { kind: "tree", what });
         let length = usize::try_from(unit.length.min(CHUNK)).unwrap_or_default();

@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::ahead::{Beyond, along, distance, group};
 use super::extract::lacks_any;
-use super::plan::Run;
+use super::plan::SpanRun;
 use super::windowless::remote_window;
 use super::{FillError, Filler, Layer};
 use crate::index::SpanTable;
@@ -44,8 +44,8 @@ impl Filler {
         &self,
         layer: &Arc<Layer>,
         table: &Arc<SpanTable>,
-        run: Run,
-    ) -> Result<Run, FillError> {
+        run: SpanRun,
+    ) -> Result<SpanRun, FillError> {
         let most = along(self.gauge.link());
         let (layer, table, store) = (layer.clone(), table.clone(), self.store.clone());
         let work = move || widened(&layer, &table, &store, run, most);
@@ -57,7 +57,7 @@ impl Filler {
         self: &Arc<Self>,
         layer: &Arc<Layer>,
         table: &Arc<SpanTable>,
-        run: &Run,
+        run: &SpanRun,
     ) {
         let (size, link) = (layer.tree.header().layer_size.get(), self.gauge.link());
         let beyond = layer.misses().note(run.spans.clone(), table.count(), size, link);
@@ -109,7 +109,7 @@ impl Filler {
         spans: Range<usize>,
     ) -> Result<(), FillError> {
         let Some(layer) = layer.upgrade() else { return Ok(()) };
-        let run = Run { spans: spans.clone() };
+        let run = SpanRun { spans: spans.clone() };
         if run.is_oversized(table) {
             return Ok(());
         }
@@ -121,20 +121,20 @@ impl Filler {
         // Files reach across borders: the span before is decoded once more. It has come just now,
         // with the group before, whose turn is not waited for: that one may still be decoding.
         let start = if self.has_recent(table, before) { before } else { spans.start };
-        let run = Run { spans: start..spans.end };
+        let run = SpanRun { spans: start..spans.end };
         self.fetch_run(&layer, table, run, Priority::Pack, None).await.map(drop)
     }
 }
 
 /// `run` with the wanted spans after it, up to `most` more compressed bytes.
-fn widened(layer: &Layer, table: &SpanTable, store: &Store, run: Run, most: u64) -> Run {
+fn widened(layer: &Layer, table: &SpanTable, store: &Store, run: SpanRun, most: u64) -> SpanRun {
     let end = table.piece(run.spans.end - 1).range.end;
     let comes_along = |span: &usize| {
         let fits = table.piece(*span).range.end - end <= most;
         fits && is_wanted(layer, table, store, *span)
     };
     let neighbours = (run.spans.end..table.count()).take_while(comes_along).count();
-    Run { spans: run.spans.start..run.spans.end + neighbours }
+    SpanRun { spans: run.spans.start..run.spans.end + neighbours }
 }
 
 /// Whether `span` holds something that is not here: of a rebuilt layer most is.

@@ -13,14 +13,14 @@ pub const WINDOW_MAX: usize = 32 * 1024;
 /// A run of spans with more compressed bytes than this is not fetched into memory.
 const RUN_MAX: u64 = 32 * 1024 * 1024;
 
-/// Neighbouring spans that are decoded in one go.
+/// A run of spans: neighbours that are decoded in one go.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Run {
+pub struct SpanRun {
     /// Their numbers.
     pub spans: Range<usize>,
 }
 
-impl Run {
+impl SpanRun {
     /// What the run decodes to, in bytes of the tar.
     pub fn output(&self, table: &SpanTable) -> Range<u64> {
         table.output(self.spans.start).start..table.output(self.spans.end - 1).end
@@ -34,22 +34,22 @@ impl Run {
 }
 
 /// The runs of spans that hold `ranges` of the tar.
-pub fn plan(table: &SpanTable, ranges: impl Iterator<Item = Range<u64>>) -> Vec<Run> {
-    let mut runs: Vec<Run> = Vec::new();
+pub fn plan(table: &SpanTable, ranges: impl Iterator<Item = Range<u64>>) -> Vec<SpanRun> {
+    let mut runs: Vec<SpanRun> = Vec::new();
     for range in ranges.filter(|range| !range.is_empty()) {
         let (first, last) = (table.at(range.start), table.at(range.end - 1));
         match runs.last_mut() {
             Some(run) if first >= run.spans.start && first <= run.spans.end => {
                 run.spans.end = run.spans.end.max(last + 1);
             }
-            _ => runs.push(Run { spans: first..last + 1 }),
+            _ => runs.push(SpanRun { spans: first..last + 1 }),
         }
     }
     runs
 }
 
 /// The compressed bytes of a run without the bytes that neighbouring pieces share.
-pub fn join(table: &SpanTable, run: &Run, pieces: Vec<Verified>) -> Vec<Bytes> {
+pub fn join(table: &SpanTable, run: &SpanRun, pieces: Vec<Verified>) -> Vec<Bytes> {
     let mut end = table.piece(run.spans.start).range.start;
     run.spans
         .clone()

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{FillError, Filler, Layer, Pace, Progress, no_answer};
+use super::request::no_answer;
+use super::{FillError, Filler, Layer, Pace, Progress};
 use crate::digest::Verified;
 use crate::index::{Backing, SpanTable};
 use crate::source::{Piece, Priority, SourceError};

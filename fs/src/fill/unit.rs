@@ -24,12 +24,12 @@ pub struct Content {
     pub size: u64,
     /// Digests of the chunks of a large file, empty for a small one.
     pub chunks: Vec<Digest>,
-    pub(super) runs: Vec<Run>,
+    pub(super) runs: Vec<DataRun>,
 }
 
 /// A run of bytes that the tar holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Run {
+pub struct DataRun {
     /// Where in the file, in bytes.
     pub offset: u64,
     /// Where in the tar.
@@ -46,7 +46,7 @@ pub struct Unit {
     /// Bytes of the unit, at most 1 MiB.
     pub length: u64,
     /// What the tar holds of it, offsets counted from the start of the unit.
-    pub runs: Vec<Run>,
+    pub runs: Vec<DataRun>,
 }
 
 impl Content {
@@ -61,7 +61,7 @@ impl Content {
         let runs = tree
             .extents(inode)?
             .iter()
-            .map(|extent| Run {
+            .map(|extent| DataRun {
                 offset: extent.offset.get(),
                 position: extent.data.get(),
                 length: extent.length.get(),
@@ -111,7 +111,7 @@ impl Content {
             .map(|run| {
                 let from = run.offset.max(start);
                 let to = run.offset.saturating_add(run.length).min(end);
-                Run {
+                DataRun {
                     offset: from - start,
                     position: run.position.saturating_add(from - run.offset),
                     length: to - from,
@@ -216,7 +216,7 @@ mod tests {
             chunks: Vec::new(),
             runs: runs
                 .iter()
-                .map(|&(offset, position, length)| Run { offset, position, length })
+                .map(|&(offset, position, length)| DataRun { offset, position, length })
                 .collect(),
         }
     }
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn runs_are_cut_at_unit_borders() {
         let content = content(2 * CHUNK, &[(10, 5000, CHUNK), (CHUNK + 100, 9_000_000, 50)]);
-        let run = |offset, position, length| Run { offset, position, length };
+        let run = |offset, position, length| DataRun { offset, position, length };
         assert_eq!(content.unit(0).runs, [run(10, 5000, CHUNK - 10)]);
         assert_eq!(content.unit(1).runs, [run(0, 5000 + CHUNK - 10, 10), run(100, 9_000_000, 50)]);
         assert_eq!(content.unit(1).tar_range(), Some(5000 + CHUNK - 10..9_000_050));

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::plan::Run;
-use super::{Content, FillError, Filler, Layer, no_answer};
+use super::plan::SpanRun;
+use super::request::no_answer;
+use super::{Content, FillError, Filler, Layer};
 use crate::digest::Verified;
 use crate::index::SpanTable;
 use crate::source::{Piece, Priority};
@@ -34,10 +35,10 @@ pub(super) fn remote_window(layer: &Layer, table: &SpanTable, span: usize) -> Op
 }
 
 /// `run` with what lies before it, from the last place on where no window has to be fetched.
-fn from_earlier(layer: &Layer, table: &SpanTable, run: &Run) -> Run {
+fn from_earlier(layer: &Layer, table: &SpanTable, run: &SpanRun) -> SpanRun {
     let is_free = |span: &usize| remote_window(layer, table, *span).is_none();
     let start = (0..=run.spans.start).rev().find(is_free).unwrap_or_default();
-    Run { spans: start..run.spans.end }
+    SpanRun { spans: start..run.spans.end }
 }
 
 impl Filler {
@@ -83,7 +84,7 @@ impl Filler {
         &self,
         layer: &Arc<Layer>,
         table: &Arc<SpanTable>,
-        run: Run,
+        run: SpanRun,
         content: &Arc<Content>,
         units: Vec<usize>,
     ) -> Result<HashMap<usize, Bytes>, FillError> {
