@@ -19,10 +19,11 @@
 mod child;
 mod estate;
 mod held;
+mod succession;
 mod watch;
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,12 +33,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use self::child::{Worker, judge, obituary};
+use self::child::Worker;
 use self::estate::Deposit;
 use self::held::HeldMount;
-use self::watch::{Death, Duty, Watch};
+use self::watch::{Duty, Watch};
 use super::SessionError;
-use super::link::{History, PROTOCOL, Start, ToKeeper, ToWorker};
+use super::link::{History, ToKeeper, ToWorker};
 
 pub use self::estate::{DescriptorStore, Estate};
 pub use self::held::{MountKind, MountSpec};
@@ -243,55 +244,6 @@ impl Keeper {
         }
     }
 
-    fn start_worker(&mut self, proven: bool, now: Instant) -> Result<(), SessionError> {
-        match Worker::start(&self.program, &self.arguments) {
-            Ok(mut worker) => {
-                // Noted before it can answer anything: whoever goes on after this process has to
-                // find and end it.
-                if let Some(deposit) = &self.deposit {
-                    deposit.note_worker(worker.child.id());
-                }
-                if let Err(error) = self.introduce(&worker) {
-                    tracing::error!(%error, "cannot hand the mounts to the worker");
-                    worker.link = None;
-                }
-                tracing::info!(pid = worker.child.id(), restarts = self.history.restarts, "worker");
-                self.worker = Some(worker);
-                self.watch.started(now);
-                Ok(())
-            }
-            Err(source) => {
-                let error = SessionError::StartWorker { program: self.program.clone(), source };
-                if !proven {
-                    return Err(error);
-                }
-                tracing::error!(error = &error as &dyn std::error::Error, "no worker");
-                self.fall_back();
-                self.watch.start_failed(now);
-                Ok(())
-            }
-        }
-    }
-
-    /// Tells a new worker everything and gives it the descriptors.
-    fn introduce(&self, worker: &Worker) -> std::io::Result<()> {
-        let Some(link) = &worker.link else { return Ok(()) };
-        let start = Start {
-            protocol: PROTOCOL,
-            history: self.history.clone(),
-            mounts: self.mounts.iter().map(HeldMount::introduction).collect(),
-            keepsakes: self.keepsakes.iter().map(|(name, _)| name.clone()).collect(),
-            entrusted: self.deposit.is_some(),
-        };
-        let descriptors: Vec<BorrowedFd<'_>> = self
-            .mounts
-            .iter()
-            .flat_map(HeldMount::descriptors)
-            .chain(self.keepsakes.iter().map(|(_, fd)| fd.as_fd()))
-            .collect();
-        link.send(&ToWorker::Start(start), &descriptors)
-    }
-
     /// Sleeps until a signal, a message or a request arrives or something is due.
     fn wait(&self, now: Instant) -> Result<(), SessionError> {
         let link = self.worker.as_ref().and_then(|worker| worker.link.as_ref());
@@ -331,15 +283,6 @@ impl Keeper {
         }
     }
 
-    fn plan_upgrade(&mut self, program: PathBuf) {
-        tracing::info!(program = %program.display(), "the next worker");
-        let present = std::mem::replace(&mut self.program, program);
-        self.proven_program.get_or_insert(present);
-        if let Some(worker) = &mut self.worker {
-            worker.leaving = true;
-        }
-    }
-
     fn worker_is_ready(&mut self, now: Instant) {
         self.watch.ready(now);
         self.proven_program = None;
@@ -373,46 +316,6 @@ impl Keeper {
             tracing::warn!(pid = worker.child.id(), reason, "killing the worker");
             // It fails only for a child that has ended already.
             let _ = worker.child.kill();
-        }
-    }
-
-    /// If the worker has ended: takes care of the requests it had in hand and of its succession.
-    fn bury_worker(&mut self, proven: bool, now: Instant) -> Result<(), SessionError> {
-        let Some(worker) = &mut self.worker else { return Ok(()) };
-        let ended = worker.child.try_wait();
-        let Some(status) = ended.map_err(|source| SessionError::System { call: "wait", source })?
-        else {
-            return Ok(());
-        };
-        let complaint = worker.complaint.take();
-        let death = judge(status, worker.leaving);
-        self.worker = None;
-        if self.watch.is_stopping() {
-            return Ok(());
-        }
-        self.mounts.iter().for_each(HeldMount::recall);
-        let obituary = obituary(status, complaint.as_deref());
-        if !proven && death == Death::Crash {
-            return Err(SessionError::FirstWorker { reason: obituary });
-        }
-        tracing::warn!(obituary, "the worker is gone");
-        if !self.watch.is_serving() {
-            self.fall_back();
-        }
-        self.watch.died(death, now);
-        self.history.restarts += 1;
-        self.history.last_exit = Some(obituary);
-        Ok(())
-    }
-
-    /// Gives up an upgrade whose program did not come up.
-    fn fall_back(&mut self) {
-        if let Some(program) = self.proven_program.take() {
-            tracing::error!(
-                failed = %self.program.display(), program = %program.display(),
-                "the new program does not come up; back to the one before"
-            );
-            self.program = program;
         }
     }
 }
