@@ -29,8 +29,20 @@ pub struct Arriving {
 #[derive(Debug, Clone)]
 enum State {
     Coming(Coming),
-    Whole(Verified),
+    /// All of it came in this attempt.
+    Whole(Verified, u32),
     Failed(SourceError),
+}
+
+impl State {
+    /// Which attempt the bytes are of that can be read now.
+    fn attempt(&self) -> u32 {
+        match self {
+            Self::Coming(coming) => coming.attempt,
+            Self::Whole(_, attempt) => *attempt,
+            Self::Failed(_) => 0,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -62,7 +74,7 @@ impl Arriving {
             State::Coming(coming) => {
                 Some(Have::Arriving { begun: coming.bytes > 0, from: coming.from })
             }
-            State::Whole(_) => Some(Have::Whole),
+            State::Whole(..) => Some(Have::Whole),
             State::Failed(_) => None,
         }
     }
@@ -87,7 +99,7 @@ impl Arriving {
         let ended = tokio::time::timeout_at(deadline.into(), ended).await.ok()?;
         match &*ended.ok()? {
             State::Coming(_) => None,
-            State::Whole(piece) => Some(Ok(piece.clone())),
+            State::Whole(piece, _) => Some(Ok(piece.clone())),
             State::Failed(error) => Some(Err(error.clone())),
         }
     }
@@ -132,7 +144,10 @@ impl Arriving {
 
     /// It is whole.
     pub fn complete(&self, piece: Verified) {
-        self.state.send_replace(State::Whole(piece));
+        self.state.send_modify(|state| {
+            let attempt = state.attempt();
+            *state = State::Whole(piece, attempt);
+        });
         self.chunks().clear();
     }
 
@@ -145,10 +160,7 @@ impl Arriving {
     /// A reader from byte `offset` on.
     pub fn reader(&self, offset: u64) -> Reader {
         let state = self.state.subscribe();
-        let attempt = match &*state.borrow() {
-            State::Coming(coming) => coming.attempt,
-            _ => 0,
-        };
+        let attempt = state.borrow().attempt();
         Reader { state, attempt, next: offset }
     }
 
@@ -207,15 +219,16 @@ impl Reader {
             let last = piece.size - 1;
             let more = self.state.wait_for(|state| match state {
                 State::Coming(coming) => coming.bytes.min(last) > next || coming.attempt != attempt,
-                State::Whole(_) | State::Failed(_) => true,
+                State::Whole(..) | State::Failed(_) => true,
             });
             let state = more.await.map_err(|_| CutOff)?.clone();
+            if state.attempt() != attempt {
+                return Err(CutOff);
+            }
             let bytes = match state {
-                State::Coming(coming) if coming.attempt == attempt => {
-                    piece.stretch(next, coming.bytes.min(last))
-                }
-                State::Coming(_) | State::Failed(_) => return Err(CutOff),
-                State::Whole(whole) => Some(whole.into_bytes().slice(next as usize..)),
+                State::Coming(coming) => piece.stretch(next, coming.bytes.min(last)),
+                State::Whole(whole, _) => Some(whole.into_bytes().slice(next as usize..)),
+                State::Failed(_) => return Err(CutOff),
             };
             // None: it became whole, or began anew, a moment ago.
             if let Some(bytes) = bytes.filter(|bytes| !bytes.is_empty()) {
@@ -272,6 +285,20 @@ mod tests {
         assert_eq!(read(&mut late, &piece), None);
         piece.append(Bytes::from_static(PIECE));
         assert_eq!(read(&mut late, &piece), Some(Ok(Some(Bytes::from_static(&PIECE[..9])))));
+    }
+
+    #[tokio::test]
+    async fn regression_a_slow_reader_of_wrong_bytes_does_not_get_the_rest_of_the_right_ones() {
+        let piece = Arriving::new(10, Upstream::Registry);
+        piece.append(Bytes::from_static(b"wrong"));
+        let mut reader = piece.reader(0);
+        assert_eq!(read(&mut reader, &piece), Some(Ok(Some(Bytes::from_static(b"wrong")))));
+        // All of this happens before it looks again.
+        piece.begin_anew();
+        piece.append(Bytes::from_static(PIECE));
+        piece.complete(Verified::name(piece.joined()));
+        assert_eq!(read(&mut reader, &piece), Some(Err(CutOff)));
+        assert_eq!(read(&mut piece.reader(0), &piece), Some(Ok(Some(Bytes::from_static(PIECE)))));
     }
 
     #[tokio::test]
