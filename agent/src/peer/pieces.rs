@@ -128,12 +128,16 @@ impl Pieces {
         self.own.get(key).or_else(|| self.held.get(key))
     }
 
-    /// All bytes of a piece, verified. Blocks on the disk.
+    /// All bytes of a piece, verified; a damaged one is dropped. Blocks on the disk.
     pub fn read(&self, key: &PieceKey) -> Option<Verified> {
-        let mut open = self.get(key)?;
-        let mut bytes = Vec::with_capacity(usize::try_from(open.size).ok()?);
-        open.file.read_to_end(&mut bytes).ok()?;
-        Verified::check(bytes.into(), &key.1).ok()
+        let open = self.get(key)?;
+        let piece = read_all(open, &key.1)
+            .inspect_err(|error| tracing::warn!(piece = %key.1, %error, "dropped a damaged piece"));
+        if piece.is_err() {
+            self.own.remove(key);
+            self.held.remove(key);
+        }
+        piece.ok()
     }
 
     /// Keeps a piece; whether it is here now. What cannot be kept for want of room is left out,
@@ -263,6 +267,13 @@ impl Shelf {
     }
 }
 
+fn read_all(open: OpenPiece, digest: &Digest) -> io::Result<Verified> {
+    let OpenPiece { mut file, size } = open;
+    let mut bytes = Vec::with_capacity(usize::try_from(size).map_err(io::Error::other)?);
+    file.read_to_end(&mut bytes)?;
+    Verified::check(bytes.into(), digest).map_err(io::Error::other)
+}
+
 /// The piece that a file of this name is.
 fn key_of(name: &str) -> Option<PieceKey> {
     let (realm, hex) = name.split_once('-')?;
@@ -316,6 +327,21 @@ mod tests {
         let pieces = open(root.path());
         assert_eq!(pieces.read(&key).unwrap().bytes(), bytes.bytes());
         assert_eq!(fs::read_dir(root.path().join("own")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn regression_a_piece_that_the_disk_has_changed_unseen_is_dropped_when_it_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        let (key, bytes) = piece(1);
+        let pieces = open(root.path());
+        pieces.put(&key, &bytes, Keeping::Own);
+        let file = path(root.path(), &key);
+        fs::write(&file, [9; 1000]).unwrap();
+        // As if nobody had touched the file.
+        let stamp = Stamp::of(&File::open(&file).unwrap()).unwrap();
+        pieces.own.kept().pieces.get_mut(&key).unwrap().checked = Some(stamp);
+        assert!(pieces.read(&key).is_none());
+        assert!(!pieces.has(&key) && !file.exists());
     }
 
     #[test]
