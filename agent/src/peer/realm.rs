@@ -10,9 +10,10 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::OnceCell;
 use undermount_fs::source::Scope;
 
 use super::keys::{ClusterKeys, ScopeKey, Ticket, TicketError};
@@ -76,8 +77,8 @@ pub struct Realms {
     keys: ClusterKeys,
     own: MemberId,
     origin: Arc<dyn Origin>,
-    /// Deriving a key is slow by intent.
-    derived: Mutex<HashMap<Login, ScopeKey>>,
+    /// Deriving a key is slow by intent: it is done once, whoever waits for it.
+    derived: Mutex<HashMap<Login, Arc<OnceCell<ScopeKey>>>>,
 }
 
 impl fmt::Debug for Realms {
@@ -127,21 +128,21 @@ impl Realms {
 
     async fn scope_key(&self, scope: &Scope) -> Option<ScopeKey> {
         let login = self.origin.login(scope).await?;
-        let known = self.derived().get(&login).cloned();
-        if let Some(key) = known {
-            return Some(key);
-        }
-        let slow = login.clone();
-        let derive = move || ScopeKey::derive(&slow.registry, &slow.user, slow.password.expose());
-        let Ok(key) = tokio::task::spawn_blocking(derive).await else {
-            // The process ends: what is private must not be taken for public on the way.
-            return std::future::pending().await;
-        };
-        self.derived().insert(login, key.clone());
-        Some(key)
+        let cell = self.derived().entry(login.clone()).or_default().clone();
+        Some(cell.get_or_init(|| derive(login)).await.clone())
     }
 
-    fn derived(&self) -> std::sync::MutexGuard<'_, HashMap<Login, ScopeKey>> {
+    fn derived(&self) -> MutexGuard<'_, HashMap<Login, Arc<OnceCell<ScopeKey>>>> {
         self.derived.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The key of those who have this credential, made on a thread that may be busy for long.
+async fn derive(login: Login) -> ScopeKey {
+    let derive = move || ScopeKey::derive(&login.registry, &login.user, login.password.expose());
+    match tokio::task::spawn_blocking(derive).await {
+        Ok(key) => key,
+        // The process ends: what is private must not be taken for public on the way.
+        Err(_) => std::future::pending().await,
     }
 }
