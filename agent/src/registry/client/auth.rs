@@ -11,7 +11,7 @@ use http::HeaderValue;
 use http::header::{ACCEPT, AUTHORIZATION};
 use reqwest::{Request, Url};
 use serde::Deserialize;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::image::Repository;
 
@@ -113,14 +113,20 @@ impl Pass {
 pub(super) struct Authenticator {
     credentials: Credentials,
     transports: Arc<Transports>,
+    /// How long a token service may take to answer.
+    answer_timeout: Duration,
     learned: Mutex<Option<Challenge>>,
     passes: Mutex<HashMap<Access, Arc<tokio::sync::Mutex<Option<Pass>>>>>,
 }
 
 impl Authenticator {
-    pub fn new(credentials: Credentials, transports: Arc<Transports>) -> Self {
+    pub fn new(
+        credentials: Credentials,
+        transports: Arc<Transports>,
+        answer_timeout: Duration,
+    ) -> Self {
         let (learned, passes) = (Mutex::default(), Mutex::default());
-        Self { credentials, transports, learned, passes }
+        Self { credentials, transports, answer_timeout, learned, passes }
     }
 
     /// The pass for `access`; `None` as long as the registry has not asked for any. Where none can
@@ -172,7 +178,8 @@ impl Authenticator {
                     true => scope.iter().cloned().collect(),
                     false => access.scopes.clone(),
                 };
-                let ask = TokenRequest { realm, service: service.as_deref(), scopes: &wanted };
+                let (service, within) = (service.as_deref(), self.answer_timeout);
+                let ask = TokenRequest { realm, service, scopes: &wanted, within };
                 ask.send(&self.transports, credential.as_ref(), access).await?
             }
         };
@@ -193,6 +200,8 @@ struct TokenRequest<'a> {
     realm: &'a str,
     service: Option<&'a str>,
     scopes: &'a [String],
+    /// How long the head of the answer may take.
+    within: Duration,
 }
 
 #[derive(Deserialize)]
@@ -218,7 +227,9 @@ impl TokenRequest<'_> {
             pass.show(&mut request);
         }
         let asked = Instant::now();
-        let response = client.execute(request).await.map_err(|error| {
+        let response = timeout(self.within, client.execute(request)).await;
+        let late = |_| self.fault("has not answered in time", true);
+        let response = response.map_err(late)?.map_err(|error| {
             let fault = Fault::of_request(error);
             self.fault(&format!("fails: {}", fault.in_words()), fault.is_transient())
         })?;

@@ -55,7 +55,11 @@ impl Endpoint {
             mirror: config.docker_mirror.clone().filter(|_| host == DEFAULT_HOST),
             answer_timeout: config.answer_timeout,
             transports: Arc::clone(transports),
-            auth: Authenticator::new(config.credentials.clone(), Arc::clone(transports)),
+            auth: Authenticator::new(
+                config.credentials.clone(),
+                Arc::clone(transports),
+                config.answer_timeout,
+            ),
             base: OnceCell::new(),
             without_referrers: AtomicBool::new(false),
             fallback: tokio::sync::Mutex::default(),

@@ -539,6 +539,24 @@ async fn a_token_service_that_fails_is_named_without_secrets() {
     }
 }
 
+#[tokio::test]
+async fn regression_a_token_service_that_says_nothing_is_not_waited_for_without_end() {
+    let server = Server::start(move |seen| match seen.path.starts_with("/token") {
+        true => Reply { hangs: true, ..Reply::default() },
+        false => {
+            let realm = format!("Bearer realm=\"http://{}/token\"", seen.header("host"));
+            Reply::new(401, "").header("WWW-Authenticate", realm)
+        }
+    })
+    .await;
+    let client = client(|config| {
+        config.answer_timeout = Duration::from_millis(500);
+        config.retry.retries = 0;
+    });
+    let error = client.tags(&server.repository()).await.unwrap_err();
+    assert!(error.to_string().contains("has not answered in time"), "{error}");
+}
+
 /// One way in which an answer can go wrong.
 #[derive(Debug, Clone)]
 enum Mishap {
