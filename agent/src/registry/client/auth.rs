@@ -259,8 +259,7 @@ impl TokenRequest<'_> {
         // The registry names the service: it must not talk us into sending passwords in clear.
         let registry = access.repository.split('/').next().unwrap_or_default();
         let clear = url.scheme() != "https" && !url.host_str().is_some_and(is_loopback);
-        let same_host = url.host_str().is_some_and(|host| registry.starts_with(host));
-        if clear && credential.is_some() && !same_host {
+        if clear && credential.is_some() && !is_host_of(&url, registry) {
             return Err(self.fault("wants a password without TLS on another host", false));
         }
         {
@@ -274,5 +273,29 @@ impl TokenRequest<'_> {
 
     fn fault(&self, reason: &str, transient: bool) -> Fault {
         Fault::TokenService { realm: self.realm.to_owned(), reason: reason.to_owned(), transient }
+    }
+}
+
+/// Whether `url` leads to the machine of the registry `host[:port]`, whatever the port.
+fn is_host_of(url: &Url, registry: &str) -> bool {
+    let base = Url::parse(&format!("http://{registry}/"));
+    base.is_ok_and(|base| base.host().is_some() && base.host() == url.host())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regression_a_host_is_not_taken_for_another_one_whose_name_begins_alike() {
+        for (url, registry, same) in [
+            ("http://registry.example/token", "registry.example:5000", true),
+            ("http://registry.example:8080/token", "registry.example", true),
+            ("http://[fd00::1]:80/token", "[fd00::1]:5000", true),
+            ("http://registry.example/token", "registry.example.org:5000", false),
+            ("http://10.0.0.1/token", "10.0.0.11:5000", false),
+        ] {
+            assert_eq!(is_host_of(&url.parse().unwrap(), registry), same, "{url} {registry}");
+        }
     }
 }
