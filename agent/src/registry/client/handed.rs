@@ -18,6 +18,7 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use nix::fcntl::{Flock, FlockArg};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -63,6 +64,9 @@ struct Handed {
 pub fn keep(text: &[u8], path: &Path) -> Result<(), HandedError> {
     let handed: BTreeMap<String, Handed> = serde_json::from_slice(text)
         .map_err(|e| HandedError::Malformed { line: e.line(), column: e.column() })?;
+    let failed = |source| HandedError::Keep { path: path.to_owned(), source };
+    // podman opens images side by side: each helper adds to what the one before has written.
+    let _turn = lock_directory_of(path).map_err(failed)?;
     let mut file: Value = fs::read(path)
         .ok()
         .and_then(|text| serde_json::from_slice(&text).ok())
@@ -79,15 +83,24 @@ pub fn keep(text: &[u8], path: &Path) -> Result<(), HandedError> {
             (_, None) => {}
         }
     }
-    let failed = |source| HandedError::Keep { path: path.to_owned(), source };
     replace(path, file.to_string().as_bytes()).map_err(failed)
+}
+
+/// Makes the directory of `path` where it is missing, and keeps others who do the same from it.
+fn lock_directory_of(path: &Path) -> io::Result<Flock<fs::File>> {
+    let directory = directory_of(path);
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    Flock::lock(fs::File::open(directory)?, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| errno.into())
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
 }
 
 /// The file gets mode 0600 from where it is made.
 fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    let mut file = tempfile::NamedTempFile::new_in(directory_of(path))?;
     file.write_all(text)?;
     file.persist(path).map(drop).map_err(|error| error.error)
 }
@@ -118,6 +131,25 @@ mod tests {
         assert_eq!(found("uc:8787/a/three").await, None);
         hand(r#"{"uc:8787/a/one:2": {"username": "", "password": ""}}"#).unwrap();
         assert_eq!(found("uc:8787/a/one").await, None, "anonymous by now");
+    }
+
+    #[test]
+    fn regression_what_is_handed_over_at_once_is_all_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/handed.json");
+        std::thread::scope(|threads| {
+            for number in 0..16 {
+                let path = &path;
+                threads.spawn(move || {
+                    let text = format!(
+                        r#"{{"uc:8787/a/image{number}:1": {{"username": "u", "password": "p"}}}}"#
+                    );
+                    keep(text.as_bytes(), path).unwrap();
+                });
+            }
+        });
+        let kept: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!(kept["auths"].as_object().unwrap().len(), 16);
     }
 
     #[test]
