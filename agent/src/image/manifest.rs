@@ -4,13 +4,18 @@
 //! `mediaType` and add fields, and are passed on as the bytes they came in: nothing here is
 //! ever serialised again in place of what was read.
 
+mod config;
+mod error;
+
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize};
 use undermount_fs::digest::Digest;
 
 use super::platform::Platform;
+
+pub use self::config::{ImageConfig, MAX_CONFIG};
+pub use self::error::ManifestError;
 
 /// Media types, each written once.
 pub mod media_type {
@@ -42,69 +47,8 @@ pub mod media_type {
 
 /// Largest manifest that is read, in bytes: the limit of common registries.
 pub const MAX_MANIFEST: usize = 4 << 20;
-/// Largest image configuration that is read, in bytes.
-pub const MAX_CONFIG: usize = 16 << 20;
 /// Most layers of an image; overlayfs stops at 500.
 pub const MAX_LAYERS: usize = 1000;
-
-/// Bytes that are not a manifest, index or configuration that can be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ManifestError {
-    /// Not the JSON that it should be.
-    #[error("{what} is malformed: {source}")]
-    Json {
-        /// `manifest`, `index` or `image configuration`.
-        what: &'static str,
-        /// Where and how.
-        source: serde_json::Error,
-    },
-    /// More bytes than are read.
-    #[error("{what} has {size} bytes, more than the {limit} that are allowed")]
-    TooLarge {
-        /// `manifest` or `image configuration`.
-        what: &'static str,
-        /// Bytes it has.
-        size: usize,
-        /// Bytes that are allowed.
-        limit: usize,
-    },
-    /// More layers than any runtime can mount.
-    #[error("the image has {0} layers, more than the {MAX_LAYERS} that are allowed")]
-    TooManyLayers(usize),
-    /// A type that is read by no part of this program.
-    #[error("manifests of type `{0}` are not supported")]
-    Unsupported(String),
-    /// It can be read as a manifest and as an index, which clients would take differently.
-    #[error("ambiguous manifest: it has the fields of both an image and an index")]
-    Ambiguous,
-    /// An index where an image is wanted, or the reverse.
-    #[error("expected an {expected}, found an {found}")]
-    Kind {
-        /// What the caller wants.
-        expected: &'static str,
-        /// What the bytes are.
-        found: &'static str,
-    },
-    /// An OCI artifact, such as a signature or a chart, where an image is wanted.
-    #[error("this is an artifact of type `{0}`, not a container image")]
-    Artifact(String),
-    /// No image of an index runs on the platform.
-    #[error("no image for {wanted}; there are: {offered}")]
-    NoPlatform {
-        /// The platform that was asked for.
-        wanted: Platform,
-        /// The platforms of the index.
-        offered: String,
-    },
-    /// Layers and DiffIDs do not belong together.
-    #[error("the manifest has {layers} layers, the configuration {diff_ids} DiffIDs")]
-    LayerCount {
-        /// Layers of the manifest.
-        layers: usize,
-        /// DiffIDs of the configuration.
-        diff_ids: usize,
-    },
-}
 
 /// Names a blob or manifest: its type, digest and size (OCI image-spec, "descriptor").
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -396,75 +340,8 @@ impl Descriptor {
     }
 }
 
-/// What is needed of an image's configuration, and its bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImageConfig {
-    /// The platform that the image was made for.
-    pub platform: Platform,
-    /// Digests of the uncompressed layers, lowest first.
-    pub diff_ids: Vec<Digest>,
-    /// `config.Labels`.
-    pub labels: BTreeMap<String, String>,
-    /// The bytes that were read.
-    pub raw: Bytes,
-}
-
-#[derive(Deserialize)]
-struct ConfigFile {
-    #[serde(flatten)]
-    platform: Platform,
-    #[serde(default, deserialize_with = "or_default")]
-    rootfs: RootFs,
-    #[serde(default, deserialize_with = "or_default")]
-    config: RunConfig,
-}
-
-#[derive(Default, Deserialize)]
-struct RootFs {
-    #[serde(default, deserialize_with = "or_default")]
-    diff_ids: Vec<Digest>,
-}
-
-#[derive(Default, Deserialize)]
-struct RunConfig {
-    #[serde(default, rename = "Labels", deserialize_with = "or_default")]
-    labels: BTreeMap<String, String>,
-}
-
-impl ImageConfig {
-    /// Reads an image configuration (OCI image-spec, "config"; docker's is alike).
-    ///
-    /// # Errors
-    /// [`ManifestError`] where it is too large or malformed.
-    pub fn parse(raw: Bytes) -> Result<Self, ManifestError> {
-        let what = "image configuration";
-        if raw.len() > MAX_CONFIG {
-            return Err(ManifestError::TooLarge { what, size: raw.len(), limit: MAX_CONFIG });
-        }
-        let file: ConfigFile =
-            serde_json::from_slice(&raw).map_err(|source| ManifestError::Json { what, source })?;
-        let (diff_ids, labels) = (file.rootfs.diff_ids, file.config.labels);
-        Ok(Self { platform: file.platform, diff_ids, labels, raw })
-    }
-
-    /// The layers of `manifest`, lowest first, each with the digest of its uncompressed bytes.
-    ///
-    /// # Errors
-    /// [`ManifestError::LayerCount`] where manifest and configuration disagree.
-    pub fn layers<'a>(
-        &'a self,
-        manifest: &'a Manifest,
-    ) -> Result<Vec<(&'a Descriptor, &'a Digest)>, ManifestError> {
-        let (layers, diff_ids) = (manifest.layers.len(), self.diff_ids.len());
-        if layers != diff_ids {
-            return Err(ManifestError::LayerCount { layers, diff_ids });
-        }
-        Ok(manifest.layers.iter().zip(&self.diff_ids).collect())
-    }
-}
-
 /// `null` is what Go writes for an empty list or map.
-pub(super) fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+pub(in crate::image) fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
@@ -477,180 +354,4 @@ fn readable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Descriptor
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use serde_json::json;
-
-    use super::*;
-
-    fn digest(text: &str) -> Digest {
-        Digest::of(text.as_bytes())
-    }
-
-    fn parse(value: &serde_json::Value) -> Result<Document, ManifestError> {
-        Document::parse(value.to_string().as_bytes(), None)
-    }
-
-    fn image(layers: usize) -> serde_json::Value {
-        let layer = json!({"mediaType": "l", "digest": digest("l"), "size": 1});
-        json!({
-            "schemaVersion": 2,
-            "config": {"mediaType": media_type::OCI_CONFIG, "digest": digest("c"), "size": 2},
-            "layers": vec![layer; layers],
-        })
-    }
-
-    fn entry(platform: Option<&str>) -> Descriptor {
-        let name = platform.unwrap_or("none");
-        let mut entry = Descriptor::new(media_type::OCI_MANIFEST, digest(name), 1);
-        entry.platform = platform.map(|platform| platform.parse().unwrap());
-        entry
-    }
-
-    fn selected(entries: &[Descriptor], wanted: &str) -> Result<Digest, String> {
-        let index = Index { media_type: String::new(), manifests: entries.to_vec() };
-        let wanted = wanted.parse().unwrap();
-        index.select(&wanted).map(|entry| entry.digest).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn the_kind_follows_from_type_content_type_and_fields_in_this_order() {
-        let mut typed = image(1);
-        typed["mediaType"] = json!(media_type::DOCKER_MANIFEST);
-        let list =
-            json!({"schemaVersion": 2, "manifests": null, "mediaType": media_type::OCI_INDEX});
-        let bare = json!({"schemaVersion": 2, "manifests": []});
-        assert!(matches!(parse(&typed), Ok(Document::Manifest(m)) if m.layers.len() == 1));
-        assert!(matches!(parse(&image(0)), Ok(Document::Manifest(_))));
-        assert!(matches!(parse(&list), Ok(Document::Index(i)) if i.manifests.is_empty()));
-        assert!(matches!(parse(&bare), Ok(Document::Index(_))));
-        let by_header = json!({"schemaVersion": 2}).to_string();
-        let header = format!("{}; charset=utf-8", media_type::DOCKER_LIST);
-        let document = Document::parse(by_header.as_bytes(), Some(&header)).unwrap();
-        assert_eq!(document.media_type(), media_type::DOCKER_LIST);
-        assert_eq!(parse(&typed).unwrap().media_type(), media_type::DOCKER_MANIFEST);
-        assert_eq!(parse(&image(0)).unwrap().media_type(), media_type::OCI_MANIFEST);
-        assert!(document.into_index().is_ok());
-    }
-
-    #[test]
-    fn what_cannot_be_used_is_refused_with_the_reason() {
-        let mut both = image(1);
-        both["manifests"] = json!([]);
-        let mut strange = image(1);
-        strange["mediaType"] = json!("application/x");
-        let mut negative = image(1);
-        negative["layers"][0]["size"] = json!(-1);
-        let mut sha512 = image(1);
-        sha512["layers"][0]["digest"] = json!("sha512:00");
-        for (document, part) in [
-            (json!([]), "malformed"),
-            (json!({"schemaVersion": 1, "fsLayers": []}), "schema 1"),
-            (json!({"schemaVersion": 2}), "unknown"),
-            (json!({"schemaVersion": 2, "layers": []}), "config"),
-            (both, "ambiguous"),
-            (strange, "application/x"),
-            (negative, "malformed"),
-            (sha512, "sha512:00"),
-            (image(MAX_LAYERS + 1), "1001 layers"),
-        ] {
-            let message = parse(&document).unwrap_err().to_string();
-            assert!(message.contains(part), "{document}: {message}");
-        }
-        let large = vec![b' '; MAX_MANIFEST + 1];
-        assert!(matches!(Document::parse(&large, None), Err(ManifestError::TooLarge { .. })));
-    }
-
-    #[test]
-    fn fields_may_be_null_or_unknown() {
-        let document = json!({
-            "schemaVersion": 2, "layers": null, "annotations": null, "subject": null, "new": {},
-            "config": {"digest": digest("c"), "size": 2, "annotations": null, "urls": null},
-        });
-        let manifest = parse(&document).unwrap().into_manifest().unwrap();
-        assert!(manifest.layers.is_empty() && manifest.subject.is_none());
-        let config = ImageConfig::parse("{\"config\":null,\"rootfs\":null}".into()).unwrap();
-        assert!(config.labels.is_empty() && config.diff_ids.is_empty());
-    }
-
-    #[test]
-    fn index_entries_that_cannot_be_read_do_not_hide_the_others() {
-        let good = entry(Some("linux/amd64"));
-        let document = json!({"manifests": [{"digest": "sha512:00", "size": 1}, good]});
-        assert_eq!(parse(&document).unwrap().into_index().unwrap().manifests, [good]);
-    }
-
-    #[test]
-    fn the_best_match_for_a_platform_is_selected() {
-        let entries =
-            ["linux/arm/v5", "linux/arm/v6", "linux/amd64/v3", "linux/amd64", "linux/amd64/v1"]
-                .map(|platform| entry(Some(platform)));
-        assert_eq!(selected(&entries, "linux/arm"), Ok(digest("linux/arm/v6")));
-        assert_eq!(selected(&entries, "linux/amd64"), Ok(digest("linux/amd64")));
-        assert_eq!(selected(&entries, "linux/amd64/v3"), Ok(digest("linux/amd64/v3")));
-        let message = selected(&entries, "linux/s390x").unwrap_err();
-        assert!(message.contains("no image for linux/s390x"), "{message}");
-        assert!(message.contains("linux/arm/v5, linux/arm/v6"), "{message}");
-    }
-
-    #[test]
-    fn attestations_artifacts_and_nested_indexes_are_not_selected() {
-        let mut attestation = entry(Some("linux/amd64"));
-        attestation.annotations.insert("vnd.docker.reference.type".into(), "x".into());
-        let mut artifact = entry(None);
-        artifact.artifact_type = Some(media_type::UNDERMOUNT_INDEX.into());
-        let mut nested = entry(Some("linux/amd64"));
-        nested.media_type = media_type::OCI_INDEX.into();
-        let others = [attestation, artifact, nested];
-        assert!(selected(&others, "linux/amd64").unwrap_err().contains("none at all"));
-        let with_image = [&others[..], &[entry(None)]].concat();
-        assert_eq!(selected(&with_image, "linux/amd64"), Ok(digest("none")));
-        let two = [entry(None), entry(None)];
-        assert!(selected(&two, "linux/amd64").is_err(), "which of the two is not said");
-    }
-
-    #[test]
-    fn artifacts_are_not_images() {
-        let mut manifest = parse(&image(1)).unwrap().into_manifest().unwrap();
-        assert!(manifest.check_is_image().is_ok());
-        manifest.config.media_type = "application/vnd.cncf.helm.config.v1+json".into();
-        assert!(manifest.check_is_image().unwrap_err().to_string().contains("helm"));
-        manifest.artifact_type = Some(media_type::UNDERMOUNT_INDEX.into());
-        assert!(manifest.check_is_image().unwrap_err().to_string().contains("undermount"));
-    }
-
-    #[test]
-    fn a_configuration_gives_platform_diff_ids_and_labels() {
-        let raw = json!({
-            "os": "linux", "architecture": "arm64", "variant": "v8", "history": [],
-            "rootfs": {"type": "layers", "diff_ids": [digest("a")]},
-            "config": {"Labels": {"release": "1.2"}, "Env": null},
-        });
-        let raw = Bytes::from(raw.to_string());
-        let config = ImageConfig::parse(raw.clone()).unwrap();
-        assert_eq!(config.platform.to_string(), "linux/arm64/v8");
-        assert_eq!(config.labels["release"], "1.2");
-        assert_eq!(config.raw, raw);
-        let manifest = |layers| parse(&image(layers)).unwrap().into_manifest().unwrap();
-        assert_eq!(config.layers(&manifest(1)).unwrap()[0].1, &digest("a"));
-        let message = config.layers(&manifest(2)).unwrap_err().to_string();
-        assert!(message.contains("2 layers") && message.contains("1 DiffIDs"), "{message}");
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Document::parse(&bytes, None);
-            let _ = ImageConfig::parse(bytes.into());
-        }
-
-        #[test]
-        fn no_damage_to_a_manifest_panics(at in 0usize..200, byte: u8) {
-            let mut bytes = image(2).to_string().into_bytes();
-            if let Some(target) = bytes.get_mut(at) {
-                *target = byte;
-            }
-            let _ = Document::parse(&bytes, Some(media_type::OCI_MANIFEST));
-        }
-    }
-}
+mod tests;
