@@ -4,11 +4,12 @@
 //! that the next worker shows the same images under the same nodeids. The bind mounts themselves
 //! outlive any worker.
 
+mod error;
 mod kernel;
 mod records;
+mod status;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -20,84 +21,17 @@ use undermount_fs::session::DataMode;
 use undermount_fs::source::Priority;
 use undermount_fs::view::{NewImage, SlotTable, View};
 
+pub use self::error::OwnerError;
 use self::kernel::in_time;
 use self::records::Record;
 use super::binding::{self, BindError, MountTable};
 use super::completion::{Completer, Completion};
-use super::images::{ImageError, Images, Ready, has_xattrs};
+use super::images::{Images, Ready, has_xattrs};
 use super::upkeep::{Recorded, Upkeep};
-use crate::control::{Fetched, MountRequest, MountStatus, PullRequest, Runtime, UnmountRequest};
-use crate::image::{Reference, ReferenceError};
+use crate::control::{MountRequest, PullRequest, Runtime, UnmountRequest};
+use crate::image::Reference;
 use crate::registry::client::Client;
 use crate::supply::Ledger;
-
-/// Why a request was refused or given up.
-#[derive(Debug, thiserror::Error)]
-pub enum OwnerError {
-    /// The name is not one.
-    #[error(transparent)]
-    Reference(#[from] ReferenceError),
-    /// The image cannot be had.
-    #[error(transparent)]
-    Image(#[from] ImageError),
-    /// The mount point cannot be used.
-    #[error(transparent)]
-    Bind(#[from] BindError),
-    /// Nothing of ours is mounted there.
-    #[error("no image is mounted on {}", dir.display())]
-    NotMounted {
-        /// The directory.
-        dir: PathBuf,
-    },
-    /// An image of ours is mounted there already.
-    #[error("{reference} is mounted on {} already", dir.display())]
-    Mounted {
-        /// The directory.
-        dir: PathBuf,
-        /// The image.
-        reference: String,
-    },
-    /// The mounts of this owner are of another kind.
-    #[error(
-        "the owner of this cache mounts in data mode {present}, not {wanted}: unmount all of its \
-         images first, or name another cache"
-    )]
-    DataMode {
-        /// What was asked for.
-        wanted: DataMode,
-        /// What there is.
-        present: DataMode,
-    },
-    /// What is mounted cannot be written down.
-    #[error("cannot write {}", path.display())]
-    Record {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// It cannot be told what is mounted.
-    #[error("cannot read the mount table")]
-    MountTable {
-        /// Why.
-        source: io::Error,
-    },
-    /// What is not here any more of an image that was shown does not come back in time.
-    #[error("its manifest or an index is not in the cache, and cannot be fetched in time")]
-    Late,
-    /// mount(2) or umount2(2) does not come back.
-    #[error("the kernel has not answered within {} s to a mount or unmount of {}", within.as_secs(),
-        dir.display())]
-    Kernel {
-        /// The directory.
-        dir: PathBuf,
-        /// How long it was waited for.
-        within: Duration,
-    },
-    /// The process is shutting down.
-    #[error("interrupted by a shutdown")]
-    Interrupted,
-}
 
 /// All mounts that wait for the network to be shown again have so long: the others wait for them,
 /// and a keeper kills a worker that takes a minute.
@@ -339,51 +273,6 @@ impl Owner {
     /// The image that is mounted at `dir`.
     pub async fn mounted(&self, dir: &Path) -> Option<Arc<Ready>> {
         self.mounts.lock().await.get(dir).map(|mounted| mounted.ready.clone())
-    }
-
-    /// What is mounted, and how much of it is here.
-    pub async fn mounts(&self) -> Vec<MountStatus> {
-        let mounted: Vec<(Record, Arc<Ready>, Option<String>)> = {
-            let mounts = self.mounts.lock().await;
-            let clone =
-                |it: &Mounted| (it.record.clone(), it.ready.clone(), it.completion.trouble());
-            mounts.values().map(clone).collect()
-        };
-        let mut status = Vec::with_capacity(mounted.len());
-        for (record, ready, trouble) in mounted {
-            status.push(self.mount_status(record, &ready, trouble).await);
-        }
-        status
-    }
-
-    async fn mount_status(
-        &self,
-        record: Record,
-        ready: &Arc<Ready>,
-        trouble: Option<String>,
-    ) -> MountStatus {
-        let extent = self.parts.images.extent(ready).await;
-        let scope = ready.image.reference.repository().scope();
-        let outage = self.parts.images.filler().outages().of(&scope);
-        let trouble = outage.map(|outage| outage.to_string()).or(trouble);
-        let fetched = self
-            .parts
-            .ledger
-            .entries()
-            .into_iter()
-            .filter(|entry| entry.scope == scope && entry.bytes > 0)
-            .map(|entry| Fetched { origin: entry.origin, bytes: entry.bytes })
-            .collect();
-        MountStatus {
-            dir: record.dir,
-            reference: record.reference,
-            manifest: record.manifest,
-            image_bytes: extent.compressed,
-            content_bytes: extent.content,
-            local_bytes: extent.local,
-            fetched,
-            trouble,
-        }
     }
 
     /// How many images are mounted.
