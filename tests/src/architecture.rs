@@ -2,8 +2,8 @@
 //! table of layers: a module may name those below it, never its neighbours or those above.
 //!
 //! It works on text, not on resolved names: `crate::a::b`, `use crate::{a, b::c}` and the same
-//! through `super`. Unit tests (from `#[cfg(test)]` to the end of the file, by house style) and
-//! comments do not count.
+//! through `super`. Unit tests (from `#[cfg(test)] mod NAME {` to the end of the file, by house
+//! style) and comments do not count.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -136,9 +136,21 @@ fn read_below(directory: &Path, prefix: &str, sources: &mut Vec<Source>) {
 }
 
 fn code_only(text: &str) -> String {
-    let text = text.split("\n#[cfg(test)]\n").next().unwrap_or_default();
-    let lines = text.lines().map(|line| line.split("//").next().unwrap_or_default());
+    let lines =
+        text[..end_of_code(text)].lines().map(|line| line.split("//").next().unwrap_or_default());
     lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Where the unit tests begin. A `#[cfg(test)]` before anything else than a module with a body,
+/// such as `mod testing;` among the other modules, ends nothing.
+fn end_of_code(text: &str) -> usize {
+    let is_body = |rest: &str| {
+        let line = rest.lines().next().unwrap_or_default();
+        line.starts_with("mod ") && line.contains('{')
+    };
+    let mark = "\n#[cfg(test)]\n";
+    let mut marks = text.match_indices(mark);
+    marks.find(|(at, _)| is_body(&text[at + mark.len()..])).map_or(text.len(), |(at, _)| at)
 }
 
 /// The first path segment after each `prefix` of `code`, looking into `prefix{a, b::c}`.
@@ -227,6 +239,12 @@ mod tests {
         let text = "//! See crate::view.\nuse crate::codec::Span; // crate::view\nuse super::Span;\n\
                     use other_crate::view;\n\n#[cfg(test)]\nmod tests { use crate::view; }\n";
         assert_eq!(verdict("codec/gzip.rs", text), [""; 0]);
+    }
+
+    #[test]
+    fn regression_a_module_for_tests_among_the_others_hides_nothing() {
+        let text = "#[cfg(test)]\nmod testing;\n\nuse crate::view;\n";
+        assert_eq!(verdict("codec.rs", &format!("mod gzip;\n{text}")).len(), 1);
     }
 
     #[test]
