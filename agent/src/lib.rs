@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod bench;
+mod blocking;
 pub mod bugreport;
 pub mod config;
 pub mod control;

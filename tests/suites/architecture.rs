@@ -22,7 +22,7 @@ const FS: Layers = Layers(&[
 /// `cli -> { prepare, node, demo } -> { supply, podman, peer, registry } -> image`; `supply`
 /// joins `peer` and `registry`, which do not know each other.
 const AGENT: Layers = Layers(&[
-    &["host", "image", "metrics"],
+    &["blocking", "host", "image", "metrics"],
     &["profile"],
     &["peer", "registry"],
     &["eager", "podman", "start", "supply"],

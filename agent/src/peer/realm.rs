@@ -19,6 +19,7 @@ use undermount_fs::source::Scope;
 use super::keys::{ClusterKeys, ScopeKey, Ticket, TicketError};
 use super::member::MemberId;
 use super::origin::{Login, Origin};
+use crate::blocking::blocking;
 
 /// A ticket is good for so long.
 const TICKET_LIFE: Duration = Duration::from_secs(600);
@@ -140,9 +141,5 @@ impl Realms {
 /// The key of those who have this credential, made on a thread that may be busy for long.
 async fn derive(login: Login) -> ScopeKey {
     let derive = move || ScopeKey::derive(&login.registry, &login.user, login.password.expose());
-    match tokio::task::spawn_blocking(derive).await {
-        Ok(key) => key,
-        // The process ends: what is private must not be taken for public on the way.
-        Err(_) => std::future::pending().await,
-    }
+    blocking(derive).await
 }

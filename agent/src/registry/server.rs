@@ -7,7 +7,6 @@
 
 mod api;
 mod auth;
-mod blocking;
 mod body;
 mod digest;
 mod error;
@@ -44,9 +43,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::blocking::blocking;
 use api::{Registry, Writer};
 use auth::{Gate, Users};
-use blocking::blocking;
 use image_serve::ImageServeTree;
 use indexing::Indexing;
 use library::Library;

@@ -8,6 +8,7 @@ use undermount_fs::index::{IndexError, LayerTree};
 use undermount_fs::object::{ObjectKey, Store};
 
 use super::{Images, Ready, distinct};
+use crate::blocking::blocking;
 
 /// How much of an image is here.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -24,9 +25,7 @@ impl Images {
     /// How much of `ready` is here. Every file is looked at, on a thread that nobody waits for.
     pub async fn extent(self: &Arc<Self>, ready: &Arc<Ready>) -> Extent {
         let (images, ready) = (self.clone(), ready.clone());
-        let look = tokio::task::spawn_blocking(move || images.measure(&ready));
-        // It fails at a shutdown only, where nobody waits for it any more.
-        look.await.unwrap_or_default()
+        blocking(move || images.measure(&ready)).await
     }
 
     fn measure(&self, ready: &Ready) -> Extent {

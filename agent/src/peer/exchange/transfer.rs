@@ -10,6 +10,7 @@ use undermount_fs::digest::{Verified, WrongDigest};
 use undermount_fs::source::SourceError;
 
 use super::Exchange;
+use crate::blocking::blocking;
 use crate::peer::arriving::Arriving;
 use crate::peer::client::Reply;
 use crate::peer::fetch::{Action, Ask, Event, Fetch, RANKS, TICK};
@@ -295,9 +296,5 @@ async fn check(bytes: Bytes, wanted: &Wanted) -> Result<Verified, WrongDigest> {
     if wanted.size() <= INLINE {
         return Verified::check(bytes, &digest);
     }
-    match tokio::task::spawn_blocking(move || Verified::check(bytes, &digest)).await {
-        Ok(checked) => checked,
-        // The process ends.
-        Err(_) => std::future::pending().await,
-    }
+    blocking(move || Verified::check(bytes, &digest)).await
 }

@@ -20,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::auth::{Access, Gate, LIFETIME};
-use super::blocking::{blocking, outcome};
 use super::body::Buffers;
 use super::digest::ContentDigest;
 use super::error::ApiError;
@@ -33,6 +32,7 @@ use super::packing::Packing;
 use super::storage::{Storage, StorageError};
 use super::target::{ParseTargetError, Target, percent_decode};
 use super::upload::Sessions;
+use crate::blocking::{blocking, outcome};
 use crate::metrics::CONTENT_TYPE;
 
 pub use garbage::collect_garbage;

@@ -21,7 +21,6 @@ use tokio_util::task::TaskTracker;
 use undermount_fs::digest::Digest;
 use undermount_fs::layer::{Indexer, LayerError};
 
-use super::blocking::blocking;
 use super::digest::ContentDigest;
 use super::manifest::{Content, Submitted};
 use super::metrics::Metrics;
@@ -29,6 +28,7 @@ use super::name::Repository;
 use super::packing::Packing;
 use super::storage::{Storage, StorageError};
 use super::target::Reference;
+use crate::blocking::blocking;
 use crate::image::artifact::{self, ArtifactError, LayerBlobs, LayerEntry};
 use crate::image::manifest::Descriptor;
 use attached::{Attached, lacks_artifact, put_artifact};

@@ -22,12 +22,12 @@ use undermount_fs::digest::Digest;
 use undermount_fs::index::Backing;
 use undermount_fs::pack::{HEAD_MAX, Packed, Profile, Table, UnitName};
 
-use super::blocking::blocking;
 use super::digest::ContentDigest;
 use super::error::ApiError;
 use super::indexing::{Image, artifacts};
 use super::storage::{Referrer, Storage, StorageError, StoredManifest};
 use super::target::Reference;
+use crate::blocking::blocking;
 use crate::image::artifact::pack::{self, PackEntry, Purpose};
 use crate::image::artifact::{self, ArtifactError, LayerEntry};
 use crate::image::manifest::{Descriptor, Document};

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 
-use super::blocking::blocking;
 use super::name::Repository;
 use super::random::hex;
 use super::storage::{Storage, StorageError, Upload};
+use crate::blocking::blocking;
 
 /// A client that sends nothing for so long has gone.
 const STALL: Duration = Duration::from_secs(60);

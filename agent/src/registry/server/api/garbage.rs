@@ -10,10 +10,10 @@ use axum::response::IntoResponse as _;
 use http::{HeaderMap, Uri};
 
 use super::super::auth::Access;
-use super::super::blocking::blocking;
 use super::super::error::ApiError;
 use super::super::garbage::collect;
 use super::{Answer, Parameters, Registry, Writer};
+use crate::blocking::blocking;
 use crate::registry::{Collected, GarbageRules};
 
 /// POST of `/gc?grace=<seconds>&untagged=<bool>&dry_run=<bool>`, for who may push; what is

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header, request};
 
-use super::super::blocking::blocking;
 use super::super::digest::{Algorithm, ContentDigest};
 use super::super::error::ApiError;
 use super::super::garbage::delete_manifest;
@@ -21,6 +20,7 @@ use super::super::upload::ReceiveError;
 use super::{
     Answer, CONTENT_DIGEST, FOREVER, Parameters, Registry, Writer, etag, is_known, joined, text,
 };
+use crate::blocking::blocking;
 use crate::image::reference::Tag;
 
 /// The largest manifest that is stored (distribution-spec, "Pushing Manifests": at least 4 MB).

@@ -9,7 +9,6 @@ use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderName, StatusCode, header, request};
 
-use super::super::blocking::blocking;
 use super::super::digest::ContentDigest;
 use super::super::error::ApiError;
 use super::super::metrics::Metrics;
@@ -18,6 +17,7 @@ use super::super::range::parse_chunk;
 use super::super::storage::{Mark, StorageError, Upload};
 use super::super::upload::{ReceiveError, Session, SessionId, receive};
 use super::{Answer, CONTENT_DIGEST, Parameters, Registry};
+use crate::blocking::blocking;
 
 const UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Semaphore;
 use undermount_fs::digest::{Digest, Hasher};
 
-use super::super::blocking::blocking;
 use super::super::random::hex;
+use crate::blocking::blocking;
 use crate::registry::Secret;
 
 /// A password that was right need not be hashed again for this time.

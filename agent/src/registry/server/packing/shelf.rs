@@ -16,10 +16,10 @@ use undermount_fs::source::{
     BlobRequest, BlobStream, Piece, PieceRequest, Scope, Source, SourceError,
 };
 
-use super::super::blocking::blocking;
 use super::super::name::Repository;
 use super::super::storage::{Storage, StorageError};
 use super::MakingError;
+use crate::blocking::blocking;
 use crate::image::artifact::LayerEntry;
 use crate::profile::packable_layer;
 
