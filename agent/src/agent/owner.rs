@@ -19,6 +19,7 @@ use undermount_fs::digest::Digest;
 use undermount_fs::fill::{Pace, Progress};
 use undermount_fs::session::DataMode;
 use undermount_fs::source::Priority;
+use undermount_fs::tree::ImageTree;
 use undermount_fs::view::{NewImage, SlotTable, View};
 
 pub use self::error::OwnerError;
@@ -28,6 +29,7 @@ use super::binding::{self, BindError, MountTable};
 use super::completion::{Completer, Completion};
 use super::images::{Images, Ready, has_xattrs};
 use super::upkeep::{Recorded, Upkeep};
+use crate::blocking::blocking;
 use crate::control::{MountRequest, PullRequest, Runtime, UnmountRequest};
 use crate::image::Reference;
 use crate::registry::client::Client;
@@ -116,8 +118,9 @@ impl Owner {
             Some(ready) => Arc::new(ready),
             None => self.prepare(&pinned, *plain_http, false, &Progress::default()).await?,
         };
+        let tree = self.merge(&ready).await?;
         let mut mounts = self.mounts.lock().await;
-        let name = self.show(&mut mounts, &ready)?;
+        let name = self.show(&mut mounts, &ready, tree)?;
         let completion = self.parts.completer.begin(ready.clone(), true, Vec::new());
         let mounted = Mounted { record: record.clone(), name, ready, completion };
         mounts.insert(record.dir.clone(), mounted);
@@ -147,10 +150,27 @@ impl Owner {
         }
     }
 
-    /// Puts an image into the view; its name there. Not while another is put there or taken away,
-    /// which is what the lock on the mounts is for.
-    fn show(&self, _mounts: &mut Mounts, ready: &Ready) -> Result<Digest, OwnerError> {
-        let tree = self.parts.images.merge(ready)?;
+    /// The merged tree of an image.
+    async fn merge(&self, ready: &Arc<Ready>) -> Result<ImageTree, OwnerError> {
+        let (images, ready) = (self.parts.images.clone(), ready.clone());
+        Ok(blocking(move || images.merge(&ready)).await?)
+    }
+
+    /// Refuses an image that the quota has no room for beside what is shown and pinned.
+    async fn check_room(&self, ready: &Arc<Ready>) -> Result<(), OwnerError> {
+        let (images, ready) = (self.parts.images.clone(), ready.clone());
+        let shown = self.parts.view.layers();
+        Ok(blocking(move || images.check_room(&ready, &shown)).await?)
+    }
+
+    /// Puts an image with its merged `tree` into the view; its name there. Not while another is
+    /// put there or taken away, which is what the lock on the mounts is for.
+    fn show(
+        &self,
+        _mounts: &mut Mounts,
+        ready: &Ready,
+        tree: ImageTree,
+    ) -> Result<Digest, OwnerError> {
         let image = NewImage { manifest: ready.image.digest, tree, layers: ready.layers.clone() };
         let path = self.parts.runtime.slots();
         let mut slots = self.parts.slots.lock().unwrap_or_else(PoisonError::into_inner);
@@ -175,13 +195,14 @@ impl Owner {
         check_free(&*self.mounts.lock().await, dir)?;
         let parsed: Reference = reference.parse()?;
         let ready = self.prepare(&parsed, *plain_http, !request.no_packs, progress).await?;
-        self.parts.images.check_room(&ready, &self.parts.view.layers())?;
+        self.check_room(&ready).await?;
+        let tree = self.merge(&ready).await?;
         let manifest = ready.image.digest;
 
         let mut mounts = self.mounts.lock().await;
         // Preparing takes time: somebody else may have mounted there meanwhile.
         check_free(&mounts, dir)?;
-        let name = self.show(&mut mounts, &ready)?;
+        let name = self.show(&mut mounts, &ready, tree)?;
         let record = Record {
             dir: dir.clone(),
             reference: parsed.to_string(),
@@ -265,7 +286,7 @@ impl Owner {
     ) -> Result<Digest, OwnerError> {
         let reference: Reference = request.reference.parse()?;
         let ready = self.prepare(&reference, request.plain_http, false, progress).await?;
-        self.parts.images.check_room(&ready, &self.parts.view.layers())?;
+        self.check_room(&ready).await?;
         self.parts.images.complete(&ready, Pace::unlimited(Priority::Pack), progress).await?;
         Ok(ready.image.digest)
     }
