@@ -214,16 +214,33 @@ impl Owner {
         let shown = content.join("images").join(name.hex());
         let (packs, place) = (!request.no_packs, vec![shown.clone()]);
         let completion = self.parts.completer.begin(ready.clone(), packs, place);
-        mounts.insert(dir.clone(), Mounted { record, name, ready, completion });
-        let shown = match self.write_records(&mounts) {
-            Ok(()) => bind(shown, dir).await,
+        self.attach(&mut mounts, Mounted { record, name, ready, completion }, shown).await?;
+        Ok(manifest)
+    }
+
+    /// Writes down where an image that the view shows at `shown` is mounted, and mounts it there.
+    async fn attach(
+        &self,
+        mounts: &mut Mounts,
+        mounted: Mounted,
+        shown: PathBuf,
+    ) -> Result<(), OwnerError> {
+        let dir = mounted.record.dir.clone();
+        if let Some(stale) = mounts.insert(dir.clone(), mounted) {
+            // Somebody took its mount away with umount(8), and nobody has noticed yet.
+            self.hide(mounts, &stale.name);
+        }
+        let bound = match self.write_records(mounts) {
+            Ok(()) => bind(shown, &dir).await,
             Err(error) => Err(error),
         };
-        if let Err(error) = shown {
-            self.forget(&mut mounts, dir)?;
-            return Err(error);
+        if bound.is_err()
+            && let Err(error) = self.forget(mounts, &dir)
+        {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(dir = %dir.display(), error, "cannot forget a mount that failed");
         }
-        Ok(manifest)
+        bound
     }
 
     /// Unmounts an image.
@@ -245,10 +262,15 @@ impl Owner {
     /// No longer counts `dir` as mounted, and drops its image where no other mount shows it.
     fn forget(&self, mounts: &mut Mounts, dir: &Path) -> Result<(), OwnerError> {
         let Some(gone) = mounts.remove(dir) else { return Ok(()) };
-        if mounts.values().all(|mounted| mounted.name != gone.name) {
-            self.parts.view.remove_image(&gone.name);
-        }
+        self.hide(mounts, &gone.name);
         self.write_records(mounts)
+    }
+
+    /// Takes the image with this name in the view out of it, where none of the `mounts` shows it.
+    fn hide(&self, mounts: &Mounts, name: &Digest) {
+        if mounts.values().all(|mounted| mounted.name != *name) {
+            self.parts.view.remove_image(name);
+        }
     }
 
     /// Forgets the mounts that somebody took away with umount(8); how many are left.
