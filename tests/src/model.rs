@@ -36,6 +36,8 @@ struct Node {
     link: Option<Vec<u8>>,
     /// A directory that the layer needs but does not list.
     implied: bool,
+    /// A character device 0:0, under whatever names.
+    whiteout: bool,
 }
 
 /// One layer before it is laid over the others.
@@ -74,7 +76,7 @@ impl Model {
             let from = overlay.own.range(path.clone()..);
             if from
                 .take_while(|(it, _)| it.starts_with(path))
-                .all(|(_, id)| self.nodes[*id].implied)
+                .all(|(_, id)| self.nodes[*id].implied || self.nodes[*id].whiteout)
             {
                 remove(&mut overlay.own, path);
             }
@@ -83,7 +85,11 @@ impl Model {
             remove_below(&mut self.paths, path);
         }
         for (path, id) in overlay.own {
-            self.cover(path, id);
+            if self.nodes[id].whiteout {
+                remove(&mut self.paths, &path);
+            } else {
+                self.cover(path, id);
+            }
         }
         outcome
     }
@@ -145,16 +151,14 @@ impl Model {
         };
         let path = [&parent[..], std::slice::from_ref(&name)].concat();
         if name == b".wh..wh..opq" {
-            overlay.opaque.push(parent);
+            // Overlays merge the roots of their layers whatever these say.
+            overlay.opaque.extend(Some(parent).filter(|parent| !parent.is_empty()));
         } else if name.starts_with(b".wh..wh.") {
             // Bookkeeping of aufs, not of the image.
         } else if let Some(victim) = name.strip_prefix(b".wh.") {
             if !matches!(victim, b"" | b"." | b"..") {
                 overlay.deleted.push([parent, vec![victim.to_vec()]].concat());
             }
-        } else if member.kind == Kind::Char(0, 0) {
-            remove(&mut overlay.own, &path);
-            overlay.deleted.push(path);
         } else if let Kind::Hardlink(target) = &member.kind {
             let target = self.link_target(overlay, target);
             // What stood there goes first, whether or not there is something to link to.
@@ -177,10 +181,15 @@ impl Model {
     /// The node that a hard link names: of its own layer, or of the layers below.
     fn link_target(&self, overlay: &Overlay, target: &[u8]) -> Result<usize, &'static str> {
         let target = normal(target);
-        let id = match self.find(&overlay.own, overlay.first, &target) {
+        let (name, parent) = target.split_last().ok_or("its target is the root")?;
+        let Steps { found, missing } = self
+            .follow(&overlay.own, overlay.first, parent)
+            .map_err(|_| "a parent of its target is no directory")?;
+        let path = [found, missing, vec![name.clone()]].concat();
+        let id = match overlay.own.get(&path).copied() {
             Some(id) => id,
-            None if overlay.hides(&target, &self.nodes) => return Err("its target was deleted"),
-            None => self.find(&self.paths, 0, &target).ok_or("its target is not there")?,
+            None if overlay.hides(&path, &self.nodes) => return Err("its target was deleted"),
+            None => self.find(&self.paths, 0, &path).ok_or("its target is not there")?,
         };
         if self.nodes[id].is_dir { Err("its target is a directory") } else { Ok(id) }
     }
@@ -200,7 +209,13 @@ impl Model {
         for name in missing {
             path.push(name);
             let fields = implied_fields();
-            self.nodes.push(Node { fields, is_dir: true, link: None, implied: true });
+            self.nodes.push(Node {
+                fields,
+                is_dir: true,
+                link: None,
+                implied: true,
+                whiteout: false,
+            });
             overlay.own.insert(path.clone(), self.nodes.len() - 1);
         }
         Ok(path)
@@ -278,7 +293,8 @@ impl Model {
             Kind::Symlink(target) => Some(target.clone()),
             _ => None,
         };
-        self.nodes.push(Node { fields: fields(member), is_dir, link, implied: false });
+        let whiteout = member.kind == Kind::Char(0, 0);
+        self.nodes.push(Node { fields: fields(member), is_dir, link, implied: false, whiteout });
         self.nodes.len() - 1
     }
 }

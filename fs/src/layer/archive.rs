@@ -99,7 +99,11 @@ pub fn next_member(stream: &mut TarStream) -> Result<Option<Member>, LayerError>
             b'L' => extensions.path = read_long_name(stream, size)?,
             b'K' => extensions.link = read_long_name(stream, size)?,
             b'x' | b'X' => extensions.pax = read_pax(stream, size)?,
-            b'g' => drop(read_pax(stream, size)?),
+            b'g' => {
+                // To Go's reader this is a member, so that what was said before is spent on it.
+                read_pax(stream, size)?;
+                extensions = Extensions::default();
+            }
             b'V' | b'N' => stream.skip_padded(size)?,
             b'M' => {
                 let what = "its member begins in another volume";
@@ -182,6 +186,7 @@ fn read_pax(stream: &mut TarStream, size: u64) -> Result<PaxRecords, LayerError>
     let bytes = read_meta(stream, size)?;
     let mut rest = bytes.as_slice();
     let mut records = PaxRecords::new();
+    let mut map = sparse::RepeatedMap::default();
     while !rest.is_empty() {
         let blank = rest.iter().position(|&byte| byte == b' ').ok_or_else(damaged)?;
         let length = pax_number(&rest[..blank])
@@ -195,12 +200,11 @@ fn read_pax(stream: &mut TarStream, size: u64) -> Result<PaxRecords, LayerError>
         if key.is_empty() || key.contains(&0) {
             return Err(damaged());
         }
-        if sparse::is_map_part(key) {
-            sparse::extend_map(&mut records, value);
-        } else {
+        if !map.take(key, value).ok_or_else(damaged)? {
             records.insert(key.to_vec(), value.to_vec());
         }
     }
+    map.finish(&mut records);
     Ok(records)
 }
 
@@ -238,11 +242,11 @@ fn member(
         }
     }
     let id = |key: &str, bytes: &[u8], what| match text(key) {
-        Some(text) => pax_signed(text).and_then(owner).ok_or(damaged(what)),
-        None => field(bytes).and_then(owner).ok_or(damaged(what)),
+        Some(text) => pax_signed(text).map(owner).ok_or(damaged(what)),
+        None => field(bytes).map(owner).ok_or(damaged(what)),
     };
-    let uid = id("uid", &fields.uid, "its owner is not a number of 32 bits")?;
-    let gid = id("gid", &fields.gid, "its group is not a number of 32 bits")?;
+    let uid = id("uid", &fields.uid, "its owner is not a number")?;
+    let gid = id("gid", &fields.gid, "its group is not a number")?;
     let mode = field(&fields.mode).ok_or(damaged("its mode is not a number"))? as u32 & 0o7777;
     let kind = match header.as_bytes()[156] {
         b'1' => MemberKind::HardLink(link()),
@@ -293,19 +297,28 @@ fn until_nul(bytes: &[u8]) -> Vec<u8> {
     bytes.split(|&byte| byte == 0).next().unwrap_or_default().to_vec()
 }
 
-/// An owner or group. Negative ones, which some writers know, are those of chown(2), for which -1
+/// An owner or group as chown(2) takes it: the last 32 bits of what the archive says, of which -1
 /// stands for "unchanged": the file stays root's.
-fn owner(id: i64) -> Option<u32> {
-    let id = u32::try_from(id).or_else(|_| i32::try_from(id).map(i32::cast_unsigned)).ok()?;
-    Some(if id == u32::MAX { 0 } else { id })
+fn owner(id: i64) -> u32 {
+    let id = id as u32;
+    if id == u32::MAX { 0 } else { id }
 }
 
+/// A device as mknod(2) takes it: 12 bits of the major and 20 of the minor number. The seventh
+/// edition had no place for them in its headers.
 fn device(header: &Header, kind: u8) -> Option<MemberKind> {
-    let number = |range: std::ops::Range<usize>, limit: u32| {
-        u32::try_from(field(&header.as_bytes()[range])?).ok().filter(|&number| number < limit)
+    let block = header.as_bytes();
+    let number = |bytes: &[u8], bits: u32| match is_seventh_edition(block) {
+        true => Some(0),
+        false => field(bytes).map(|number| number as u32 & ((1 << bits) - 1)),
     };
     let kind = if kind == b'3' { libc::S_IFCHR } else { libc::S_IFBLK };
-    Some(MemberKind::Device(kind, number(329..337, 1 << 12)?, number(337..345, 1 << 20)?))
+    Some(MemberKind::Device(kind, number(&block[329..337], 12)?, number(&block[337..345], 20)?))
+}
+
+/// Whether a header has the magic of neither POSIX nor GNU.
+fn is_seventh_edition(block: &[u8; BLOCK]) -> bool {
+    !block[257..].starts_with(b"ustar\0") && !block[257..].starts_with(b"ustar  \0")
 }
 
 /// The extended attributes that a file system of Linux would take. Those of overlayfs are its own

@@ -72,6 +72,9 @@ pub(super) enum NodeKind {
     File(FileContent),
     Symlink(Vec<u8>),
     LowerLink(Vec<u8>),
+    /// A character device 0:0. Unlike a marker it has the name that it hides, and is replaced and
+    /// linked like any other member: overlayfs gives all its whiteouts one inode.
+    Whiteout,
     Special,
 }
 
@@ -82,6 +85,16 @@ pub(super) struct Directory {
     pub whiteouts: BTreeSet<Vec<u8>>,
     pub opaque: bool,
     pub implicit: bool,
+}
+
+/// How far a path leads within the layer.
+struct Walk {
+    /// The last directory that is there.
+    directory: NodeId,
+    /// The names that lead to it, without symbolic links.
+    names: Vec<Vec<u8>>,
+    /// What the path says behind it; empty where all of it is there.
+    missing: Vec<Vec<u8>>,
 }
 
 /// Collects members.
@@ -192,13 +205,7 @@ impl Builder {
             MemberKind::HardLink(target) => {
                 return self.add_link(parent, name, target).map_err(refuse);
             }
-            MemberKind::Device(libc::S_IFCHR, 0, 0) => {
-                // Unlike a marker it has the name itself, of which it is the last member.
-                let directory = self.directory(parent);
-                directory.children.remove(&name);
-                directory.whiteouts.insert(name);
-                return Ok(());
-            }
+            MemberKind::Device(libc::S_IFCHR, 0, 0) => NodeKind::Whiteout,
             MemberKind::Symlink(target) => NodeKind::Symlink(target.clone()),
             MemberKind::File(_) => NodeKind::File(content.ok_or(LayerError::Stopped)?),
             MemberKind::Device(..) | MemberKind::Fifo => NodeKind::Special,
@@ -212,7 +219,8 @@ impl Builder {
     fn add_whiteout(&mut self, parent: NodeId, name: &[u8], hidden: &[u8]) {
         let directory = self.directory(parent);
         match hidden {
-            _ if name == OPAQUE => directory.opaque = true,
+            // overlayfs, and with it containers/storage, merges the roots of layers always.
+            _ if name == OPAQUE => directory.opaque = parent != ROOT,
             b"" | b"." | b".." => {}
             // Metadata of aufs (its pseudo-links and marks mean nothing elsewhere), or a name that
             // nothing can have.
@@ -252,20 +260,29 @@ impl Builder {
         }
         let mut path = clean(target);
         let leaf = path.pop().ok_or("it is a hard link to the root")?;
-        let found = self
-            .find(&path)
-            .and_then(|directory| self.directory(directory).children.get(&leaf).copied());
+        let Walk { directory, mut names, missing } = self.walk(&path, false).map_err(|what| {
+            if what == NOT_A_DIRECTORY {
+                "a parent of its link target is no directory"
+            } else {
+                what
+            }
+        })?;
+        let found = match missing.is_empty() {
+            true => self.directory(directory).children.get(&leaf).copied(),
+            false => None,
+        };
         let node = match found {
             Some(node) if self.nodes[node].is_directory() => {
                 return Err("it is a hard link to a directory");
             }
             Some(node) => node,
             None => {
-                path.push(leaf);
-                if self.is_deleted(&path) {
+                names.extend(missing);
+                names.push(leaf);
+                if self.is_deleted(&names) {
                     return Err("it is a hard link to what the layer has deleted");
                 }
-                self.push(Node::lower_link(path.join(&b'/')))
+                self.push(Node::lower_link(names.join(&b'/')))
             }
         };
         self.directory(parent).children.insert(name, node);
@@ -302,24 +319,20 @@ impl Builder {
 
     /// The directory at `path`, made where it is missing.
     fn parent(&mut self, path: &[Vec<u8>]) -> Result<NodeId, &'static str> {
-        self.walk(path, true)?.ok_or("a parent of it is missing")
-    }
-
-    /// The directory at `path`, if there is one.
-    fn find(&mut self, path: &[Vec<u8>]) -> Option<NodeId> {
-        self.walk(path, false).ok().flatten()
+        self.walk(path, true).map(|walk| walk.directory)
     }
 
     /// Follows symbolic links of this layer as if the root were the layer's own.
-    fn walk(&mut self, path: &[Vec<u8>], create: bool) -> Result<Option<NodeId>, &'static str> {
+    fn walk(&mut self, path: &[Vec<u8>], create: bool) -> Result<Walk, &'static str> {
         let mut left: VecDeque<Vec<u8>> = path.iter().cloned().collect();
         let mut trail = vec![ROOT];
+        let mut names: Vec<Vec<u8>> = Vec::new();
         let mut links = 0;
         while let Some(name) = left.pop_front() {
             match name.as_slice() {
                 b"" | b"." => continue,
                 b".." => {
-                    if trail.len() > 1 {
+                    if names.pop().is_some() {
                         trail.pop();
                     }
                     continue;
@@ -327,22 +340,19 @@ impl Builder {
                 _ => {}
             }
             let here = *trail.last().expect("the root is never popped");
-            let child = self.directory(here).children.get(&name).copied();
-            let node = match child {
+            let node = match self.directory(here).children.get(&name).copied() {
                 Some(node) => node,
-                None if create => {
-                    if name.len() > NAME_MAX {
-                        return Err("a name in its path is longer than 255 bytes");
-                    }
-                    self.budget.take_directory(&name)?;
-                    let node = self.push(Node::implicit_directory());
-                    self.directory(here).children.insert(name, node);
-                    node
+                None if create => self.imply(here, &name)?,
+                None => {
+                    left.push_front(name);
+                    return Ok(Walk { directory: here, names, missing: left.into() });
                 }
-                None => return Ok(None),
             };
             match &self.nodes[node].kind {
-                NodeKind::Directory(_) => trail.push(node),
+                NodeKind::Directory(_) => {
+                    trail.push(node);
+                    names.push(name);
+                }
                 NodeKind::Symlink(target) => {
                     links += 1;
                     if links > LINKS_MAX {
@@ -350,6 +360,7 @@ impl Builder {
                     }
                     if target.starts_with(b"/") {
                         trail.truncate(1);
+                        names.clear();
                     }
                     let before = left.len();
                     for part in target.split(|&byte| byte == b'/').rev() {
@@ -360,7 +371,19 @@ impl Builder {
                 _ => return Err(NOT_A_DIRECTORY),
             }
         }
-        Ok(trail.pop())
+        let directory = *trail.last().expect("the root is never popped");
+        Ok(Walk { directory, names, missing: Vec::new() })
+    }
+
+    /// Makes a directory that a path names and no member has listed so far.
+    fn imply(&mut self, parent: NodeId, name: &[u8]) -> Result<NodeId, &'static str> {
+        if name.len() > NAME_MAX {
+            return Err("a name in its path is longer than 255 bytes");
+        }
+        self.budget.take_directory(name)?;
+        let node = self.push(Node::implicit_directory());
+        self.directory(parent).children.insert(name.to_vec(), node);
+        Ok(node)
     }
 
     /// The finished arrays.

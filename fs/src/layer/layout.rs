@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use super::builder::{Builder, NodeId, NodeKind, Place, ROOT};
+use super::builder::{Builder, Node, NodeId, NodeKind, Place, ROOT};
 use crate::index::{
     DirectoryEntry, EntryKind, IndexError, InodeFlags, InodeRecord, NONE, Sections,
 };
@@ -17,12 +17,29 @@ pub struct Layout {
     numbers: HashMap<NodeId, u32>,
     /// Position of the content and inode, for `order`.
     contents: Vec<(u64, u32)>,
+    /// Which nodes are only there because of what they hide.
+    marker_only: Vec<bool>,
+}
+
+/// Which nodes are only there because markers lie below them, or are whiteouts themselves. Some
+/// tools write the deletion of a directory and, apart from it, of what was in it.
+fn marker_only(nodes: &[Node]) -> Vec<bool> {
+    let mut only: Vec<bool> =
+        nodes.iter().map(|node| matches!(node.kind, NodeKind::Whiteout)).collect();
+    // A directory is made before the directories in it.
+    for (id, node) in nodes.iter().enumerate().rev() {
+        if let NodeKind::Directory(directory) = &node.kind {
+            only[id] = directory.implicit && directory.children.values().all(|&it| only[it]);
+        }
+    }
+    only
 }
 
 impl Layout {
     /// A layout of what `builder` collected.
     pub fn new(builder: Builder) -> Self {
         Self {
+            marker_only: marker_only(&builder.nodes),
             builder,
             sections: Sections::default(),
             names: HashMap::new(),
@@ -57,14 +74,16 @@ impl Layout {
         let NodeKind::Directory(directory) = &mut self.builder.nodes[node].kind else {
             return Ok(());
         };
-        let mut children: BTreeMap<Vec<u8>, Option<NodeId>> =
-            std::mem::take(&mut directory.children)
-                .into_iter()
-                .map(|(name, child)| (name, Some(child)))
-                .collect();
-        for hidden in std::mem::take(&mut directory.whiteouts) {
+        let (own, whiteouts) =
+            (std::mem::take(&mut directory.children), std::mem::take(&mut directory.whiteouts));
+        let is_whiteout = |id: NodeId| matches!(self.builder.nodes[id].kind, NodeKind::Whiteout);
+        let mut children: BTreeMap<Vec<u8>, Option<NodeId>> = own
+            .into_iter()
+            .map(|(name, child)| (name, Some(child).filter(|&child| !is_whiteout(child))))
+            .collect();
+        for hidden in whiteouts {
             match children.get(&hidden) {
-                Some(Some(child)) if !self.is_marker_only(*child) => self.hide_below(*child),
+                Some(Some(child)) if !self.marker_only[*child] => self.hide_below(*child),
                 Some(None) => {}
                 _ => drop(children.insert(hidden, None)),
             }
@@ -82,18 +101,6 @@ impl Layout {
         inode.data = pack(first, length).into();
         inode.nlink = (2 + subdirectories).into();
         Ok(())
-    }
-
-    /// Whether a node is only there because markers lie below it. Some tools write the deletion of
-    /// a directory and, apart from it, of what was in it.
-    fn is_marker_only(&self, node: NodeId) -> bool {
-        match &self.builder.nodes[node].kind {
-            NodeKind::Directory(directory) => {
-                directory.implicit
-                    && directory.children.values().all(|&child| self.is_marker_only(child))
-            }
-            _ => false,
-        }
     }
 
     /// A whiteout of something that the same layer adds hides only what lies below it.
@@ -203,7 +210,7 @@ impl Layout {
                 let length = count(target.len(), "bytes in a link target")?;
                 (target.len() as u64, pack(start, length), NONE, 0)
             }
-            NodeKind::Special => (0, 0, NONE, 0),
+            NodeKind::Whiteout | NodeKind::Special => (0, 0, NONE, 0),
         })
     }
 

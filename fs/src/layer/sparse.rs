@@ -31,18 +31,33 @@ type PaxRecords = BTreeMap<Vec<u8>, Vec<u8>>;
 
 const MAP: &[u8] = b"GNU.sparse.map";
 
-/// Whether the record belongs to a map of format 0.0, which repeats its keywords.
-pub fn is_map_part(key: &[u8]) -> bool {
-    key == b"GNU.sparse.offset" || key == b"GNU.sparse.numbytes"
+/// The map of format 0.0, which repeats two keywords, joined to one that looks like format 0.1.
+#[derive(Default)]
+pub struct RepeatedMap {
+    numbers: Vec<Vec<u8>>,
 }
 
-/// Adds a number of a format 0.0 map to one that looks like format 0.1.
-pub fn extend_map(records: &mut PaxRecords, value: &[u8]) {
-    let map = records.entry(MAP.to_vec()).or_default();
-    if !map.is_empty() {
-        map.push(b',');
+impl RepeatedMap {
+    /// Whether the record is part of such a map; `None` where it is, and not in its turn.
+    pub fn take(&mut self, key: &[u8], value: &[u8]) -> Option<bool> {
+        let is_offset = match key {
+            b"GNU.sparse.offset" => true,
+            b"GNU.sparse.numbytes" => false,
+            _ => return Some(false),
+        };
+        if is_offset != self.numbers.len().is_multiple_of(2) || value.contains(&b',') {
+            return None;
+        }
+        self.numbers.push(value.to_vec());
+        Some(true)
     }
-    map.extend(value);
+
+    /// Puts the map, if there is one, among the other records.
+    pub fn finish(self, records: &mut PaxRecords) {
+        if !self.numbers.is_empty() {
+            records.insert(MAP.to_vec(), self.numbers.join(&b','));
+        }
+    }
 }
 
 /// The content of a member with an old GNU sparse header; `size` bytes are stored behind it.
@@ -129,7 +144,11 @@ pub fn pax(
         None | Some(b"") => Some(Vec::new()),
         Some(map) => map.split(|&byte| byte == b',').map(pax_number).collect(),
     };
-    let numbers = numbers.filter(|numbers| numbers.len().is_multiple_of(2)).ok_or_else(damaged)?;
+    let runs = records.get(&b"GNU.sparse.numblocks"[..]).and_then(|text| pax_number(text));
+    let is_complete = |numbers: &Vec<u64>| {
+        runs.and_then(|runs| runs.checked_mul(2)) == Some(numbers.len() as u64)
+    };
+    let numbers = numbers.filter(is_complete).ok_or_else(damaged)?;
     content(size, stored, pairs(&numbers)).ok_or_else(damaged)
 }
 
@@ -169,9 +188,9 @@ fn pairs(numbers: &[u64]) -> Vec<DataRun> {
     numbers.chunks_exact(2).map(|pair| DataRun { offset: pair[0], length: pair[1] }).collect()
 }
 
-/// Checks that the runs ascend, stay inside the file and are as long as what is stored.
+/// Checks that the runs, empty ones too, ascend, stay inside the file and are as long as what is
+/// stored.
 fn content(size: u64, stored: u64, mut runs: Vec<DataRun>) -> Option<Content> {
-    runs.retain(|run| run.length > 0);
     let (mut end, mut total) = (0_u64, 0_u64);
     for run in &runs {
         if run.offset < end {
@@ -180,5 +199,6 @@ fn content(size: u64, stored: u64, mut runs: Vec<DataRun>) -> Option<Content> {
         end = run.offset.checked_add(run.length)?;
         total = total.checked_add(run.length)?;
     }
+    runs.retain(|run| run.length > 0);
     (end <= size && total == stored).then_some(Content { size, stored, data: Some(runs) })
 }

@@ -266,6 +266,8 @@ fn the_format_is_pinned() {
     assert_eq!(index.tree_digest().to_string(), pinned);
 }
 
+const SPARSE_SIZE: (&str, &[u8]) = ("GNU.sparse.size", b"1000");
+
 /// One PAX header with these records, then an empty file `f`.
 fn with_records(records: &[(&str, &[u8])]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
@@ -279,7 +281,11 @@ fn with_records(records: &[(&str, &[u8])]) -> Vec<u8> {
 #[test]
 fn regression_a_hole_of_any_size_costs_bounded_memory() {
     let sparse = |size: &str| {
-        with_records(&[("GNU.sparse.size", size.as_bytes()), ("GNU.sparse.map", b"0,0")])
+        with_records(&[
+            ("GNU.sparse.size", size.as_bytes()),
+            ("GNU.sparse.numblocks", b"1"),
+            ("GNU.sparse.map", b"0,0"),
+        ])
     };
     let error = index(&sparse("9223372036854775807")).unwrap_err().to_string();
     assert!(error.contains("exceed 2 TiB"), "{error}");
@@ -318,10 +324,104 @@ fn regression_attributes_that_no_file_system_takes_are_dropped() {
     assert_eq!(names, kept);
 }
 
+/// overlayfs makes all its whiteouts names of one inode, and tar writes them so.
+#[test]
+fn regression_whiteouts_may_be_hard_links() {
+    let device = ("d/f", b'3', "", &b""[..]);
+    let links = [device, ("g", b'1', "d/f", b""), ("h", b'1', "g", b""), ("g", b'0', "", b"x")];
+    let expected = [
+        ("/d", "directory implicit"),
+        ("/d/f", "whiteout"),
+        ("/g", "file 1 x1"),
+        ("/h", "whiteout"),
+    ];
+    check_listing(&links, &expected);
+    let error = index(&archive(&[device, ("d/f/x", b'0', "", b"")])).unwrap_err();
+    assert!(error.to_string().contains("not a directory"), "{error}");
+}
+
+#[test]
+fn regression_a_link_into_a_lower_layer_leads_through_what_its_own_layer_has() {
+    let link = |path, target| (path, b'1', target, &b""[..]);
+    check_listing(
+        &[("d", b'2', "e/./x", b""), ("e", b'5', "", b""), link("h", "d/f"), link("i", "d/../f")],
+        &[("/d", "-> e/./x"), ("/e", "directory"), ("/h", "lower e/x/f"), ("/i", "lower f")],
+    );
+    let error = index(&archive(&[("d", b'0', "", b""), link("h", "d/f")])).unwrap_err();
+    assert!(error.to_string().contains("no directory"), "{error}");
+}
+
+/// Deeper than any stack: each link leads as far down as a path can say.
+#[test]
+fn regression_directories_of_any_depth_are_laid_out() {
+    let down = "d/".repeat(1_500);
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut add = |path: &str, kind: tar::EntryType, target: &str| {
+        let records = [("path", path.as_bytes()), ("linkpath", target.as_bytes())];
+        builder.append_pax_extensions(records).unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_size(0);
+        builder.append_data(&mut header, "x", &b""[..]).unwrap();
+    };
+    let mut above = String::new();
+    for step in 0..35 {
+        add(&format!("{above}{down}.wh.x"), tar::EntryType::Regular, "");
+        add(&format!("l{step}"), tar::EntryType::Symlink, &format!("{above}{down}"));
+        above = format!("l{step}/");
+    }
+    add(".wh.d", tar::EntryType::Regular, "");
+    let index = index(&builder.into_inner().unwrap()).unwrap();
+    let tree = LayerTree::new(index.tree.to_vec().into()).unwrap();
+    let entry = tree.find(tree.inode(0).unwrap(), b"d").unwrap().unwrap();
+    assert_eq!(tree.kind(entry).unwrap(), EntryKind::Whiteout);
+}
+
+#[test]
+fn regression_an_opaque_root_hides_nothing() {
+    let tree = tree_of(&[(".wh..wh..opq", b'0', "", b""), ("d/.wh..wh..opq", b'0', "", b"")]);
+    let flags = |number| tree.inode(number).unwrap().flags.get() & InodeFlags::OPAQUE;
+    assert_eq!((flags(0), flags(1)), (0, InodeFlags::OPAQUE));
+}
+
+/// As chown(2) and mknod(2) do it; the headers of the seventh edition have no device numbers.
+#[test]
+fn regression_ids_and_devices_are_taken_by_their_last_bits() {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut add = |name: &str, mut header: tar::Header, kind: u8| {
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.as_old_mut().linkflag = [kind];
+        header.set_uid((1 << 32) + 5);
+        header.set_gid((1 << 33) - 1);
+        header.set_mode(0o600);
+        header.set_mtime(0);
+        header.set_size(0);
+        if let Some(ustar) = header.as_ustar_mut() {
+            ustar.set_device_major(0o10_003);
+            ustar.set_device_minor(0o4_000_007);
+        }
+        header.set_cksum();
+        builder.append(&header, &b""[..]).unwrap();
+    };
+    add("big", tar::Header::new_ustar(), b'4');
+    let mut old = tar::Header::new_old();
+    old.as_mut_bytes()[329..345].copy_from_slice(b"0000007\00000001\0");
+    add("old", old, b'4');
+    let index = index(&builder.into_inner().unwrap()).unwrap();
+    let tree = LayerTree::new(index.tree.to_vec().into()).unwrap();
+    let facts = |name: &[u8]| {
+        let entry = tree.find(tree.inode(0).unwrap(), name).unwrap().unwrap();
+        let inode = tree.inode(entry.inode.get()).unwrap();
+        (inode.uid.get(), inode.gid.get(), inode.rdev.get())
+    };
+    assert_eq!(facts(b"big"), (5, 0, 3 << 8 | 7));
+    assert_eq!(facts(b"old"), (5, 0, 0));
+}
+
 #[test]
 fn a_link_to_what_the_layer_deleted_is_refused() {
     let link = ("h", b'1', "d/f", &b""[..]);
-    for deletion in ["d/.wh.f", ".wh.d", "d/.wh..wh..opq", ".wh..wh..opq"] {
+    for deletion in ["d/.wh.f", ".wh.d", "d/.wh..wh..opq"] {
         let error = index(&archive(&[(deletion, b'0', "", b""), link])).unwrap_err();
         assert!(error.to_string().contains("has deleted"), "{deletion}: {error}");
         assert!(index(&archive(&[link, (deletion, b'0', "", b"")])).is_ok(), "{deletion}");
@@ -334,7 +434,22 @@ fn malformed_layers_are_refused_with_reasons() {
     let mut bad_sum = good.clone();
     bad_sum[0] ^= 1;
     let lone = [&good[..good.len() - 1024], &[0; 512], &good].concat();
-    let table: [(Vec<u8>, &str); 9] = [
+    let repeated = |map: &[(&str, &[u8])]| with_records(&[&[SPARSE_SIZE], map].concat());
+    let table: [(Vec<u8>, &str); 13] = [
+        (repeated(&[("GNU.sparse.numblocks", b"2"), ("GNU.sparse.map", b"0,0")]), "sparse map"),
+        (repeated(&[("GNU.sparse.map", b"0,0")]), "sparse map"),
+        (
+            repeated(&[("GNU.sparse.numblocks", b"2"), ("GNU.sparse.map", b"500,0,5,0")]),
+            "sparse map",
+        ),
+        (
+            repeated(&[
+                ("GNU.sparse.numblocks", b"1"),
+                ("GNU.sparse.numbytes", b"0"),
+                ("GNU.sparse.offset", b"0"),
+            ]),
+            "PAX record",
+        ),
         (lone, "single block of zeros"),
         (b"\xfd7zXZ\0\0\x04".to_vec(), "compressed by xz"),
         ([&b"BZh91AY&SY"[..], &[7; 600]].concat(), "compressed by bzip2"),

@@ -12,6 +12,9 @@ pub(super) fn cases() -> Vec<Case> {
         gnu_times_are_no_path(),
         empty_long_name(),
         negative_owners(),
+        numbers_beyond_32_bits(),
+        devices_of_the_seventh_edition(),
+        global_header_behind_another(),
         numbers_with_a_sign(),
         sparse_records_without_a_map(),
         extension_without_a_member(),
@@ -81,6 +84,48 @@ fn negative_owners() -> Case {
         Member::file("record", "x").owner(4_294_967_294, 0),
     ];
     Case::archive("negative owners", &archive.finish(), &members)
+}
+
+/// The system calls take the last bits of what is said.
+fn numbers_beyond_32_bits() -> Case {
+    let mut archive = Archive::default();
+    archive.add_patched(&Member::file("owner", "x"), |header| {
+        header.base_256(Header::UID, (1 << 32) + 5);
+        header.base_256(Header::GID, (1 << 33) - 1);
+    });
+    archive.pax(b'x', &records(&[("uid", "4294967305"), ("gid", "9223372036854775807")]));
+    archive.add(&Member::file("record", "x"));
+    archive.add_patched(&Member::block_device("device", 0, 0), |header| {
+        header.number((329, 8), 4_097);
+        header.number((337, 8), (1 << 20) + 5);
+    });
+    let members = [
+        Member::file("owner", "x").owner(5, 0),
+        Member::file("record", "x").owner(9, 0),
+        Member::block_device("device", 1, 5),
+    ];
+    Case::archive("numbers beyond 32 bits", &archive.finish(), &members)
+}
+
+/// Its headers had no place for numbers; what stands there means nothing.
+fn devices_of_the_seventh_edition() -> Case {
+    let mut archive = Archive::new(Style::V7);
+    archive.add_patched(&Member::block_device("b", 0, 0), |header| {
+        header.number((329, 8), 7);
+        header.number((337, 8), 1);
+    });
+    archive.add(&Member::file("f", "x"));
+    let members = [Member::block_device("b", 0, 0), Member::file("f", "x")];
+    Case::archive("devices of the seventh edition", &archive.finish(), &members)
+}
+
+/// To Go a global header is a member, of which the other one speaks.
+fn global_header_behind_another() -> Case {
+    let mut archive = Archive::default();
+    archive.pax(b'x', &records(&[("path", "global"), ("uid", "7")]));
+    archive.pax(b'g', &records(&[("comment", "x")]));
+    archive.add(&Member::file("f", "x"));
+    Case::archive("global header behind another", &archive.finish(), &[Member::file("f", "x")])
 }
 
 fn numbers_with_a_sign() -> Case {

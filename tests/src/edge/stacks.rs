@@ -15,6 +15,7 @@ pub(super) fn cases() -> Vec<Case> {
     cases.extend(markers());
     cases.push(same_layer_twice());
     cases.push(whiteouts_of_this_and_the_parent_directory());
+    cases.push(whiteouts_of_one_inode());
     cases
 }
 
@@ -273,6 +274,9 @@ fn lower_links() -> Vec<Case> {
     let through = [Member::hardlink("h", "s/f"), Member::hardlink("i", "up/f")];
     let deleted_later = [Member::hardlink("h", "d/f"), Member::whiteout("d", "f")];
     let to_link = [Member::hardlink("t", "s")];
+    let own_link = [Member::symlink("own", "d"), Member::hardlink("h", "own/f")];
+    let other = [Member::dir("e"), Member::file("e/f", "other")];
+    let own_link_replaces = [Member::symlink("d", "/e"), Member::hardlink("h", "d/f")];
     let replaced = [Member::file("d/f", "new"), Member::hardlink("h", "d/f")];
     let gone = [Member::whiteout("", "d")];
     vec![
@@ -281,6 +285,11 @@ fn lower_links() -> Vec<Case> {
         Case::layers("hard link through links of a lower layer", &[&lower, &through]),
         Case::layers("hard link to what is deleted afterwards", &[&lower, &deleted_later]),
         Case::layers("hard link to a link of a lower layer", &[&lower, &to_link]),
+        Case::layers("hard link through an own link to a lower layer", &[&lower, &own_link]),
+        Case::layers(
+            "hard link through an own link in place of a directory",
+            &[&lower, &other, &own_link_replaces],
+        ),
         Case::layers("hard link to what was replaced", &[&lower, &replaced]),
         Case::layers("hard link outlives its target", &[&lower, &one, &gone]),
         Case::layers(
@@ -346,6 +355,20 @@ fn same_layer_twice() -> Case {
     let deletes = [Member::whiteout("", "y"), Member::whiteout("d", "x")];
     let stack: [&[Member]; 4] = [&layer, &deletes, &layer, &layer];
     Case::layers("the same layer twice", &stack)
+}
+
+/// overlayfs makes its whiteouts names of one inode, so that archives of its upper directories have
+/// hard links to the first of them.
+fn whiteouts_of_one_inode() -> Case {
+    let lower = [Member::dir("d"), Member::file("d/a", "a"), Member::file("b", "b")];
+    let upper = [
+        Member::dir("d"),
+        Member::char_device("d/a", 0, 0),
+        Member::hardlink("b", "d/a"),
+        Member::hardlink("nothing", "b"),
+        Member::file("new", "x"),
+    ];
+    Case::layers("whiteouts that are hard links", &[&lower, &upper])
 }
 
 /// `.wh..` and `.wh...` would delete `.` and `..`: they delete nothing.

@@ -121,6 +121,8 @@ fn archives() -> Vec<Case> {
         ("sparse map of overlapping runs", hole("1000", "0,5,3,2")),
         ("sparse map of half a run", hole("1000", "0,1,7")),
         ("sparse map that ends in a comma", hole("1000", "0,7,")),
+        ("sparse map with an empty run beyond its file", hole("1000", "0,7,2000,0")),
+        ("sparse map that repeats its keywords out of turn", out_of_turn()),
         ("sparse file of two sizes", two_sizes()),
     ];
     cases
@@ -142,15 +144,36 @@ fn behind_zeros() -> Vec<u8> {
 fn hole(size: &str, map: &str) -> Vec<u8> {
     let mut archive = Archive::default();
     let record = |key: &str, value: &str| (key.as_bytes().to_vec(), value.as_bytes().to_vec());
-    archive.pax(b'x', &[record("GNU.sparse.size", size), record("GNU.sparse.map", map)]);
+    let runs = (map.split(',').count() / 2).to_string();
+    let numbers =
+        [("GNU.sparse.size", size), ("GNU.sparse.numblocks", &runs), ("GNU.sparse.map", map)];
+    archive.pax(b'x', &numbers.map(|(key, value)| record(key, value)));
     archive.add(&Member::file("h", if map == "0,0" { "" } else { "content" }));
+    archive.finish()
+}
+
+/// Taken in pairs as they come it would put the seven bytes elsewhere.
+fn out_of_turn() -> Vec<u8> {
+    let mut archive = Archive::default();
+    let records = [
+        ("GNU.sparse.size", "1000"),
+        ("GNU.sparse.numblocks", "1"),
+        ("GNU.sparse.numbytes", "90"),
+        ("GNU.sparse.offset", "7"),
+    ];
+    archive.pax(b'x', &super::headers::records(&records));
+    archive.add(&Member::file("h", "content"));
     archive.finish()
 }
 
 fn two_sizes() -> Vec<u8> {
     let mut archive = Archive::default();
-    let records =
-        [("GNU.sparse.size", "1000"), ("GNU.sparse.realsize", "900"), ("GNU.sparse.map", "0,7")];
+    let records = [
+        ("GNU.sparse.size", "1000"),
+        ("GNU.sparse.realsize", "900"),
+        ("GNU.sparse.numblocks", "1"),
+        ("GNU.sparse.map", "0,7"),
+    ];
     archive.pax(b'x', &super::headers::records(&records));
     archive.add(&Member::file("h", "content"));
     archive.finish()
@@ -235,6 +258,7 @@ fn hard_links() -> Vec<Case> {
         ("hard link to a directory", Member::hardlink("h", "dir")),
         ("hard link to the root", Member::hardlink("h", "/")),
         ("hard link to what was deleted", Member::hardlink("h", "deleted")),
+        ("hard link through a file", Member::hardlink("h", "ok/x")),
     ];
     let mut cases: Vec<Case> = cases
         .into_iter()
