@@ -8,6 +8,7 @@
 //! The order is breadth first and depends only on the layers: numbers are the same after every
 //! restart.
 
+mod heads;
 mod links;
 mod merge;
 mod stack;
@@ -22,6 +23,10 @@ use crate::index::{DirectoryEntry, IndexError, InodeRecord, LayerTree};
 
 /// overlayfs takes 500 layers, and so do we.
 const LAYERS_MAX: usize = 500;
+
+/// Entries that the layers of an image may have together. A layer that is there hundreds of times
+/// costs its registry nothing, and merging it minutes.
+const NAMES_MAX: usize = 1 << 26;
 
 /// Marks a [`MergedEntry`] that is a directory.
 const DIRECTORY: u16 = u16::MAX;
@@ -48,6 +53,9 @@ pub enum TreeError {
         /// What the link names.
         target: Vec<u8>,
     },
+    /// There is nothing to be a root.
+    #[error("the image has no layers")]
+    Empty,
     /// More layers, directories or entries than the tree can count.
     #[error("the image has too many {what}")]
     TooLarge {
@@ -107,8 +115,11 @@ impl ImageTree {
     /// # Errors
     /// [`TreeError`] where an index is damaged or a hard link leads nowhere.
     pub fn merge(layers: Vec<Arc<LayerTree>>) -> Result<Self, TreeError> {
-        if layers.is_empty() || layers.len() > LAYERS_MAX {
-            return Err(TreeError::TooLarge { what: "layers, or none" });
+        match layers.iter().map(|layer| layer.entry_count()).sum::<usize>() {
+            _ if layers.is_empty() => return Err(TreeError::Empty),
+            _ if layers.len() > LAYERS_MAX => return Err(TreeError::TooLarge { what: "layers" }),
+            0..=NAMES_MAX => {}
+            _ => return Err(TreeError::TooLarge { what: "names in its layers" }),
         }
         Merge::new(Stack::new(layers)).run()
     }
@@ -195,3 +206,6 @@ fn target(entry: &MergedEntry) -> Target {
         layer => Target::Leaf { layer, inode: entry.number },
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,11 +15,19 @@ const LINKS_MAX: usize = 40;
 /// links. A hostile image could otherwise keep a node busy for minutes.
 const DETOUR_MAX: usize = 1 << 24;
 
+/// Look-ups in directories of single layers that the targets of hard links may take together: so
+/// many for each link, and so many more. Links by the thousand to what lies very deep in hundreds of
+/// layers would take hours.
+const LOOKUPS_PER_LINK: usize = 1 << 10;
+const LOOKUPS_MAX: usize = 1 << 23;
+
 /// Finds the targets of hard links.
 pub(super) struct LowerLinks {
     layers: Stack,
     /// Names that symbolic links have added so far.
     detour: Cell<usize>,
+    /// Look-ups so far, less those that each link may take.
+    lookups: Cell<usize>,
 }
 
 /// Something that is not a directory.
@@ -39,7 +47,7 @@ enum Step {
 
 impl LowerLinks {
     pub fn new(layers: Stack) -> Self {
-        Self { layers, detour: Cell::new(0) }
+        Self { layers, detour: Cell::new(0), lookups: Cell::new(0) }
     }
 
     /// The file that the hard link `link` names in the layers below its own.
@@ -47,6 +55,7 @@ impl LowerLinks {
         let layer = self.layers.tree(link.layer);
         let record = self.layers.record(link)?;
         let path = layer.target(&record).map_err(self.layers.failed(link.layer))?;
+        self.lookups.set(self.lookups.get().saturating_sub(LOOKUPS_PER_LINK));
         match self.walk(link.layer, path)? {
             Some(Leaf { part, kind: EntryKind::Inode }) => {
                 Ok(Target::Leaf { layer: part.layer, inode: part.inode })
@@ -63,7 +72,7 @@ impl LowerLinks {
     /// followed inside the root, one at the end is not.
     fn walk(&self, top: u16, path: &[u8]) -> Result<Option<Leaf>, TreeError> {
         // The directories that were entered, each made of those of several layers.
-        let mut trail = vec![self.layers.roots(top)?];
+        let mut trail = vec![self.layers.roots(top)];
         let mut left: VecDeque<Vec<u8>> = clean(path).into();
         let mut links = 0;
         while let Some(name) = left.pop_front() {
@@ -107,6 +116,15 @@ impl LowerLinks {
         Ok(())
     }
 
+    fn count_lookups(&self, layers: usize) -> Result<(), TreeError> {
+        self.lookups.set(self.lookups.get() + layers);
+        if self.lookups.get() > LOOKUPS_MAX {
+            let what = "names in too many layers on the ways to the targets of its hard links";
+            return Err(TreeError::TooLarge { what });
+        }
+        Ok(())
+    }
+
     /// The target of a symbolic link; `None` for everything else.
     fn symlink(&self, part: Part) -> Result<Option<&[u8]>, TreeError> {
         let record = self.layers.record(part)?;
@@ -120,6 +138,7 @@ impl LowerLinks {
     /// What the directories `parts`, the topmost first, together hold under `name`.
     fn step(&self, parts: &[Part], name: &[u8]) -> Result<Step, TreeError> {
         let mut directories = Vec::new();
+        self.count_lookups(parts.len())?;
         for &part in parts {
             let layer = self.layers.tree(part.layer);
             let failed = self.layers.failed(part.layer);

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::heads::{Candidate, Heads};
 use super::links::LowerLinks;
 use super::stack::{Part, Stack};
 use super::{DIRECTORY, ImageTree, MergedDirectory, MergedEntry, Target, TreeError};
@@ -20,13 +21,6 @@ pub(super) struct Merge {
     /// Directories whose entries are still to be merged, with their parts, the topmost first.
     queue: VecDeque<(u32, Vec<Part>)>,
     links: LowerLinks,
-}
-
-/// An entry of one of the parts that make a directory.
-struct Candidate<'a> {
-    name: &'a [u8],
-    layer: u16,
-    entry: DirectoryEntry,
 }
 
 impl Merge {
@@ -49,7 +43,7 @@ impl Merge {
     }
 
     pub fn run(mut self) -> Result<ImageTree, TreeError> {
-        let roots = self.layers.roots(self.layers.trees().len() as u16)?;
+        let roots = self.layers.roots(self.layers.trees().len() as u16);
         self.push_directory(roots, 0)?;
         while let Some((number, parts)) = self.queue.pop_front() {
             self.merge_directory(number, &parts)?;
@@ -95,11 +89,17 @@ impl Merge {
 
     fn merge_directory(&mut self, number: u32, parts: &[Part]) -> Result<(), TreeError> {
         let layers = self.layers.clone();
-        let candidates = self.candidates(&layers, parts)?;
+        let mut heads = Heads::default();
+        for &part in parts {
+            let entries = self.entries(&layers, part)?;
+            let added = heads.add(layers.tree(part.layer), part.layer, entries);
+            added.map_err(|(layer, source)| layers.failed(layer)(source))?;
+        }
         let first = count(self.tree.entries.len(), "directory entries")?;
         let mut subdirectories = 0;
-        for same_name in candidates.chunk_by(|a, b| a.name == b.name) {
-            let Some(target) = self.resolve(same_name, number)? else { continue };
+        let mut same_name = Vec::new();
+        while heads.next(&mut same_name).map_err(|(layer, source)| layers.failed(layer)(source))? {
+            let Some(target) = self.resolve(&same_name, number)? else { continue };
             subdirectories += u32::from(matches!(target, Target::Directory(_)));
             self.push_entry(&same_name[0], target);
         }
@@ -110,30 +110,21 @@ impl Merge {
         Ok(())
     }
 
-    /// The entries of all `parts` by name; of one name, that of the topmost layer first.
-    fn candidates<'a>(
+    /// The entries of `part`, which must not be those of another directory as well.
+    fn entries<'a>(
         &mut self,
         layers: &'a Stack,
-        parts: &[Part],
-    ) -> Result<Vec<Candidate<'a>>, TreeError> {
-        let mut candidates = Vec::new();
-        for &Part { layer: number, inode } in parts {
-            let (layer, failed) = (layers.tree(number), layers.failed(number));
-            let directory = layer.inode(inode).map_err(&failed)?;
-            let entries = layer.entries(directory).map_err(&failed)?;
-            let merged = &mut self.merged[usize::from(number)];
-            *merged += entries.len();
-            if *merged > layer.entry_count() {
-                return Err(self.damaged(number, "directories share entries"));
-            }
-            for entry in entries {
-                let name = layer.name(entry).map_err(&failed)?;
-                candidates.push(Candidate { name, layer: number, entry: *entry });
-            }
+        part: Part,
+    ) -> Result<&'a [DirectoryEntry], TreeError> {
+        let (layer, failed) = (layers.tree(part.layer), layers.failed(part.layer));
+        let directory = layer.inode(part.inode).map_err(&failed)?;
+        let entries = layer.entries(directory).map_err(&failed)?;
+        let merged = &mut self.merged[usize::from(part.layer)];
+        *merged += entries.len();
+        if *merged > layer.entry_count() {
+            return Err(self.damaged(part.layer, "directories share entries"));
         }
-        // The sort is stable, and the topmost part came first.
-        candidates.sort_by(|a, b| a.name.cmp(b.name));
-        Ok(candidates)
+        Ok(entries)
     }
 
     fn push_entry(&mut self, named: &Candidate<'_>, target: Target) {
@@ -159,7 +150,7 @@ impl Merge {
         let mut directories = Vec::new();
         for candidate in candidates {
             let part = Part { layer: candidate.layer, inode: candidate.entry.inode.get() };
-            let kind = self.layers.tree(part.layer).kind(&candidate.entry);
+            let kind = self.layers.tree(part.layer).kind(candidate.entry);
             let kind = kind.map_err(self.layers.failed(part.layer))?;
             if kind == EntryKind::Inode && self.layers.is_directory(part)? {
                 directories.push(part);

@@ -56,15 +56,7 @@ impl Stack {
     }
 
     /// The roots of the layers below `top` that are visible, the topmost first.
-    pub fn roots(&self, top: u16) -> Result<Vec<Part>, TreeError> {
-        let mut roots = Vec::new();
-        for layer in (0..top).rev() {
-            let root = Part { layer, inode: 0 };
-            roots.push(root);
-            if self.is_opaque(root)? {
-                break;
-            }
-        }
-        Ok(roots)
+    pub fn roots(&self, top: u16) -> Vec<Part> {
+        (0..top).rev().map(|layer| Part { layer, inode: 0 }).collect()
     }
 }
