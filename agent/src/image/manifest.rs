@@ -318,10 +318,15 @@ impl Index {
     }
 
     fn platforms(&self) -> String {
-        let names: Vec<String> = self
+        let mut names: Vec<String> = self
             .images()
             .map(|entry| entry.platform.as_ref().map_or("(none)".into(), Platform::to_string))
             .collect();
+        let is_index =
+            |entry: &Descriptor| Kind::of_media_type(&entry.media_type) == Some(Kind::Index);
+        if self.manifests.iter().any(is_index) {
+            names.push("another index, which is not looked into".into());
+        }
         if names.is_empty() { "none at all".into() } else { names.join(", ") }
     }
 }
@@ -329,7 +334,8 @@ impl Index {
 impl Descriptor {
     /// Whether an index lists this as an image, and not as an artifact or build attestation.
     fn is_image(&self) -> bool {
-        let known = Kind::of_media_type(&self.media_type) == Some(Kind::Manifest);
+        let kind = Kind::of_media_type(&self.media_type);
+        let known = kind == Some(Kind::Manifest) || self.media_type.is_empty();
         let artifact = self
             .artifact_type
             .as_deref()

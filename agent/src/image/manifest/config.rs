@@ -27,8 +27,13 @@ pub struct ImageConfig {
 
 #[derive(Deserialize)]
 struct ConfigFile {
-    #[serde(flatten)]
-    platform: Platform,
+    // Not flattened: that would read all other fields too, which may hold what only Go reads.
+    #[serde(default, deserialize_with = "or_default")]
+    os: String,
+    #[serde(default, deserialize_with = "or_default")]
+    architecture: String,
+    #[serde(default)]
+    variant: Option<String>,
     #[serde(default, deserialize_with = "or_default")]
     rootfs: RootFs,
     #[serde(default, deserialize_with = "or_default")]
@@ -59,8 +64,9 @@ impl ImageConfig {
         }
         let file: ConfigFile =
             serde_json::from_slice(&raw).map_err(|source| ManifestError::Json { what, source })?;
-        let (diff_ids, labels) = (file.rootfs.diff_ids, file.config.labels);
-        Ok(Self { platform: file.platform, diff_ids, labels, raw })
+        let ConfigFile { os, architecture, variant, rootfs, config } = file;
+        let platform = Platform { os, architecture, variant };
+        Ok(Self { platform, diff_ids: rootfs.diff_ids, labels: config.labels, raw })
     }
 
     /// The layers of `manifest`, lowest first, each with the digest of its uncompressed bytes.

@@ -123,7 +123,8 @@ fn attestations_artifacts_and_nested_indexes_are_not_selected() {
     let mut nested = entry(Some("linux/amd64"));
     nested.media_type = media_type::OCI_INDEX.into();
     let others = [attestation, artifact, nested];
-    assert!(selected(&others, "linux/amd64").unwrap_err().contains("none at all"));
+    assert!(selected(&others[..2], "linux/amd64").unwrap_err().contains("none at all"));
+    assert!(selected(&others, "linux/amd64").unwrap_err().contains("another index"));
     let with_image = [&others[..], &[entry(None)]].concat();
     assert_eq!(selected(&with_image, "linux/amd64"), Ok(digest("none")));
     let two = [entry(None), entry(None)];
@@ -138,6 +139,25 @@ fn artifacts_are_not_images() {
     assert!(manifest.check_is_image().unwrap_err().to_string().contains("helm"));
     manifest.artifact_type = Some(media_type::UNDERMOUNT_INDEX.into());
     assert!(manifest.check_is_image().unwrap_err().to_string().contains("undermount"));
+}
+
+/// Go reads them, and with it every engine.
+#[test]
+fn regression_fields_of_a_configuration_that_nobody_needs_may_hold_anything() {
+    let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+    for odd in ["1e999", &deep, r#""\ud800""#] {
+        let text = format!(r#"{{"os": "linux", "architecture": null, "author": {odd}}}"#);
+        assert_eq!(ImageConfig::parse(text.into()).unwrap().platform.os, "linux");
+    }
+    let text = &b"{\"os\": \"linux\", \"author\": \"Jos\xe9\"}"[..];
+    assert_eq!(ImageConfig::parse(text.into()).unwrap().platform.os, "linux");
+}
+
+#[test]
+fn regression_an_entry_without_a_type_is_an_image() {
+    let mut untyped = entry(Some("linux/amd64"));
+    untyped.media_type = String::new();
+    assert_eq!(selected(&[untyped], "linux/amd64"), Ok(digest("linux/amd64")));
 }
 
 proptest! {
