@@ -206,6 +206,3 @@ fn target(entry: &MergedEntry) -> Target {
         layer => Target::Leaf { layer, inode: entry.number },
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,7 +1,13 @@
-use std::io::Write as _;
+//! Merging layers where they are many, or far apart.
 
-use super::*;
-use crate::layer::Indexer;
+#![allow(clippy::unwrap_used)]
+
+use std::io::Write as _;
+use std::sync::Arc;
+
+use undermount_fs::index::LayerTree;
+use undermount_fs::layer::Indexer;
+use undermount_fs::tree::{ImageTree, Target};
 
 /// The tree of a layer of empty members: path, type flag, link target.
 fn layer(members: impl IntoIterator<Item = (String, u8, String)>) -> Arc<LayerTree> {
@@ -32,7 +38,7 @@ fn refusal(layers: Vec<Arc<LayerTree>>) -> String {
 #[test]
 fn regression_a_large_layer_repeated_hundreds_of_times_is_refused() {
     let copies = 400;
-    let large = layer((0..=NAMES_MAX / copies).map(file));
+    let large = layer((0..170_000).map(file));
     assert!(ImageTree::merge(vec![large.clone(); 3]).is_ok());
     assert_eq!(refusal(vec![large; copies]), "the image has too many names in its layers");
 }
