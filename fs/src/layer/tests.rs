@@ -405,7 +405,7 @@ fn regression_ids_and_devices_are_taken_by_their_last_bits() {
     };
     add("big", tar::Header::new_ustar(), b'4');
     let mut old = tar::Header::new_old();
-    old.as_mut_bytes()[329..345].copy_from_slice(b"0000007\00000001\0");
+    old.as_mut_bytes()[329..345].copy_from_slice(b"0000007\x000000001\0");
     add("old", old, b'4');
     let index = index(&builder.into_inner().unwrap()).unwrap();
     let tree = LayerTree::new(index.tree.to_vec().into()).unwrap();
