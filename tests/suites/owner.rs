@@ -264,30 +264,3 @@ fn regression_reads_that_wait_for_the_network_outlive_an_upgrade() {
         }
     });
 }
-
-/// The images that the mount shows which `directory` is a part of.
-fn images_shown_with(directory: &Path) -> usize {
-    // proc_pid_mountinfo(5): device, root and mount point are the third to fifth field.
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let mounts: Vec<Vec<&str>> = table.lines().map(|line| line.split(' ').collect()).collect();
-    let device = mounts.iter().find(|mount| Path::new(mount[4]) == directory).unwrap()[2];
-    let whole = mounts.iter().find(|mount| mount[2] == device && mount[3] == "/").unwrap()[4];
-    fs::read_dir(Path::new(whole).join("images")).unwrap().count()
-}
-
-#[test]
-fn regression_an_image_whose_mount_was_taken_away_is_not_shown_beside_the_next_one() {
-    if lacking(node::NEEDS) {
-        return;
-    }
-    let image = |seed| Image::of(&[&[Member::file("file", noise(seed, 5_000))]]);
-    let (origin, first) = Origin::with(image(1));
-    let second = origin.add("test/second", image(2));
-    let mut node = node::Node::new();
-    let directory = node.mount(&first);
-    assert_eq!(images_shown_with(&directory), 1);
-    umount2(&directory, MntFlags::empty()).unwrap();
-    node.try_mount(&second, &directory).success();
-    assert_eq!(fs::read(directory.join("file")).unwrap(), noise(2, 5_000));
-    assert_eq!(images_shown_with(&directory), 1);
-}

@@ -376,3 +376,6 @@ fn check_free(mounts: &Mounts, dir: &Path) -> Result<(), OwnerError> {
     }
     Ok(binding::check_mount_point(dir)?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,15 @@
-//! Images for tests: in a cache of their own, from a registry made of answers.
+//! Images for tests: in a cache of their own, from a registry made of answers, and layers.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use undermount_fs::fill::Layer;
+use undermount_fs::index::LayerTree;
+use undermount_fs::layer::Indexer;
 use undermount_fs::object::StoreLimits;
+use undermount_fs::source::Scope;
 
 use super::cache::Cache;
 use super::images::Images;
@@ -22,4 +27,25 @@ pub fn images(cache: &Path) -> Arc<Images> {
     let client = client(|_| {});
     let source = Arc::new(RegistrySource::new(client.clone(), Arc::default()));
     Arc::new(Images::new(cache, client, source, Duration::from_secs(5).into()))
+}
+
+/// A layer with these members: a name, and the target where it is a hard link.
+pub fn layer(members: &[(&str, Option<&str>)]) -> Arc<Layer> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (path, link) in members {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(0);
+        match link {
+            Some(target) => {
+                header.set_entry_type(tar::EntryType::Link);
+                archive.append_link(&mut header, path, target).unwrap();
+            }
+            None => archive.append_data(&mut header, path, &b""[..]).unwrap(),
+        }
+    }
+    let mut indexer = Indexer::new();
+    indexer.write_all(&archive.into_inner().unwrap()).unwrap();
+    let tree = LayerTree::new(indexer.finish().unwrap().tree.to_vec().into()).unwrap();
+    Arc::new(Layer::new(Arc::new(tree), Scope::new("registry/image")))
 }

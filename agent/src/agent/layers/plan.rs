@@ -165,37 +165,13 @@ fn same_chain(image: &Indexed, place: usize, other: &Indexed) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
 
     use serde_json::json;
-    use undermount_fs::index::LayerTree;
-    use undermount_fs::layer::Indexer;
-    use undermount_fs::source::Scope;
 
     use super::*;
     use crate::agent::images::{ImageFault, Resolved};
+    use crate::agent::testing::layer;
     use crate::image::{Document, ImageConfig};
-
-    /// A layer with these members: a name, and the target where it is a hard link.
-    fn layer(members: &[(&str, Option<&str>)]) -> Arc<Layer> {
-        let mut archive = tar::Builder::new(Vec::new());
-        for (path, link) in members {
-            let mut header = tar::Header::new_gnu();
-            header.set_mode(0o644);
-            header.set_size(0);
-            match link {
-                Some(target) => {
-                    header.set_entry_type(tar::EntryType::Link);
-                    archive.append_link(&mut header, path, target).unwrap();
-                }
-                None => archive.append_data(&mut header, path, &b""[..]).unwrap(),
-            }
-        }
-        let mut indexer = Indexer::new();
-        indexer.write_all(&archive.into_inner().unwrap()).unwrap();
-        let tree = LayerTree::new(indexer.finish().unwrap().tree.to_vec().into()).unwrap();
-        Arc::new(Layer::new(Arc::new(tree), Scope::new("registry/image")))
-    }
 
     /// An image of `layers`; those without an index are given by their name.
     fn image(layers: &[Result<Arc<Layer>, &str>]) -> Indexed {
