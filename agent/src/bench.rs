@@ -209,11 +209,12 @@ async fn measure(config: &BenchConfig, link: &Link, variant: Variant) -> Result<
     let begin = Instant::now();
     let outcome = node.measure(begin, link).await;
     let cleared = node.clear().await;
-    if let Some(agent) = agent {
-        agent.stop().await?;
-    }
+    let stopped = match agent {
+        Some(agent) => agent.stop().await,
+        None => Ok(()),
+    };
     let run = outcome?;
-    cleared?;
+    cleared.and(stopped)?;
     Ok(run)
 }
 

@@ -21,6 +21,7 @@ pub mod object;
 pub mod pack;
 mod path;
 pub mod session;
+pub mod share;
 pub mod source;
 pub mod trail;
 pub mod tree;

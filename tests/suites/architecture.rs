@@ -10,6 +10,7 @@ use undermount_tests::architecture::{
 
 /// `fuse -> view -> fill -> { layer, tree } -> { index, pack } -> { codec, object, source } -> digest`
 const FS: Layers = Layers(&[
+    &["share"],
     &["digest", "disk", "line_log", "memory", "path", "session", "trail"],
     &["blob", "codec", "object", "source"],
     &["index", "pack"],

@@ -21,6 +21,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::dir::Dir;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
@@ -43,6 +44,9 @@ const COMMAND: &str = "readahead";
 
 /// Directories with more entries are not listed: that would take longer than it saves.
 const ENTRIES_MAX: usize = 4096;
+
+/// How long the last files may take that a pack has brought.
+const LAST: Duration = Duration::from_secs(30);
 
 /// The files of a start are read ahead as they come. Dropped, that ends.
 pub struct Readahead {
@@ -69,12 +73,18 @@ impl Readahead {
         &self.told
     }
 
-    /// Nothing more comes: waits until all of it was read.
+    /// Nothing more comes: waits until all of it was read, but not for long. What is read slowly is
+    /// not here any more, and a start that reads it has to wait for it in either way.
     pub async fn end(self) {
+        self.end_within(LAST).await;
+    }
+
+    async fn end_within(self, limit: Duration) {
         let Self { told, task } = self;
         drop(told);
-        // It ends by itself, or not at all.
-        let _ = task.await;
+        if tokio::time::timeout(limit, task).await.is_err() {
+            tracing::info!("what a pack has brought is read too slowly: no longer read ahead");
+        }
     }
 }
 
@@ -182,6 +192,15 @@ mod tests {
     use undermount_fs::digest::Digest;
 
     use super::*;
+
+    #[tokio::test]
+    async fn nobody_waits_for_long_until_all_is_read() {
+        let (told, mut units) = mpsc::unbounded_channel::<Vec<UnitName>>();
+        let task = AbortOnDropHandle::new(tokio::spawn(std::future::pending()));
+        let ended = Readahead { told, task }.end_within(Duration::from_millis(1));
+        tokio::time::timeout(LAST, ended).await.unwrap();
+        assert_eq!(units.recv().await, None, "nothing more is told");
+    }
 
     #[test]
     fn units_are_named_by_the_paths_of_their_files() {

@@ -233,6 +233,33 @@ fn jitter(now: SystemTime) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::testing::{images, ready};
+    use crate::image::artifact::pack::PackEntry;
+    use crate::registry::client::testing::client;
+
+    #[tokio::test]
+    async fn an_image_is_watched_once_and_only_if_it_came_without_a_pack_of_its_starts() {
+        let cache = tempfile::tempdir().unwrap();
+        let images = images(cache.path());
+        let view = Arc::new(View::new(images.filler().clone()));
+        let seen = cache.path().join("starts");
+        let starts = Starts::new(images, view, client(|_| {}), Recorded::Keep, seen.clone());
+        let packed = |name, purpose| {
+            let digest = Digest::of(name);
+            let pack = PackEntry { purpose, blob: digest, size: 1, head: digest, head_size: 1 };
+            Ready { packs: vec![pack], ..ready(std::str::from_utf8(name).unwrap()) }
+        };
+        let plain = Arc::new(ready("plain"));
+        let updated = packed(b"updated", Purpose::Update(Digest::of(b"before")));
+        for image in [packed(b"packed", Purpose::Start), updated].map(Arc::new) {
+            starts.watch(&image);
+        }
+        starts.watch(&plain);
+        starts.watch(&plain);
+        let noted = std::fs::read_to_string(seen).unwrap();
+        let expected = [Digest::of(b"updated"), Digest::of(b"plain")];
+        assert_eq!(noted.lines().collect::<Vec<_>>(), expected.map(|digest| digest.hex()));
+    }
 
     #[test]
     fn a_start_ends_with_silence_or_at_its_limit() {

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::json;
+use undermount_fs::digest::Digest;
 use undermount_fs::fill::Layer;
 use undermount_fs::index::LayerTree;
 use undermount_fs::layer::Indexer;
@@ -12,7 +14,8 @@ use undermount_fs::object::StoreLimits;
 use undermount_fs::source::Scope;
 
 use super::cache::Cache;
-use super::images::Images;
+use super::images::{Images, Ready, Resolved};
+use crate::image::{Document, ImageConfig};
 use crate::registry::client::testing::{Reply, Server, client};
 use crate::supply::RegistrySource;
 
@@ -48,4 +51,15 @@ pub fn layer(members: &[(&str, Option<&str>)]) -> Arc<Layer> {
     indexer.write_all(&archive.into_inner().unwrap()).unwrap();
     let tree = LayerTree::new(indexer.finish().unwrap().tree.to_vec().into()).unwrap();
     Arc::new(Layer::new(Arc::new(tree), Scope::new("registry/image")))
+}
+
+/// An image of one file, which names it.
+pub fn ready(name: &str) -> Ready {
+    let config = ImageConfig::parse(r#"{"architecture":"amd64","os":"linux"}"#.into()).unwrap();
+    let descriptor = json!({"digest": Digest::of(&config.raw), "size": config.raw.len()});
+    let manifest = json!({"schemaVersion": 2, "config": descriptor, "layers": []}).to_string();
+    let manifest = Document::parse(manifest.as_bytes(), None).unwrap().into_manifest().unwrap();
+    let reference = format!("registry.example/{name}:1").parse().unwrap();
+    let image = Resolved { reference, digest: Digest::of(name.as_bytes()), manifest, config };
+    Ready { image, layers: vec![layer(&[(name, None)])], packs: Vec::new() }
 }

@@ -23,6 +23,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
+use crate::share::set_nice;
+
 /// The lowest of the realtime priorities: above all ordinary threads, below those of anybody who
 /// asked for more.
 const PRIORITY: i32 = 1;
@@ -57,7 +59,7 @@ pub(super) fn attend() {
         return;
     }
     if PRESENT.replace(Some(order)).is_none() {
-        let outcome = take_share();
+        let outcome = set_nice(NICE);
         tracing::debug!(?outcome, "the share of a thread that takes requests");
     }
     let outcome = adopt(order);
@@ -156,15 +158,6 @@ fn schedule(policy: i32, sched_priority: i32) -> io::Result<()> {
     // SAFETY: the parameters live through the call, which only reads them; 0 stands for the
     // calling thread.
     match unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// Gives the calling thread a larger share of the processor while it is no realtime thread.
-fn take_share() -> io::Result<()> {
-    // SAFETY: the call takes numbers only; 0 stands for the calling thread.
-    match unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

@@ -112,11 +112,39 @@ impl Name {
             return Ok(offer);
         }
         let (at, place) = self.find(shelf, &mut state, key).await?;
+        self.make_offer(shelf, &state, at, place, key)
+    }
+
+    /// Makes the offer for layer `place` of an image, for which podman asks by `key`, and remembers
+    /// it.
+    fn make_offer(
+        &self,
+        shelf: &Inner,
+        state: &State,
+        at: usize,
+        place: usize,
+        key: &Digest,
+    ) -> Result<Arc<Offer>, Refusal> {
         let (image, others) = (&state.images[at].image, state.others());
-        let offer = offer::make(&shelf.shown, image, place, key, others.as_deref())?;
-        let offer = Arc::new(offer);
+        let offer = Arc::new(offer::make(&shelf.shown, image, place, key, others.as_deref())?);
         self.offers().insert(*key, offer.clone());
         Ok(offer)
+    }
+
+    /// Where podman finds the layers of an image with packs that begins to be used, the uppermost
+    /// first. It is about to ask for them.
+    fn directories(&self, shelf: &Inner, state: &State, at: usize) -> Vec<PathBuf> {
+        let known = &state.images[at];
+        if known.completion.is_some() || known.image.ready().packs.is_empty() {
+            return Vec::new();
+        }
+        let layers = known.image.image.manifest.layers.iter().enumerate().rev();
+        let directory = |(place, layer): (usize, &Descriptor)| {
+            let key = &layer.digest;
+            let made = || self.make_offer(shelf, state, at, place, key).ok();
+            self.offered(key).or_else(made).map(|offer| offer.directory.clone())
+        };
+        layers.filter_map(directory).collect()
     }
 
     /// The image that has the layer `key`, and where: among those known, or from the registry.
@@ -239,7 +267,7 @@ impl Name {
         self.load(shelf, &mut state).await;
         state.record.hold(*key);
         if let Some((at, _)) = state.place(key) {
-            let shown = state.directories(shelf, at);
+            let shown = self.directories(shelf, &state, at);
             state.images[at].complete(shelf, shown);
         }
         self.save_soon(shelf);
@@ -317,23 +345,6 @@ impl State {
         let place =
             |(at, known): (usize, &Known)| Some((at, place_of(&known.image.image.manifest, key)?));
         self.images.iter().enumerate().rev().find_map(place)
-    }
-
-    /// Where podman finds the layers of an image with packs that begins to be used, the uppermost
-    /// first.
-    fn directories(&self, shelf: &Inner, at: usize) -> Vec<PathBuf> {
-        let known = &self.images[at];
-        if known.completion.is_some() || known.image.ready().packs.is_empty() {
-            return Vec::new();
-        }
-        let others = self.others();
-        let layers = known.image.image.manifest.layers.iter().enumerate().rev();
-        let directory = |(place, layer): (usize, &Descriptor)| {
-            let offer =
-                offer::make(&shelf.shown, &known.image, place, &layer.digest, others.as_deref());
-            Some(offer.ok()?.directory)
-        };
-        layers.filter_map(directory).collect()
     }
 
     /// All images that the name may have meant, if that is known.

@@ -1,11 +1,7 @@
 //! What becomes of the view where mounts come and go.
 
-use serde_json::json;
-
 use super::*;
-use crate::agent::images::Resolved;
-use crate::agent::testing::{images, layer};
-use crate::image::{Document, ImageConfig};
+use crate::agent::testing::{images, ready};
 use crate::registry::client::testing::client;
 
 /// An owner whose runtime directory does not exist.
@@ -23,21 +19,9 @@ fn owner(cache: &Path) -> Owner {
     })
 }
 
-/// An image of one file.
-fn ready(name: &str) -> Arc<Ready> {
-    let config = ImageConfig::parse(r#"{"architecture":"amd64","os":"linux"}"#.into()).unwrap();
-    let descriptor = json!({"digest": Digest::of(&config.raw), "size": config.raw.len()});
-    let manifest = json!({"schemaVersion": 2, "config": descriptor, "layers": []}).to_string();
-    let digest = Digest::of(name.as_bytes());
-    let manifest = Document::parse(manifest.as_bytes(), None).unwrap().into_manifest().unwrap();
-    let reference = format!("registry.example/{name}:1").parse().unwrap();
-    let image = Resolved { reference, digest, manifest, config };
-    Arc::new(Ready { image, layers: vec![layer(&[(name, None)])], packs: Vec::new() })
-}
-
 /// Shows an image that is to be mounted on `/mount`.
 async fn shown(owner: &Owner, mounts: &mut Mounts, name: &str) -> Mounted {
-    let ready = ready(name);
+    let ready = Arc::new(ready(name));
     let tree = owner.merge(&ready).await.unwrap();
     let record = Record {
         dir: "/mount".into(),

@@ -1,10 +1,10 @@
 //! Work that must disturb nobody: on a thread of its own, with the least share of the processor
 //! and of the disk.
 
+use undermount_fs::share::{LEAST, set_nice};
+
 use super::UpkeepError;
 
-/// The lowest priority that setpriority(2) knows.
-const NICEST: libc::c_int = 19;
 /// `ioprio_set(2)`: for this thread, only when the disk is otherwise idle.
 const IOPRIO_WHO_PROCESS: libc::c_int = 1;
 const IOPRIO_CLASS_IDLE: libc::c_int = 3 << 13;
@@ -29,9 +29,7 @@ pub async fn run<T: Send + 'static>(
 
 fn yield_to_others() {
     // Where it is not granted, the work is only less polite.
-    // SAFETY: both calls take numbers; 0 means the calling thread.
-    unsafe {
-        libc::setpriority(libc::PRIO_PROCESS, 0, NICEST);
-        libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_IDLE);
-    }
+    let _ = set_nice(LEAST);
+    // SAFETY: the call takes numbers; 0 means the calling thread.
+    unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_IDLE) };
 }

@@ -56,7 +56,7 @@ impl ImageServe {
     /// Writes type maps for the tags that are links, and removes the links. Where a tag is both,
     /// its type map is the newer.
     pub(super) fn replace_links(&self, image: &Repository) -> Result<(), ImageServeError> {
-        for tag in self.tags(image) {
+        for tag in names(&self.directory(image, "manifests")) {
             let linked = self.linked(image, &tag);
             let Some(raw) = linked.and_then(|digest| self.manifest(image, &digest)) else {
                 continue;

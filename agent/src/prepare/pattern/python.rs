@@ -8,9 +8,22 @@
 /// What is left to read.
 type Rest<'a> = &'a [char];
 
-/// Escapes that mean the same in both, outside of sets and in them.
-const OUTSIDE: &str = "AbBdDsSwWafnrtvxuU";
-const INSIDE: &str = "dDsSwWafnrtvxuU";
+/// Where an escape stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Set,
+    Elsewhere,
+}
+
+impl Place {
+    /// The letters that mean the same in both languages behind a backslash.
+    fn common_escapes(self) -> &'static str {
+        match self {
+            Self::Set => "dDsSwWafnrtvxuU",
+            Self::Elsewhere => "AbBdDsSwWafnrtvxuU",
+        }
+    }
+}
 
 /// `pattern` for the engine.
 ///
@@ -23,7 +36,7 @@ pub fn translate(pattern: &str) -> Result<String, String> {
     loop {
         rest = match rest {
             [] => return Ok(engine),
-            ['\\', after @ ..] => escape(after, OUTSIDE, &mut engine)?,
+            ['\\', after @ ..] => escape(after, Place::Elsewhere, &mut engine)?,
             ['[', after @ ..] => set(after, &mut engine)?,
             ['(', '?', after @ ..] => extension(after, &mut engine)?,
             [c, after @ ..] => {
@@ -95,7 +108,7 @@ fn member<'a>(rest: Rest<'a>, engine: &mut String) -> Result<Rest<'a>, String> {
             literal('\u{8}', engine);
             Ok(after)
         }
-        ['\\', after @ ..] => escape(after, INSIDE, engine),
+        ['\\', after @ ..] => escape(after, Place::Set, engine),
         [c, after @ ..] => {
             literal(*c, engine);
             Ok(after)
@@ -103,19 +116,19 @@ fn member<'a>(rest: Rest<'a>, engine: &mut String) -> Result<Rest<'a>, String> {
     }
 }
 
-/// What follows a backslash, where the letters `known` mean the same in both languages.
-fn escape<'a>(rest: Rest<'a>, known: &str, engine: &mut String) -> Result<Rest<'a>, String> {
+/// What follows a backslash.
+fn escape<'a>(rest: Rest<'a>, place: Place, engine: &mut String) -> Result<Rest<'a>, String> {
     let Some((&c, after)) = rest.split_first() else {
         return Err("bad escape (end of pattern)".to_owned());
     };
-    if let Some((code, after)) = octal(rest, known == INSIDE) {
+    if let Some((code, after)) = octal(rest, place) {
         literal(code, engine);
         return Ok(after);
     }
     match c {
-        'Z' if known == OUTSIDE => engine.push_str(r"\z"),
-        '1'..='9' if known == OUTSIDE => engine.extend(['\\', c]),
-        c if known.contains(c) => engine.extend(['\\', c]),
+        'Z' if place == Place::Elsewhere => engine.push_str(r"\z"),
+        '1'..='9' if place == Place::Elsewhere => engine.extend(['\\', c]),
+        c if place.common_escapes().contains(c) => engine.extend(['\\', c]),
         c if c.is_ascii_alphanumeric() => return Err(format!("bad escape \\{c}")),
         c => literal(c, engine),
     }
@@ -124,10 +137,10 @@ fn escape<'a>(rest: Rest<'a>, known: &str, engine: &mut String) -> Result<Rest<'
 
 /// The character of an octal number: one that begins with 0, has three digits or is in a set. Any
 /// other number is that of a group.
-fn octal(rest: Rest<'_>, is_in_set: bool) -> Option<(char, Rest<'_>)> {
+fn octal(rest: Rest<'_>, place: Place) -> Option<(char, Rest<'_>)> {
     let digits = rest.iter().take(3).map_while(|c| c.to_digit(8));
     let digits: Vec<u32> = digits.collect();
-    let is_octal = is_in_set || digits.len() == 3 || digits.first() == Some(&0);
+    let is_octal = place == Place::Set || digits.len() == 3 || digits.first() == Some(&0);
     if digits.is_empty() || !is_octal {
         return None;
     }

@@ -11,15 +11,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::super::extract::note_unkept;
 use crate::object::{Object, Store};
+use crate::share::{LEAST, ORDINARY, set_nice};
 
 /// Frames that were unpacked and wait for the disk, at most. The store holds more than these in
 /// memory.
 const UNWRITTEN: usize = 32;
-
-/// The nice value of a thread that takes what is left over, see setpriority(2).
-const LEFT_OVER: i32 = 19;
-/// That of everybody.
-const ORDINARY: i32 = 0;
 
 /// A thread that writes objects into a store.
 pub struct Writer {
@@ -42,7 +38,8 @@ impl Writer {
         let write = move || {
             while let Some(objects) = waiting.blocking_recv() {
                 let is_behind = waiting.len() > UNWRITTEN / 2;
-                set_nice(if is_behind { ORDINARY } else { LEFT_OVER });
+                // Where it is not granted, the start has a little less.
+                let _ = set_nice(if is_behind { ORDINARY } else { LEAST });
                 for object in objects {
                     if let Err(error) = store.insert(&object) {
                         note_unkept(object.key(), &error);
@@ -72,11 +69,4 @@ impl Writer {
         drop(self.objects);
         self.written.await.map_err(|_| Stopped)
     }
-}
-
-/// Changes the share that the calling thread has of a processor.
-fn set_nice(value: i32) {
-    // Where it is not granted, the start has a little less.
-    // SAFETY: the call takes numbers only; 0 stands for the calling thread.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, value) };
 }
