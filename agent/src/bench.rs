@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! for each round, for each variant in turn:
+//!   with peers: a neighbour that has started the image before
 //!   empty directories, a node's agent where it mounts, caches dropped
 //!   image --(link: shaped, watched)--> mount, or pull and unpack      brought
 //!   the command below an overlay of it                                first output, ready
@@ -14,33 +15,33 @@
 
 mod agent;
 mod axis;
+mod cluster;
 mod html;
 pub mod link;
+mod neighbour;
+mod node;
 mod podman;
 mod report;
 
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use tempfile::TempDir;
-use tokio::process::Command;
+use tokio_util::sync::CancellationToken;
 
-use crate::eager::{self, EagerError, Pulled};
+use crate::eager::EagerError;
 use crate::image::{Platform, Reference, ReferenceError};
+use crate::peer::keys::KeyFileError;
 use crate::registry::client::{Client, ClientConfig, RegistryError};
-use crate::start::{Program, Ready, StartError, Started};
-use agent::Agent;
-use link::{Link, Shape, Traffic};
+use crate::start::{Program, Ready, StartError};
+use link::{Lanes, Link, Shape, Traffic};
+use neighbour::Neighbour;
+use node::Node;
 use podman::Podman;
 
 pub use report::{Report, Summary, to_html};
-
-/// How long mounting may take, an image without an index included.
-const MOUNT: Duration = Duration::from_secs(3600);
 
 /// A bench cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -68,9 +69,15 @@ pub enum BenchError {
     /// Pulling and unpacking fails.
     #[error(transparent)]
     Eager(#[from] EagerError),
+    /// The cluster of the bench gets no key.
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
     /// The command does not start.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// It was to end early.
+    #[error("interrupted")]
+    Interrupted,
 }
 
 /// A way for an image to get to a node.
@@ -85,6 +92,8 @@ pub enum Variant {
     Lazy,
     /// Mounted, start-up pack first.
     LazyPack,
+    /// The same beside a peer that has started the image before.
+    LazyPeers,
 }
 
 impl Variant {
@@ -95,12 +104,13 @@ impl Variant {
             Self::Unpack => "eager: pull and unpack",
             Self::Lazy => "lazy",
             Self::LazyPack => "lazy with pack",
+            Self::LazyPeers => "lazy with peers",
         }
     }
 
     /// Whether the image is mounted, by an agent.
     fn mounts(self) -> bool {
-        matches!(self, Self::Lazy | Self::LazyPack)
+        matches!(self, Self::Lazy | Self::LazyPack | Self::LazyPeers)
     }
 }
 
@@ -121,7 +131,7 @@ pub struct BenchConfig {
     pub variants: Vec<Variant>,
     /// How often each is measured.
     pub rounds: usize,
-    /// The link to the registry.
+    /// The link of the node, to the registry and to its neighbour.
     pub link: Shape,
     /// Flags of podman, before each of its commands.
     pub podman_flags: Vec<OsString>,
@@ -140,8 +150,10 @@ pub struct Run {
     pub ready_ms: u64,
     /// How long a second start took, everything it needs being local.
     pub warm_ms: u64,
-    /// What went over the link until it was ready.
+    /// What the registry sent over the link until it was ready.
     pub traffic: Traffic,
+    /// Bytes that its neighbour sent over the link until it was ready; 0 where it has none.
+    pub peer_bytes: u64,
 }
 
 /// Eager variants that this machine can measure: podman's where it is installed.
@@ -167,25 +179,28 @@ fn client(reference: &Reference) -> Client {
     client
 }
 
-/// Measures; `told` hears of each run as it ends.
+/// Measures; `told` hears of each run as it ends, and `interrupted` ends it early.
 ///
 /// # Errors
-/// [`BenchError`] where a run fails: then nothing was measured.
+/// [`BenchError`] where a run fails: then nothing was measured, and nothing is left.
 pub async fn run(
     config: BenchConfig,
+    interrupted: CancellationToken,
     mut told: impl FnMut(usize, &Run),
 ) -> Result<Report, BenchError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(BenchError::NotRoot);
     }
     let registry = config.reference.repository().host().to_owned();
-    let link = Link::open(registry, config.link).await.map_err(BenchError::Scratch)?;
+    let lanes = Lanes::new(config.link);
+    let link = Link::open(registry, lanes.clone()).await.map_err(BenchError::Scratch)?;
     let image = client(&config.reference).image(&config.reference, &Platform::host()).await?;
     let image_bytes = image.manifest.layers.iter().map(|layer| layer.size).sum();
+    let bench = Bench { config: &config, lanes, link, interrupted };
     let mut runs = Vec::new();
     for round in 0..config.rounds {
         for variant in &config.variants {
-            let run = measure(&config, &link, *variant).await?;
+            let run = bench.measure(*variant).await?;
             told(round, &run);
             runs.push(run);
         }
@@ -193,29 +208,90 @@ pub async fn run(
     Ok(Report::new(&config, image_bytes, runs))
 }
 
-async fn measure(config: &BenchConfig, link: &Link, variant: Variant) -> Result<Run, BenchError> {
-    // Not in a tmpfs: it is to be like a node's disk.
-    let scratch = tempfile::Builder::new().prefix("undermount-bench-").tempdir_in("/var/tmp");
-    let scratch = scratch.map_err(BenchError::Scratch)?;
-    let name = config.reference.to_string();
-    let near = name.replacen(config.reference.repository().host(), &link.address().to_string(), 1);
-    let node = Node { config, scratch: &scratch, reference: near.parse()?, variant };
-    let agent = match variant.mounts() {
-        true => Some(Agent::start(&config.program, scratch.path()).await?),
-        false => None,
-    };
-    drop_caches();
-    link.begin();
-    let begin = Instant::now();
-    let outcome = node.measure(begin, link).await;
-    let cleared = node.clear().await;
-    let stopped = match agent {
-        Some(agent) => agent.stop().await,
-        None => Ok(()),
-    };
-    let run = outcome?;
-    cleared.and(stopped)?;
-    Ok(run)
+/// What all runs share.
+struct Bench<'a> {
+    config: &'a BenchConfig,
+    lanes: Lanes,
+    /// The way to the registry.
+    link: Link,
+    interrupted: CancellationToken,
+}
+
+impl Bench<'_> {
+    async fn measure(&self, variant: Variant) -> Result<Run, BenchError> {
+        // Not in a tmpfs: it is to be like a node's disk.
+        let scratch = tempfile::Builder::new().prefix("undermount-bench-").tempdir_in("/var/tmp");
+        let scratch = scratch.map_err(BenchError::Scratch)?;
+        let neighbour = match variant {
+            Variant::LazyPeers => {
+                Some(Neighbour::set_up(self.config, scratch.path(), &self.lanes).await?)
+            }
+            _ => None,
+        };
+        let outcome = self.measure_beside(neighbour.as_ref(), scratch.path(), variant).await;
+        let ended = match neighbour {
+            Some(neighbour) => neighbour.end().await,
+            None => Ok(()),
+        };
+        outcome.and_then(|run| ended.map(|()| run))
+    }
+
+    async fn measure_beside(
+        &self,
+        neighbour: Option<&Neighbour<'_>>,
+        scratch: &Path,
+        variant: Variant,
+    ) -> Result<Run, BenchError> {
+        if let Some(neighbour) = neighbour {
+            self.unless_interrupted(neighbour.start()).await?;
+        }
+        let (directory, seat) = (scratch.join("node"), neighbour.map(Neighbour::seat_beside));
+        let node = Node::set_up(self.config, directory, &self.link, variant, seat).await?;
+        let outcome = self.unless_interrupted(self.take(&node, neighbour, variant)).await;
+        let ended = node.end().await;
+        outcome.and_then(|run| ended.map(|()| run))
+    }
+
+    async fn unless_interrupted<T>(
+        &self,
+        work: impl Future<Output = Result<T, BenchError>>,
+    ) -> Result<T, BenchError> {
+        let outcome = self.interrupted.run_until_cancelled(work).await;
+        outcome.unwrap_or(Err(BenchError::Interrupted))
+    }
+
+    /// Lets the image come to `node`, and the command start.
+    async fn take(
+        &self,
+        node: &Node<'_>,
+        neighbour: Option<&Neighbour<'_>>,
+        variant: Variant,
+    ) -> Result<Run, BenchError> {
+        if let Some(neighbour) = neighbour {
+            neighbour.meets(node).await?;
+        }
+        drop_caches();
+        self.link.begin();
+        let way = neighbour.map(Neighbour::way);
+        way.inspect(|way| way.begin());
+        let begin = Instant::now();
+        let root = node.bring().await?;
+        let brought = begin.elapsed();
+        let cold = node.start(&root, "cold").await?;
+        let traffic = self.link.traffic();
+        let peer_bytes = way.map_or(0, |way| way.traffic().bytes);
+        let warm = node.start(&root, "warm").await?;
+        let milliseconds = |time: Duration| time.as_millis() as u64;
+        Ok(Run {
+            variant,
+            brought_ms: milliseconds(brought),
+            first_output_ms: cold.first_output.map(|first| milliseconds(brought + first)),
+            ready_ms: milliseconds(brought + cold.ready),
+            warm_ms: milliseconds(warm.ready),
+            traffic,
+            peer_bytes,
+        })
+    }
 }
 
 /// What the kernel has cached would make the first round of a variant the only cold one.
@@ -223,101 +299,5 @@ fn drop_caches() {
     nix::unistd::sync();
     if let Err(error) = std::fs::write("/proc/sys/vm/drop_caches", "3") {
         tracing::warn!(%error, "cannot drop the kernel's caches: runs are not quite cold");
-    }
-}
-
-/// A node that has nothing yet.
-struct Node<'a> {
-    config: &'a BenchConfig,
-    scratch: &'a TempDir,
-    reference: Reference,
-    variant: Variant,
-}
-
-impl Node<'_> {
-    async fn measure(&self, begin: Instant, link: &Link) -> Result<Run, BenchError> {
-        let root = self.bring().await?;
-        let brought = begin.elapsed();
-        let cold = self.start(&root, "cold").await?;
-        let traffic = link.traffic();
-        let warm = self.start(&root, "warm").await?;
-        let milliseconds = |time: Duration| time.as_millis() as u64;
-        Ok(Run {
-            variant: self.variant,
-            brought_ms: milliseconds(brought),
-            first_output_ms: cold.first_output.map(|first| milliseconds(brought + first)),
-            ready_ms: milliseconds(brought + cold.ready),
-            warm_ms: milliseconds(warm.ready),
-            traffic,
-        })
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.scratch.path().join(name)
-    }
-
-    fn podman(&self) -> Podman {
-        Podman::new(self.scratch.path(), &self.config.podman_flags)
-    }
-
-    /// Brings the image; its root directory.
-    async fn bring(&self) -> Result<PathBuf, BenchError> {
-        match self.variant {
-            Variant::Podman => self.podman().pull(&self.reference).await,
-            Variant::Unpack => {
-                let client = client(&self.reference);
-                let root = self.path("root");
-                let mut pulled = Pulled::default();
-                eager::pull_and_unpack(&client, &self.reference, &mut pulled, &root).await?;
-                Ok(root)
-            }
-            Variant::Lazy => self.mount(&["--no-packs"]).await,
-            Variant::LazyPack => self.mount(&[]).await,
-        }
-    }
-
-    async fn mount(&self, flags: &[&str]) -> Result<PathBuf, BenchError> {
-        let root = self.path("root");
-        std::fs::create_dir(&root).map_err(BenchError::Scratch)?;
-        let reference = self.reference.to_string();
-        self.undermount(&["mount", &reference], flags, &root).await?;
-        Ok(root)
-    }
-
-    /// Runs a command of this program on the node's cache and `root`.
-    async fn undermount(
-        &self,
-        words: &[&str],
-        flags: &[&str],
-        root: &Path,
-    ) -> Result<(), BenchError> {
-        let mut command = Command::new(&self.config.program);
-        command.args(words).args(flags).arg(root).arg("--cache").arg(self.path("cache"));
-        command.stdin(Stdio::null()).kill_on_drop(true);
-        let failed = |reason: String| BenchError::Command { words: words.join(" "), reason };
-        let output = tokio::time::timeout(MOUNT, command.output())
-            .await
-            .map_err(|_| failed(format!("it took longer than {} s", MOUNT.as_secs())))?
-            .map_err(|error| failed(error.to_string()))?;
-        match output.status.success() {
-            true => Ok(()),
-            false => Err(failed(String::from_utf8_lossy(&output.stderr).trim_end().to_owned())),
-        }
-    }
-
-    async fn start(&self, root: &Path, name: &str) -> Result<Started, BenchError> {
-        let running = self.config.command.start(root, &self.path(name))?;
-        Ok(running.ready(&self.config.ready, self.config.limit).await?)
-    }
-
-    /// Takes away what [`Self::bring`] mounted.
-    async fn clear(&self) -> Result<(), BenchError> {
-        match self.variant {
-            Variant::Podman => self.podman().clear().await,
-            Variant::Unpack => Ok(()),
-            Variant::Lazy | Variant::LazyPack => {
-                self.undermount(&["umount"], &["--lazy"], &self.path("root")).await
-            }
-        }
     }
 }

@@ -1,5 +1,11 @@
 //! Work that goes on by itself: on threads where it may block, or in tasks that outlive who
 //! waits for them.
+//!
+//! The few threads of the runtime drive reads and give the worker's sign of life: a keeper kills a
+//! worker that is silent for half a minute, and a busy disk may hold up one fsync for as long. So
+//! what waits for a disk to write, looks at many files, or computes on whole trees and packs goes
+//! through [`blocking`]. Reading one small file of the cache does not need to. Calls that may wait
+//! for our own mounts have a deadline besides (`agent/owner/kernel.rs`).
 
 use std::panic::resume_unwind;
 

@@ -44,7 +44,9 @@ mod simulate;
 mod status;
 mod tripleo;
 mod upgrade;
+mod visit;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -84,6 +86,8 @@ enum Command {
     Worker(owner::WorkerArgs),
     #[command(hide = true)]
     Readahead(readahead::ReadaheadArgs),
+    #[command(hide = true)]
+    Visit(visit::VisitArgs),
     #[command(hide = true)]
     AuthHelper(auth_helper::AuthHelperArgs),
     Prepare(prepare::PrepareArgs),
@@ -134,10 +138,11 @@ impl Command {
     }
 
     /// Runs the command to its end. Each one chooses its runtime, since a process that holds
-    /// mounts has other needs than one that serves HTTP.
-    fn run(self) -> CliResult {
+    /// mounts has other needs than one that serves HTTP. `log` has the processes that it starts log
+    /// as this one.
+    fn run(self, log: Vec<OsString>) -> CliResult {
         match self {
-            Self::Agent(args) => args.run(),
+            Self::Agent(args) => args.run(log),
             Self::Mount(args) => block_on(args.run()),
             Self::Umount(args) => block_on(args.run()),
             Self::Pull(args) => block_on(args.run()),
@@ -151,9 +156,10 @@ impl Command {
             Self::Pin(args) => block_on(args.run()),
             Self::Drain(args) => block_on(args.run()),
             Self::Peers(args) => block_on(args.run()),
-            Self::Keeper(args) => args.run(),
+            Self::Keeper(args) => args.run(log),
             Self::Worker(args) => args.run(),
             Self::Readahead(args) => args.run(),
+            Self::Visit(args) => args.run(),
             Self::AuthHelper(args) => args.run(),
             Self::Prepare(args) => block_on(args.run(prepare::Habits::OWN)),
             Self::Registry(args) => block_on(args.run()),
@@ -184,7 +190,8 @@ pub fn main() -> ExitCode {
     passwords::cover();
     // Fails only when a provider is installed already, which then serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    match cli.command.run() {
+    let log = cli.log.handed(cli.command.default_log());
+    match cli.command.run(log) {
         Ok(exit) => exit.into(),
         Err(error) => exit::report(error),
     }

@@ -20,6 +20,7 @@ use undermount_fs::session::DataMode;
 use crate::agent::peers::PeersConfig;
 use crate::agent::process::OwnerConfig;
 use crate::agent::starts::Recorded;
+use crate::host;
 use crate::mirror::MirrorConfig;
 use crate::registry::client::{ClientConfig, Credentials, PlainHttp};
 use value::{
@@ -184,7 +185,7 @@ impl Settings {
     /// # Errors
     /// [`ConfigError`] where it cannot be read, or says something that is not allowed.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
+        let text = host::file::read_text(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         file::parse(path, &text)
     }

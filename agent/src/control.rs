@@ -260,10 +260,24 @@ pub struct StoreStatus {
     /// Whether nothing new is offered.
     #[serde(default)]
     pub drained: bool,
-    /// The images that podman uses, or has looked for since the process started.
+    /// The layers that it is shown.
+    #[serde(default)]
+    pub layers: LayersStatus,
+    /// The images that podman uses, or has looked for lately.
     pub images: Vec<StoreImage>,
     /// How often podman had to pull a layer by itself since the process started, by reason.
     pub refused: BTreeMap<String, u64>,
+}
+
+/// How many layers podman is shown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayersStatus {
+    /// Those that it uses, or has looked for lately.
+    pub shown: u64,
+    /// Those that it has removed, and that a container or the kernel's memory still holds.
+    pub leaving: u64,
+    /// Those that are gone since the process started.
+    pub dropped: u64,
 }
 
 /// An image that podman knows.

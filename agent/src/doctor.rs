@@ -80,16 +80,15 @@ pub struct Patient {
     pub cache: PathBuf,
     /// Where podman's layer store is mounted.
     pub store: PathBuf,
-    /// Podman.
+    /// Podman, with less patience than this patient has.
     pub podman: Podman,
+    /// How long a look at the host may take: podman may hang with the mounts that it looks into.
+    pub patience: Duration,
     /// Registries that must answer, `host[:port]`.
     pub registries: Vec<String>,
     /// Images whose registries must answer and serve parts of blobs.
     pub images: Vec<Reference>,
 }
-
-/// How long a look at the host may take: podman may hang with the mounts that it looks into.
-const PATIENCE: Duration = Duration::from_secs(75);
 
 /// Looks at everything.
 pub async fn examine(patient: &Patient, client: &Client) -> Vec<Finding> {
@@ -97,10 +96,10 @@ pub async fn examine(patient: &Patient, client: &Client) -> Vec<Finding> {
     findings.push(limits::clock());
     findings.push(limits::descriptors());
     let cache = patient.cache.clone();
-    findings.extend(look("disk", move || disk::examine(&cache)).await);
+    findings.extend(look("disk", patient.patience, move || disk::examine(&cache)).await);
     findings.push(agent::examine(&patient.cache).await);
     let host = patient.clone();
-    findings.extend(look("podman", move || layer_store::examine(&host)).await);
+    findings.extend(look("podman", patient.patience, move || layer_store::examine(&host)).await);
     findings.extend(registries::examine(patient, client).await);
     findings
 }
@@ -108,11 +107,12 @@ pub async fn examine(patient: &Patient, client: &Client) -> Vec<Finding> {
 /// What a look found, or that it did not come back.
 async fn look(
     check: &'static str,
+    patience: Duration,
     look: impl FnOnce() -> Vec<Finding> + Send + 'static,
 ) -> Vec<Finding> {
-    let found = await_look(PATIENCE, look).await;
+    let found = await_look(patience, look).await;
     found.unwrap_or_else(|| {
-        let found = format!("does not come back within {} seconds", PATIENCE.as_secs());
+        let found = format!("does not come back within {} seconds", patience.as_secs());
         let advice = "something that it looks into hangs: see `undermount bugreport`";
         vec![Finding::broken(check, found, advice)]
     })

@@ -1,8 +1,9 @@
-//! The machine underneath: its service manager, its mounts, its programs, its podman.
+//! The machine underneath: its service manager, its mounts, its programs, its files, its podman.
 //!
 //! Every look is bounded in time and none touches a mount: this serves those who want to know why
 //! a node is stuck.
 
+pub mod file;
 pub mod manager;
 pub mod mounts;
 pub mod patience;

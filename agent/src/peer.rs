@@ -7,6 +7,7 @@
 //! how it gets here    exchange: fetch (decides) -> client (asks) -> server of another node
 //!                       server: uploads (decides) -> pieces, or as it arrives
 //! who may have it     keys: the cluster; realm: private repositories
+//! what to fetch first profiles: with the members that rank highest for a repository
 //! ```
 //!
 //! This module knows no registry: what a node reads through for others comes in by a trait that
@@ -26,6 +27,7 @@ pub mod origin;
 pub mod pace;
 pub mod pieces;
 pub mod placement;
+pub mod profiles;
 pub mod rate;
 pub mod realm;
 pub mod server;

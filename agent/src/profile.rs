@@ -27,10 +27,13 @@ use crate::image::Reference;
 pub use directory::{Profiles, fitting, read};
 pub use json::FILE_MAX;
 pub use pack::{PackError, make_pack, packable_layer, profile_of};
-pub use place::{FilePaths, file_paths, is_all, name_units, place_units};
+pub use place::{FilePaths, file_paths, is_all, most_of, name_units, place_units};
 
 /// Starts that are kept of one command of an image, the newest.
 pub const STARTS_MAX: usize = 8;
+
+/// Starts of an image that tell enough: who keeps so many for others wants no more.
+pub const ENOUGH: usize = 3;
 
 /// A profile cannot be read or kept.
 #[derive(Debug, thiserror::Error)]

@@ -83,13 +83,11 @@ pub enum SetupError {
 pub fn connect(plan: &Plan, podman: &Podman) -> Result<Vec<PathBuf>, SetupError> {
     let info = podman.info().map_err(SetupError::Before)?;
     make_mount_point(&below(&plan.root, &plan.store))?;
-    let text = storage_text(&plan.root)?;
-    let storage = match text {
-        Some(text) => {
-            storage_conf::connect(&text, &plan.store).map_err(wrong_storage(&plan.root))?
-        }
-        None => storage_conf::fresh(&plan.store),
+    let text = match read(&plan.root.join(STORAGE_CONF))? {
+        Some(text) => text,
+        None => storage_conf::begin(distribution(&plan.root)?.as_deref()),
     };
+    let storage = storage_conf::connect(&text, &plan.store).map_err(wrong_storage(&plan.root))?;
     let drop_in = registries_conf::text(plan.mirror.as_ref(), info.hands_credentials_over());
     let changes = [
         Change::to(&plan.root.join(STORAGE_CONF), Some(storage))?,
@@ -114,7 +112,8 @@ pub fn connect(plan: &Plan, podman: &Podman) -> Result<Vec<PathBuf>, SetupError>
 pub fn disconnect(root: &Path) -> Result<Vec<PathBuf>, SetupError> {
     let path = root.join(STORAGE_CONF);
     let storage = match read(&path)? {
-        Some(text) => storage_conf::disconnect(&text).map_err(wrong_storage(root))?,
+        Some(text) => storage_conf::disconnect(&text, distribution(root)?.as_deref())
+            .map_err(wrong_storage(root))?,
         None => None,
     };
     apply(&[Change::to(&path, storage)?, Change::to(&root.join(DROP_IN), None)?])
@@ -150,14 +149,9 @@ impl Change {
     }
 }
 
-/// The text of storage.conf that counts now: the system's own, else the distribution's.
-fn storage_text(root: &Path) -> Result<Option<String>, SetupError> {
-    match read(&root.join(STORAGE_CONF))? {
-        Some(text) => Ok(Some(text)),
-        None => {
-            Ok(read(&root.join(DISTRIBUTION_STORAGE_CONF))?.map(|text| storage_conf::copied(&text)))
-        }
-    }
+/// The distribution's storage.conf, which counts where the system has none of its own.
+fn distribution(root: &Path) -> Result<Option<String>, SetupError> {
+    read(&root.join(DISTRIBUTION_STORAGE_CONF))
 }
 
 fn wrong_storage(root: &Path) -> impl FnOnce(StorageConfError) -> SetupError + use<> {

@@ -19,6 +19,7 @@ use undermount::peer::fetch::{Ask, Mode};
 use undermount::peer::keys::{Call, ClusterKeys, KeyFile, SecretKey};
 use undermount::peer::member::{MemberId, Members, Roster};
 use undermount::peer::pieces::{Keeping, PieceLimits, Pieces};
+use undermount::peer::profiles::Shelf;
 use undermount::peer::realm::{Realm, Realms};
 use undermount::peer::server::PieceServer;
 use undermount::peer::uploads::UploadLimits;
@@ -123,6 +124,7 @@ fn serve(root: &Path) {
             realms: Realms::new(keys(), SERVER, origin.clone()),
             origin,
             pieces: Pieces::open(root, PieceLimits::default()).unwrap(),
+            profiles: Shelf::new(root.join("profiles")),
             limits: UploadLimits { per_member: 16, ..UploadLimits::default() },
         });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -5,32 +5,22 @@
 //! UNDERMOUNT_BENCH_CORPUS=DIRECTORY/oci cargo bench -p undermount-benches --bench ready
 //! ```
 //!
-//! as root, with podman and skopeo. `UNDERMOUNT_BENCH_ROUNDS` is how often each variant is measured
-//! (7), `UNDERMOUNT_BENCH_ROWS` names the groups of rows to measure, separated by commas (all:
-//! start,slow,small,full,debian,update), `UNDERMOUNT_BENCH_REPORTS` a directory for the pages with
-//! charts. Without a corpus, the rows that need one are left out and named.
+//! as root, with podman and skopeo; see [`undermount_benches::start`] for its variables. The groups of
+//! rows are start,slow,peers,small,full,debian,update.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
-use std::time::Duration;
+use std::process::ExitCode;
 
-use serde_json::Value;
-use tempfile::TempDir;
 use undermount_benches::figure::Figures;
 use undermount_benches::machine;
 use undermount_benches::rebuild::rebuilt;
+use undermount_benches::start::{PATIENCE, PYTHON, Setting, Subject};
 use undermount_tests::archive::{Member, noise};
 use undermount_tests::commands::runnable;
 use undermount_tests::image::Image;
 use undermount_tests::node::{NEEDS, Node};
 use undermount_tests::process::{program, run, undermount};
-use undermount_tests::registry::Registry;
 use undermount_tests::requirement::lacking;
-
-/// How long all rounds of one row may take.
-const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Reads every file of an image.
 const READ_ALL: &str = "find / -xdev -type f -exec cat {} + >/dev/null";
@@ -40,17 +30,18 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     println!("machine: {}", machine::describe());
-    let setting = Setting::new();
+    let setting = Setting::open();
     let mut figures = Figures::default();
     for (group, measure) in [
         ("start", start as fn(&Setting, &mut Figures)),
         ("slow", slow_start),
+        ("peers", start_beside_a_peer),
         ("small", small_image),
         ("full", full_read),
         ("debian", debian_start),
         ("update", minor_update),
     ] {
-        if setting.rows.as_ref().is_none_or(|rows| rows.iter().any(|row| row == group)) {
+        if setting.is_wanted(group) {
             measure(&setting, &mut figures);
         }
     }
@@ -58,103 +49,6 @@ fn main() -> ExitCode {
     println!("\n{}", figures.markdown());
     if reached { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
-
-/// What all rows share.
-struct Setting {
-    scratch: TempDir,
-    registry: Registry,
-    corpus: Option<PathBuf>,
-    reports: Option<PathBuf>,
-    rounds: String,
-    rows: Option<Vec<String>>,
-}
-
-/// An image in the registry, and what is started in it.
-struct Subject {
-    reference: String,
-    command: Vec<String>,
-}
-
-/// What `undermount bench` found out about one image.
-struct Measured(Value);
-
-impl Setting {
-    fn new() -> Self {
-        let variable = |name: &str| std::env::var(format!("UNDERMOUNT_BENCH_{name}")).ok();
-        // Where the bench itself has its caches, and not in memory.
-        let scratch = tempfile::Builder::new().tempdir_in("/var/tmp").unwrap();
-        Self {
-            registry: Registry::undermount(&scratch.path().join("registry")),
-            scratch,
-            corpus: variable("CORPUS").map(PathBuf::from),
-            reports: variable("REPORTS").map(PathBuf::from),
-            rounds: variable("ROUNDS").unwrap_or_else(|| "7".to_owned()),
-            rows: variable("ROWS").map(|rows| rows.split(',').map(str::to_owned).collect()),
-        }
-    }
-
-    /// An image of the corpus with the start that its recipe names, and a pack of that start.
-    fn packed(&self, name: &str, recipe: &str, shell: &[&str]) -> Option<Subject> {
-        let subject = self.subject(name, recipe, shell)?;
-        let profiles = self.scratch.path().join(format!("profiles-{recipe}"));
-        let cache = self.scratch.path().join(format!("pack-cache-{recipe}"));
-        let mut record = undermount();
-        record.args(["profile", "record"]).arg("--profiles").arg(&profiles);
-        record.arg(&subject.reference).arg("--").args(&subject.command);
-        run(&mut record, PATIENCE).success();
-        let mut build = undermount();
-        build.args(["pack", "build"]).arg("--cache").arg(cache);
-        build.arg("--profiles").arg(&profiles).arg(&subject.reference);
-        run(&mut build, PATIENCE).success();
-        Some(subject)
-    }
-
-    /// An image of the corpus; `shell` runs what the recipe says.
-    fn subject(&self, name: &str, recipe: &str, shell: &[&str]) -> Option<Subject> {
-        let Some(corpus) = &self.corpus else {
-            println!("left out: {recipe}, for UNDERMOUNT_BENCH_CORPUS names no OCI layout");
-            return None;
-        };
-        let reference = self.registry.push(corpus, name, &format!("bench/{recipe}:1"));
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/build.py");
-        let start = run(program("python3").arg(script).args(["--start", recipe]), PATIENCE);
-        let start = start.success().stdout.trim_end().to_owned();
-        let command = shell.iter().map(|word| (*word).to_owned()).chain([start]).collect();
-        Some(Subject { reference, command })
-    }
-
-    /// Measures `subject` in `variants`, the reference first, over a link.
-    fn bench(&self, subject: &Subject, variants: &str, (link, rtt): (&str, &str)) -> Measured {
-        let mut bench: Command = undermount();
-        bench.args(["bench", &subject.reference, "--json", "--rounds", &self.rounds]);
-        bench.args(["--variants", variants, "--link", link, "--rtt", rtt]);
-        if let Some(reports) = &self.reports {
-            fs::create_dir_all(reports).unwrap();
-            let image = subject.reference.rsplit('/').next().unwrap().replace(':', "-");
-            bench.arg("--html").arg(reports.join(format!("{image}-{variants}-{link}-{rtt}.html")));
-        }
-        let outcome = run(bench.arg("--").args(&subject.command), PATIENCE).success();
-        print!("{}", outcome.stderr);
-        let said: Value = serde_json::from_str(&outcome.stdout).unwrap();
-        Measured(said["reports"][0].clone())
-    }
-}
-
-impl Measured {
-    /// A figure of one variant.
-    fn of(&self, variant: &str, key: &str) -> f64 {
-        let summaries = self.0["summaries"].as_array().unwrap();
-        let summary = summaries.iter().find(|summary| summary["variant"] == variant).unwrap();
-        summary[key].as_f64().unwrap()
-    }
-
-    /// The bytes of a variant, as a part of the compressed image.
-    fn share(&self, variant: &str) -> f64 {
-        self.of(variant, "bytes") / self.0["image_bytes"].as_f64().unwrap()
-    }
-}
-
-const PYTHON: [&str; 2] = ["/usr/bin/python3", "-c"];
 
 fn start(setting: &Setting, figures: &mut Figures) {
     let Some(nova) = setting.packed("openstack-nova-api", "nova-api", &PYTHON) else { return };
@@ -171,6 +65,21 @@ fn slow_start(setting: &Setting, figures: &mut Figures) {
     let measured = setting.bench(&nova, "eager,pack", ("100mbit", "5ms"));
     let ratio = measured.of("lazy-pack", "ready_ratio");
     figures.at_most("time to ready with pack / eager, 100 Mbit/s, 5 ms", ratio, 0.2, "");
+}
+
+/// A neighbour has started the image before.
+fn start_beside_a_peer(setting: &Setting, figures: &mut Figures) {
+    let Some(nova) = setting.packed("openstack-nova-api", "nova-api", &PYTHON) else { return };
+    let measured = setting.bench(&nova, "eager,peers", ("1gbit", "0ms"));
+    let of = |key| measured.of("lazy-peers", key);
+    let mebibytes = |key| format!("{:.2} MiB", of(key) / f64::from(1 << 20));
+    figures.tell(
+        "time to ready with peers / eager, 1 Gbit/s",
+        format!("{:.2} ({:.1} s)", of("ready_ratio"), of("ready_ms") / 1000.0),
+    );
+    figures.tell("the same: bytes from the registry", mebibytes("bytes"));
+    figures.tell("the same: bytes from the neighbour", mebibytes("peer_bytes"));
+    figures.tell("the same: requests to the registry", format!("{:.0}", of("requests")));
 }
 
 /// 10 MiB that a start reads all of.
@@ -225,7 +134,6 @@ fn minor_update(setting: &Setting, figures: &mut Figures) {
         .success();
     let (fetched, changed) = (node.fetched(&mount) as f64, new.changed_bytes as f64);
     println!("update of {}: {} of {} files", new.packages.join(", "), new.files.1, new.files.0);
-    let contents = (fetched - new.tree_bytes() as f64) / changed;
-    figures.at_most("minor update with an update pack: bytes / changed files", contents, 1.2, "");
-    figures.tell("the same with the new image's trees", format!("{:.3}", fetched / changed));
+    let name = "minor update with an update pack: bytes, of all kinds / changed files";
+    figures.at_most(name, fetched / changed, 1.2, "");
 }

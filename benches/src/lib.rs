@@ -9,5 +9,6 @@ pub mod machine;
 pub mod race;
 pub mod rebuild;
 pub mod stage;
+pub mod start;
 pub mod traffic;
 pub mod workload;

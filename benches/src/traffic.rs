@@ -3,11 +3,12 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use undermount_tests::port;
 use undermount_tests::process::{Running, SOON, program};
 
 /// Reads and forgets, over one connection, with as little work as can be.
@@ -73,8 +74,7 @@ impl Nginx {
     /// Serves the files below `root`.
     pub fn serve(root: &Path) -> Self {
         let files = tempfile::tempdir().unwrap();
-        // The port is free once its listener is dropped.
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let address = port::unused().to_string();
         let (root, here) = (root.display(), files.path().display());
         let config = format!(
             "daemon off;\nuser root;\nworker_processes auto;\npid {here}/pid;\n\

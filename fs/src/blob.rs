@@ -94,7 +94,7 @@ impl Blobs {
         }
     }
 
-    /// The blobs that are here, damaged or not, with their sizes in bytes and how they begin.
+    /// The blobs that are here, damaged or not, with their sizes in bytes and times.
     ///
     /// # Errors
     /// Those of reading directories.

@@ -24,7 +24,7 @@ mod window;
 
 pub use decode::decode;
 pub use input::Input;
-pub use scan::{Scan, scan};
+pub use scan::{SPAN_MIN, Scan, scan};
 
 /// How a layer blob is compressed, found from its first bytes: media types lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,20 +5,23 @@
 //!   -> units of the file that hold the range          (unit)
 //!   -> spans of the layer that decode these units      (plan)
 //!   -> their pieces and the first one's window         (Source: one request for each blob)
-//!   -> decode, and keep every unit inside              (extract, on a blocking thread)
-//!   -> the bytes that were asked for
+//!   -> decode, and hold every unit inside              (extract, on a blocking thread)
+//!   -> the bytes that were asked for; the units go to the disk (behind)
 //! ```
 //!
 //! A miss brings in everything that its spans hold whole, since neighbours in a tar are read
 //! together, and neighbouring spans where that takes no longer. Two readers that miss the same
 //! spans share one fetch. A small layer comes in whole; one that is read in order, or of which
-//! much is read, is fetched ahead of its readers ([`ahead`]).
+//! much is read, is fetched ahead of its readers ([`ahead`]), as is what a start is going to read
+//! ([`Filler::fetch_foreseen`]).
 
 mod ahead;
 mod awaited;
+mod behind;
 mod catch;
 mod extract;
 mod follow;
+mod foreseen;
 mod gauge;
 mod ingest;
 mod layer;
@@ -29,13 +32,16 @@ mod plan;
 mod recent;
 mod request;
 mod run;
+mod scopes;
 mod table;
 mod unit;
 mod unpack;
 mod unread;
+mod waiters;
 mod whole;
 mod windowless;
 
+pub use foreseen::Foreseen;
 pub use ingest::{Blob, IngestError, Pace, Progress};
 pub use layer::Layer;
 pub use meter::{
@@ -53,10 +59,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use self::awaited::Awaited;
+use self::behind::Behind;
 use self::gauge::Gauge;
 use self::outage::Aftermath;
 use self::plan::plan;
 use self::recent::Recent;
+use self::run::TakenRun;
 use crate::blob::Blobs;
 use crate::digest::{Digest, Verified};
 use crate::object::{CHUNK, Store};
@@ -97,6 +105,7 @@ pub enum FillError {
 /// Fetches what is missing into a store.
 pub struct Filler {
     store: Arc<Store>,
+    behind: Arc<Behind>,
     blobs: Arc<Blobs>,
     source: Arc<dyn Source>,
     recent: Recent,
@@ -116,9 +125,19 @@ impl Filler {
         source: Arc<dyn Source>,
         patience: impl Into<Patience>,
     ) -> Self {
-        let (patience, recent, gauge) = (patience.into(), Recent::new(), Gauge::new());
-        let (awaited, meter, outages, aftermath) = Default::default();
-        Self { store, blobs, source, recent, awaited, meter, gauge, patience, outages, aftermath }
+        Self {
+            behind: Arc::new(Behind::new(store.clone())),
+            store,
+            blobs,
+            source,
+            recent: Recent::new(),
+            awaited: Awaited::default(),
+            meter: Meter::default(),
+            gauge: Gauge::new(),
+            patience: patience.into(),
+            outages: Outages::default(),
+            aftermath: Aftermath::default(),
+        }
     }
 
     /// What reads cost.
@@ -139,6 +158,12 @@ impl Filler {
     /// The source of what is missing.
     pub fn source(&self) -> &Arc<dyn Source> {
         &self.source
+    }
+
+    /// Waits until the disk has all that reads have brought so far, or cannot have it.
+    pub async fn written(&self) {
+        self.behind.decoded().await;
+        self.behind.written().await;
     }
 
     /// Reads `range` of a file of `layer` whose content is not here, or not all of it. The range
@@ -224,11 +249,12 @@ impl Filler {
         for run in plan(&table, ranges) {
             let run = self.widened(layer, &table, run).await?;
             self.look_beyond(layer, &table, &run);
-            let _turns = trail::waiting(Wait::Turn, layer.turns(run.spans.clone())).await;
+            let turns = trail::waiting(Wait::Turn, layer.turns(run.spans.clone())).await;
             // Whoever had the turn before may have brought what is missing.
             found.extend(self.stored(content, missing(found)).await?);
             let missing = missing(found);
             if !missing.is_empty() {
+                let run = TakenRun { run, turns };
                 found.extend(self.fetch(layer, &table, run, content, missing).await?);
             }
         }
@@ -242,15 +268,25 @@ impl Filler {
         units: Vec<usize>,
     ) -> Result<HashMap<usize, Bytes>, FillError> {
         let (store, content) = (self.store.clone(), content.clone());
-        tokio::task::spawn_blocking(move || {
+        blocking(move || {
             units
                 .into_iter()
                 .filter_map(|unit| Some((unit, content.stored_unit(&store, unit)?)))
                 .collect()
         })
         .await
-        .map_err(|_| FillError::Interrupted)
     }
+}
+
+/// Runs `work` where it may block: reads, syncs, hashing of much. Tasks run on two threads, which
+/// also tell the keeper that this process is alive.
+///
+/// # Errors
+/// [`FillError::Interrupted`] where it panicked or the runtime ends.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, FillError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| FillError::Interrupted)
 }
 
 /// An error and its causes in one line.

@@ -41,7 +41,7 @@ use crate::view::{Entry, Lookup, Miss, NodeId, Read, View, ViewError};
 
 /// 68 years, which every kernel can count in jiffies.
 const FOR_GOOD: Duration = Duration::from_secs(1 << 31);
-/// Directories that change: the lists of images and layers.
+/// Directories that change, the lists of images and layers, and the names of layers.
 const AT_ONCE: Duration = Duration::ZERO;
 
 /// File and directory handles carry nothing: everything is known by its nodeid.
@@ -134,9 +134,16 @@ impl Adapter {
     }
 }
 
-/// How long the kernel may remember a node's attributes and name.
+/// How long the kernel may remember a node's attributes.
 fn ttl(node: NodeId) -> &'static Duration {
     if node.is_listing() { &AT_ONCE } else { &FOR_GOOD }
+}
+
+/// How long it may remember that `parent` has `node`. Names of layers may be taken away: the kernel
+/// asks for them whenever somebody walks through, and drops what it has cached below if it is told
+/// so. overlayfs walks there while it is mounted, and not after.
+fn name_ttl(parent: NodeId, node: NodeId) -> &'static Duration {
+    if parent == NodeId::LAYERS { &AT_ONCE } else { ttl(node) }
 }
 
 /// The error number for `error`, which is logged where it is not the caller's own fault. That a
@@ -172,7 +179,8 @@ impl Filesystem for Adapter {
         };
         match self.view.lookup(NodeId(parent.0), name.as_bytes()) {
             Ok(Lookup::Found(attr)) => {
-                reply.entry(ttl(attr.node), &file_attr(&attr), Generation(0));
+                let (name, attr_ttl) = (name_ttl(NodeId(parent.0), attr.node), ttl(attr.node));
+                reply.entry_with_ttls(attr_ttl, name, &file_attr(&attr), Generation(0));
             }
             Ok(Lookup::Absent) => reply.entry(&FOR_GOOD, &absent(), Generation(0)),
             Ok(Lookup::AbsentYet) => reply.error(Errno::ENOENT),
@@ -180,8 +188,9 @@ impl Filesystem for Adapter {
         }
     }
 
-    /// Nodes are numbers, not memory: there is nothing to forget.
-    fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
+    fn forget(&self, _: &Request, node: INodeNo, lookups: u64) {
+        self.view.forget(NodeId(node.0), lookups);
+    }
 
     fn getattr(&self, request: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let Some(_question) = self.take("getattr", request, node) else {
@@ -310,10 +319,11 @@ impl Filesystem for Adapter {
         };
         let emit = |entry: Entry<'_>| {
             let name = OsStr::from_bytes(entry.name);
-            let (attr, node) = (file_attr(&entry.attr), entry.attr.node);
-            reply.add(attr.ino, entry.next_offset, name, ttl(node), &attr, Generation(0))
+            let (attr, parent) = (file_attr(&entry.attr), NodeId(node.0));
+            let ttl = name_ttl(parent, entry.attr.node);
+            reply.add(attr.ino, entry.next_offset, name, ttl, &attr, Generation(0))
         };
-        match self.view.readdir(NodeId(node.0), offset, emit) {
+        match self.view.readdirplus(NodeId(node.0), offset, emit) {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(refuse(&error)),
         }

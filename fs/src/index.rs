@@ -14,14 +14,16 @@ mod backing;
 mod check;
 mod format;
 mod path;
+mod records;
 mod spans;
 mod tree;
 
 pub use backing::Backing;
 pub use format::{
-    DirectoryEntry, EntryKind, Extent, InodeFlags, InodeRecord, NONE, SPANS_MAGIC, SpanRecord,
-    TREE_MAGIC, TreeHeader, TreeSections, VERSION,
+    DirectoryEntry, EntryKind, Extent, HOLES_MAX, InodeFlags, InodeRecord, NONE, SPANS_MAGIC,
+    SpanRecord, TREE_MAGIC, TreeHeader, TreeSections, VERSION,
 };
+pub use records::{Extents, Records};
 pub use spans::{SpanTable, WindowRef, encode_spans};
 pub use tree::{LayerTree, Sections, Xattr, encode_tree};
 

@@ -13,6 +13,7 @@ mod builder;
 mod content;
 mod layout;
 mod limits;
+mod node;
 mod numeric;
 mod sparse;
 mod stream;

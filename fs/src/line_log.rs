@@ -1,4 +1,4 @@
-//! A file of lines that only grows, and in which each line has its number.
+//! A file of lines that grows, and is written anew where it has grown too long.
 //!
 //! Nodeids are numbers of lines, so a line that was begun and not ended must neither count nor
 //! spoil the one that follows it. Such a line is left where a file system is full, or where the
@@ -7,11 +7,12 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// An open log.
 #[derive(Debug)]
 pub struct LineLog {
+    path: PathBuf,
     file: File,
     /// Bytes of its whole lines.
     length: u64,
@@ -24,6 +25,8 @@ impl LineLog {
     /// # Errors
     /// Those of opening and reading, and `InvalidData` where it is no text.
     pub fn open(path: &Path) -> io::Result<(Self, String)> {
+        // What a process has left that was killed while it replaced the lines.
+        let _ = std::fs::remove_file(beside(path));
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         let mut bytes = Vec::new();
@@ -32,7 +35,22 @@ impl LineLog {
         bytes.truncate(end);
         let lines = String::from_utf8(bytes)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        Ok((Self { file, length: lines.len() as u64 }, lines))
+        Ok((Self { path: path.to_owned(), file, length: lines.len() as u64 }, lines))
+    }
+
+    /// Has `lines` take the place of all that is there. Whoever opens the log finds either.
+    ///
+    /// # Errors
+    /// Those of writing; nothing has changed then.
+    pub fn replace(&mut self, lines: &[String]) -> io::Result<()> {
+        let text: String = lines.iter().flat_map(|line| [line, "\n"]).collect();
+        let beside = beside(&self.path);
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&beside)?;
+        file.write_all_at(text.as_bytes(), 0)?;
+        std::fs::rename(&beside, &self.path)?;
+        (self.file, self.length) = (file, text.len() as u64);
+        Ok(())
     }
 
     /// Adds a line. It is there for whoever opens the log after this, or not at all.
@@ -47,6 +65,10 @@ impl LineLog {
         self.length += line.len() as u64;
         Ok(())
     }
+}
+
+fn beside(path: &Path) -> PathBuf {
+    path.with_extension("new")
 }
 
 #[cfg(test)]
@@ -67,6 +89,21 @@ mod tests {
         assert_eq!(lines, "first\nsecond\n");
         log.append("third").unwrap();
         assert_eq!(LineLog::open(&path).unwrap().1, "first\nsecond\nthird\n");
+    }
+
+    #[test]
+    fn other_lines_take_the_place_of_all_and_grow_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let (mut log, _) = LineLog::open(&path).unwrap();
+        log.append("first").unwrap();
+        log.append("second").unwrap();
+        log.replace(&["2".to_owned()]).unwrap();
+        log.append("third").unwrap();
+        assert_eq!(LineLog::open(&path).unwrap().1, "2\nthird\n");
+        log.replace(&[]).unwrap();
+        assert_eq!(LineLog::open(&path).unwrap().1, "");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
     #[test]

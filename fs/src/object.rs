@@ -14,6 +14,7 @@
 
 mod audit;
 mod budget;
+mod chunks;
 mod evict;
 mod fresh;
 mod key;
@@ -25,10 +26,12 @@ mod survey;
 
 pub use audit::Audited;
 pub use budget::StoreLimits;
+pub use chunks::LargeName;
 pub use evict::Pins;
+pub use fresh::{Unwritten, weight};
 pub use key::{CHUNK, ObjectKey};
 pub use partial::Partial;
-pub use store::{Store, StoreError, StoreUsage, Verify};
+pub use store::{Holding, Store, StoreError, StoreUsage, Verify};
 pub use survey::{State, Surveyed};
 
 use bytes::Bytes;

@@ -78,7 +78,7 @@ pub struct Piece {
 pub struct PieceRequest {
     /// On behalf of which repository.
     pub scope: Scope,
-    /// What is wanted, in ascending order of blob and range.
+    /// What is wanted; the answer has the same order.
     pub pieces: Vec<Piece>,
     /// Who waits.
     pub priority: Priority,

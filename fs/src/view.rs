@@ -18,7 +18,14 @@
 //! has the slot of its image or layer view, since overlays need one path for each; a file has the
 //! slot of its layer, so that everything which shows the layer shares the kernel's page cache for
 //! it. All whiteouts are one node, 4. Slots are written down before use (see [`SlotTable`]) and
-//! never reused while the mount lives: the kernel may know a nodeid for as long as that.
+//! never reused while the mount lives.
+//!
+//! # What the kernel knows
+//!
+//! The kernel may use a nodeid until it says that it has forgotten it, so a look-up that is to be
+//! answered is counted ([`Lookups`]). A layer that is no longer wanted is hidden first: its name
+//! is gone, everything below it is answered as ever. It is [dropped](View::drop_layer) once the
+//! kernel knows none of its nodes.
 
 mod contents;
 mod image;
@@ -45,6 +52,7 @@ use self::contents::{
 use crate::digest::Digest;
 use crate::fill::{FillError, Filler, Layer};
 use crate::index::{IndexError, InodeRecord, Xattr};
+use crate::session::Lookups;
 
 /// What the root holds.
 const TOP: [(&[u8], NodeId); 2] = [(b"images", NodeId::IMAGES), (b"layers", NodeId::LAYERS)];
@@ -109,6 +117,8 @@ pub struct View {
     filler: Arc<Filler>,
     contents: RwLock<Contents>,
     recorder: Recorder,
+    /// What the kernel knows, where that is counted.
+    lookups: Option<Lookups>,
 }
 
 /// What an inode of a layer needs to be read.
@@ -121,7 +131,15 @@ struct Leaf {
 impl View {
     /// An empty view, whose files are read through `filler`.
     pub fn new(filler: Arc<Filler>) -> Self {
-        Self { filler, contents: RwLock::default(), recorder: Recorder::default() }
+        let (contents, recorder) = (RwLock::default(), Recorder::default());
+        Self { filler, contents, recorder, lookups: None }
+    }
+
+    /// The same, which counts in `lookups` what the kernel is told. They have to hold all of it:
+    /// also what workers before have told.
+    #[must_use]
+    pub fn with_lookups(self, lookups: Lookups) -> Self {
+        Self { lookups: Some(lookups), ..self }
     }
 
     /// Records which files are read first.
@@ -137,6 +155,22 @@ impl View {
             _ => None,
         };
         contents.slots.iter().filter_map(layer).collect()
+    }
+
+    /// Those of them that belong to an image, whatever shows them beside that.
+    pub fn layers_of_images(&self) -> Vec<Arc<Layer>> {
+        let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
+        let slot = |slot: &u32| contents.slots.get(*slot as usize);
+        let trees = contents.images.values().filter_map(slot);
+        let layers = trees.filter_map(|slot| match slot {
+            Slot::Tree(tree) => Some(tree.layers()),
+            _ => None,
+        });
+        let layer = |number: u32| match contents.slots.get(number as usize) {
+            Some(Slot::Layer(shown)) => Some(shown.layer.clone()),
+            _ => None,
+        };
+        layers.flatten().filter_map(layer).collect()
     }
 
     /// The filler that reads missing bytes.
@@ -173,7 +207,27 @@ impl View {
         Ok(Leaf { layer, inode, extra_links })
     }
 
-    /// What `parent` holds under `name`.
+    /// Counts a look-up of `node`, with which the kernel is about to be answered.
+    fn tell(&self, node: NodeId) {
+        if let Some(lookups) = self.lookups.as_ref().filter(|_| node.slot() != 0) {
+            lookups.add(node.slot());
+        }
+    }
+
+    /// Takes back `count` look-ups of `node`: the kernel has forgotten them.
+    pub fn forget(&self, node: NodeId, count: u64) {
+        if let Some(lookups) = self.lookups.as_ref().filter(|_| node.slot() != 0) {
+            lookups.take(node.slot(), count);
+        }
+    }
+
+    /// Whether the kernel knows no node in `slot`, for certain.
+    fn is_forgotten(&self, slot: u32) -> bool {
+        self.lookups.as_ref().is_some_and(|lookups| lookups.is_forgotten(slot))
+    }
+
+    /// What `parent` holds under `name`. It counts as a look-up of that, to be
+    /// [forgotten](Self::forget).
     ///
     /// # Errors
     /// [`ViewError`] where `parent` is gone or not a directory, or an index is damaged.
@@ -189,6 +243,9 @@ impl View {
             return self.lookup_listed(parent, name);
         }
         let found = self.directories(parent)?.find(parent, name)?;
+        if let Some(attr) = &found {
+            self.tell(attr.node);
+        }
         Ok(found.map_or(Lookup::Absent, Lookup::Found))
     }
 
@@ -196,12 +253,17 @@ impl View {
         let Some(name) = std::str::from_utf8(name).ok().filter(|name| is_hex(name)) else {
             return Ok(Lookup::Absent);
         };
-        let slot = {
+        let node = {
             let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
-            contents.listing(listing).get(name).copied()
+            let Some(&slot) = contents.listing(listing).get(name) else {
+                return Ok(Lookup::AbsentYet);
+            };
+            // Before anybody can hide and drop what is there.
+            let node = NodeId::new(slot, 0);
+            self.tell(node);
+            node
         };
-        let Some(slot) = slot else { return Ok(Lookup::AbsentYet) };
-        self.getattr(NodeId::new(slot, 0)).map(Lookup::Found)
+        self.getattr(node).map(Lookup::Found)
     }
 
     /// The attributes of `node`.
@@ -269,11 +331,40 @@ impl View {
             return self.directories(directory)?.list(directory, skip, &mut emit);
         }
         for (name, node) in self.listed(directory).into_iter().skip(skip) {
-            if emit(name.as_bytes(), self.getattr(node)?) {
+            let attr = match self.getattr(node) {
+                Err(ViewError::Stale(_)) => continue,
+                attr => attr?,
+            };
+            if emit(name.as_bytes(), attr) {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// The same as [`Self::readdir`] for a kernel that takes what it is told for looked up, all but
+    /// `.` and `..`.
+    ///
+    /// # Errors
+    /// Those of [`Self::readdir`].
+    pub fn readdirplus(
+        &self,
+        directory: NodeId,
+        offset: u64,
+        mut emit: impl FnMut(Entry<'_>) -> bool,
+    ) -> Result<(), ViewError> {
+        self.readdir(directory, offset, |entry| {
+            let node = entry.attr.node;
+            if matches!(entry.name, b"." | b"..") {
+                return emit(entry);
+            }
+            self.tell(node);
+            let is_full = emit(entry);
+            if is_full {
+                self.forget(node, 1);
+            }
+            is_full
+        })
     }
 
     /// The entries of a directory that no image or layer has.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use undermount_fs::blob::Blobs;
 use undermount_fs::digest::{Digest, Verified};
-use undermount_fs::object::{Audited, CHUNK, Object, ObjectKey, Store, StoreLimits};
+use undermount_fs::object::{Audited, CHUNK, LargeName, Object, ObjectKey, Store, StoreLimits};
 
 /// Runs `work` while this process can open no file.
 fn without_descriptors<T>(work: impl FnOnce() -> T) -> T {
@@ -27,12 +27,13 @@ fn regression_what_cannot_be_opened_just_now_is_not_removed_as_damaged() {
     let size = bytes.len() as u64;
     let chunks: Vec<Digest> = bytes.chunks(CHUNK as usize).map(Digest::of).collect();
     let key = ObjectKey::large(size, &chunks);
+    let name = LargeName { key: &key, size, chunks: &chunks };
     {
         let store = Store::open(root.path(), StoreLimits::default()).unwrap();
         store.insert(&object).unwrap();
-        let partial = store.large_or_new(&key, size).unwrap();
+        let partial = store.large_or_new(name).unwrap();
         let first = Verified::name(Bytes::from(bytes).slice(..CHUNK as usize));
-        store.fill_chunk(&key, &partial, 0, &first, &chunks).unwrap();
+        store.fill_chunk(&partial, 0, &first).unwrap();
     }
     // Nothing of it is open.
     let store = Store::open(root.path(), StoreLimits::default()).unwrap();
@@ -40,7 +41,7 @@ fn regression_what_cannot_be_opened_just_now_is_not_removed_as_damaged() {
     let complete = surveyed.iter().find(|found| found.key == Some(*object.key())).unwrap();
 
     let (blob, audited, opened) = without_descriptors(|| {
-        let opened = store.large_or_new(&key, size).map(drop);
+        let opened = store.large_or_new(name).map(drop);
         (blobs.get(&digest), store.audit(complete), opened)
     });
     assert!(blob.is_none());
@@ -49,7 +50,7 @@ fn regression_what_cannot_be_opened_just_now_is_not_removed_as_damaged() {
 
     assert_eq!(blobs.get(&digest).unwrap().bytes(), &b"manifest"[..]);
     assert!(store.get(object.key(), 5).is_some());
-    let partial = store.large(&key, size).unwrap();
-    assert!(store.has_chunk(&key, &partial, 0, &chunks[0]));
+    let partial = store.large(name).unwrap();
+    assert!(store.has_chunk(&partial, 0));
     assert_eq!(store.usage().damaged, 0);
 }

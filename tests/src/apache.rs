@@ -1,10 +1,10 @@
 //! A real Apache that serves an image-serve tree as TripleO sets it up, on a free loopback port.
 
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::port;
 use crate::process::{Running, SOON, eventually, program};
 use crate::requirement::Need;
 
@@ -66,7 +66,7 @@ impl Apache {
             }
         }
         let directory = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = port::unused().port();
         let log = directory.path().join("access");
         let config = directory.path().join("apache.conf");
         fs::write(&config, configuration(root, directory.path(), port)).unwrap();

@@ -29,6 +29,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::http::Server;
+use crate::port;
 use crate::process::{Outcome, SOON, run, undermount};
 use crate::registry::Registry;
 
@@ -201,8 +202,7 @@ impl<'a> Scene<'a> {
 
 /// An address where nothing listens.
 fn closed_address() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
+    port::unused().to_string()
 }
 
 /// `-modified-20240131235958` as `-modified-{{TIMESTAMP}}`.

@@ -6,6 +6,7 @@
 pub mod apache;
 pub mod architecture;
 pub mod archive;
+pub mod artifact;
 pub mod cluster;
 pub mod commands;
 pub mod compression;
@@ -27,6 +28,7 @@ pub mod network;
 pub mod node;
 pub mod origin;
 pub mod podman;
+pub mod port;
 pub mod process;
 pub mod prometheus;
 pub mod proxy;

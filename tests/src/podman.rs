@@ -15,6 +15,7 @@ use crate::manager::{self, Manager};
 use crate::process::{Outcome, Running, SOON, eventually, program, run, undermount};
 use crate::registry::{Registry, get};
 use crate::requirement::Need;
+use crate::tree::Tree;
 
 /// What [`Podman`] needs from the machine.
 pub const NEEDS: &[Need] = &[
@@ -242,6 +243,24 @@ impl Podman {
     pub fn output(&self, image: &str, command: &[&str]) -> String {
         let arguments = [&["run", "--rm", image], command].concat();
         self.run(&arguments).stdout
+    }
+
+    /// Pulls an image lazily and as ever, and checks that both are the same tree, which is
+    /// returned.
+    #[track_caller]
+    pub fn assert_like_an_ordinary_pull(&self, reference: &str) -> Tree {
+        self.run(&["pull", "--quiet", reference]);
+        self.run_ordinary(&["pull", "--quiet", reference]);
+        let mounted = |outcome: Outcome| PathBuf::from(outcome.stdout.trim());
+        let lazy = mounted(self.run(&["image", "mount", reference]));
+        let ordinary = mounted(self.run_ordinary(&["image", "mount", reference]));
+        let mut expected = Tree::read(&ordinary).unwrap();
+        // Of its root podman keeps nothing that an archive says, but the moment of the pull.
+        expected.open(".", "mtime_ns");
+        Tree::read(&lazy).unwrap().assert_equals(&expected);
+        self.run(&["image", "unmount", "--all"]);
+        self.run_ordinary(&["image", "unmount", "--all"]);
+        expected
     }
 
     /// Whether anything is mounted on the layer store.

@@ -2,21 +2,28 @@
 //! takes is no test.)
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use undermount_tests::archive::{Member, noise};
 use undermount_tests::commands::runnable;
 use undermount_tests::image::{Image, Layer};
-use undermount_tests::node::{self, PATIENCE};
+use undermount_tests::node::{self, PATIENCE, assert_no_process_left, is_mounted, mounts_below};
 use undermount_tests::podman;
-use undermount_tests::process::{Outcome, run, undermount};
+use undermount_tests::process::{Outcome, Running, call, eventually, run, undermount};
 use undermount_tests::registry::Registry;
 use undermount_tests::requirement::lacking;
 use undermount_tests::userland::userland;
 
 const DATA: u64 = 3_000_000;
+
+/// How often is looked at what the bench has started.
+const POLL: Duration = Duration::from_millis(20);
 
 /// A shell above a file that it does not read.
 fn shell_image() -> Image {
@@ -25,9 +32,13 @@ fn shell_image() -> Image {
 }
 
 fn bench(reference: &str, flags: &[&str], script: &str) -> Outcome {
-    let mut command: Command = undermount();
+    run(&mut command(reference, flags, script), PATIENCE)
+}
+
+fn command(reference: &str, flags: &[&str], script: &str) -> Command {
+    let mut command = undermount();
     command.args(["bench", reference]).args(flags).args(["--", "/bin/sh", "-c", script]);
-    run(&mut command, PATIENCE)
+    command
 }
 
 #[test]
@@ -59,6 +70,145 @@ fn each_variant_is_measured_over_the_link() {
     }
     assert_eq!(report["image_bytes"].as_u64(), Some(image.compressed_size()));
     assert!(fs::read_to_string(page).unwrap().contains("pull and unpack"));
+}
+
+/// A shell with a file that its start reads, and the script that does and fails if it is wrong.
+fn reading_image() -> (Image, String) {
+    let content = noise(1, DATA as usize);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), &content).unwrap();
+    let sums = call("cksum", &[file.path()]);
+    let sum: Vec<&str> = sums.split_whitespace().take(2).collect();
+    let script = format!("set -- $(cksum < /data); test \"$*\" = \"{}\"", sum.join(" "));
+    let image =
+        Image::of(&[&[Member::file("data", content)], &runnable(&["/bin/sh", "/usr/bin/cksum"])]);
+    (image, script)
+}
+
+/// The neighbour has what the start reads; the registry is asked what the tag means, and what is
+/// attached.
+#[test]
+fn beside_a_peer_that_has_started_the_image_the_registry_sends_little() {
+    if lacking(node::NEEDS) {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let registry = Registry::undermount(&scratch.path().join("registry"));
+    let (image, script) = reading_image();
+    let reference = registry.push_image(&image, "shell");
+    let flags = ["--variants", "pack,peers", "--rounds", "2", "--link", "1gbit", "--rtt", "1ms"];
+    let page = scratch.path().join("report.html");
+    let flags = [&flags[..], &["--json", "--html", page.to_str().unwrap()]].concat();
+    let (outcome, directories) = watched(&reference, &flags, &script);
+    let said: Value = serde_json::from_str(&outcome.success().stdout).unwrap();
+    let runs = said["reports"][0]["runs"].as_array().unwrap();
+    let variants: Vec<&str> = runs.iter().map(|run| run["variant"].as_str().unwrap()).collect();
+    assert_eq!(variants, ["lazy-pack", "lazy-peers", "lazy-pack", "lazy-peers"]);
+    for run in runs {
+        let from_registry = run["traffic"]["bytes"].as_u64().unwrap();
+        let from_peer = run["peer_bytes"].as_u64().unwrap();
+        if run["variant"] == "lazy-pack" {
+            assert!(from_registry >= DATA && from_peer == 0, "{run}");
+        } else {
+            assert!(from_registry < DATA / 50 && from_peer >= DATA, "{run}");
+            assert!(!run["traffic"]["requests"].as_array().unwrap().is_empty(), "{run}");
+        }
+    }
+    assert!(fs::read_to_string(page).unwrap().contains("lazy with peers"));
+    assert_eq!(directories.len(), 4, "one for each run");
+    assert_nothing_left(&directories);
+}
+
+/// The start fails with the neighbour, which comes first, or only on the node that is measured.
+#[test]
+fn a_command_that_fails_beside_a_peer_leaves_nothing_behind() {
+    if lacking(node::NEEDS) {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let registry = Registry::undermount(&scratch.path().join("registry"));
+    let reference = registry.push_image(&shell_image(), "shell");
+    let flags = ["--variants", "peers", "--rounds", "1"];
+    // The devices of the host are all that two starts share.
+    let mark = format!("/dev/shm/second-start-{}", std::process::id());
+    let second = format!("test -e {mark} && {{ echo the second fails; exit 7; }}; : > {mark}");
+    for (script, words) in [("echo it fails; exit 7", "it fails"), (&second, "the second fails")] {
+        let (outcome, directories) = watched(&reference, &flags, script);
+        let _ = fs::remove_file(&mark);
+        assert!(outcome.refusal().contains(words), "{}", outcome.stderr);
+        assert_eq!(directories.len(), 1);
+        assert_nothing_left(&directories);
+    }
+}
+
+#[test]
+fn an_interrupted_bench_leaves_nothing_behind() {
+    if lacking(node::NEEDS) {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let registry = Registry::undermount(&scratch.path().join("registry"));
+    let reference = registry.push_image(&shell_image(), "shell");
+    let flags = ["--variants", "peers", "--rounds", "1", "--ready-regex", "never"];
+    let script = "while :; do :; done";
+    let mut bench = Running::start(&mut command(&reference, &flags, script));
+    let mut directories = BTreeSet::new();
+    eventually("the neighbour mounts the image", PATIENCE, || {
+        directories.extend(directories_of_children(bench.id()));
+        let mounted = |directory: &PathBuf| is_mounted(&directory.join("neighbour/root"));
+        directories.iter().any(mounted)
+    });
+    bench.signal(Signal::SIGINT);
+    let status = bench.wait(PATIENCE).expect("the bench ends");
+    assert!(!status.success() && bench.stderr().contains("interrupted"), "{}", bench.stderr());
+    assert_nothing_left(&directories);
+}
+
+/// Runs the bench, and tells which directories its agents have had.
+fn watched(reference: &str, flags: &[&str], script: &str) -> (Outcome, BTreeSet<PathBuf>) {
+    let begin = Instant::now();
+    let mut bench = Running::start(&mut command(reference, flags, script));
+    let mut directories = BTreeSet::new();
+    let status = loop {
+        directories.extend(directories_of_children(bench.id()));
+        if let Some(status) = bench.wait(POLL) {
+            break status;
+        }
+        assert!(begin.elapsed() < PATIENCE, "the bench takes too long: {}", bench.stderr());
+    };
+    let (stdout, stderr) = (bench.stdout(), bench.stderr());
+    let elapsed = begin.elapsed();
+    (Outcome { command: bench.command.clone(), status, stdout, stderr, elapsed }, directories)
+}
+
+/// The directories of a bench that the command lines of its children name.
+fn directories_of_children(bench: u32) -> Vec<PathBuf> {
+    // A child is that of the thread which has started it.
+    let threads = fs::read_dir(format!("/proc/{bench}/task")).into_iter().flatten().flatten();
+    let children = threads
+        .map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default())
+        .collect::<String>();
+    let words = |child| fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+    let lines = children.split_whitespace().map(words);
+    lines.filter_map(|line| directory_of_bench(&String::from_utf8_lossy(&line))).collect()
+}
+
+/// The directory of a bench that is named in a command line.
+fn directory_of_bench(line: &str) -> Option<PathBuf> {
+    let is_of_bench = |path: &&Path| {
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        name.starts_with(b"undermount-bench-")
+    };
+    line.split('\0').find_map(|word| Path::new(word).ancestors().find(is_of_bench)).map(Into::into)
+}
+
+#[track_caller]
+fn assert_nothing_left(directories: &BTreeSet<PathBuf>) {
+    for directory in directories {
+        assert_eq!(mounts_below(directory), Vec::<PathBuf>::new());
+        assert_no_process_left(directory);
+        assert!(!directory.exists(), "{} is left behind", directory.display());
+    }
 }
 
 /// `podman pull` as the reference, images and commands out of a file, one page for all.

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use undermount_tests::archive::{Member, noise};
 use undermount_tests::image::Image;
 use undermount_tests::node::{self, Node, PATIENCE};
-use undermount_tests::process::{Outcome, run, undermount};
+use undermount_tests::process::{Outcome, eventually, run, undermount};
 use undermount_tests::registry::{Registry, files_below};
 use undermount_tests::requirement::{Need, lacking};
 
@@ -62,6 +62,13 @@ impl Setting {
     fn cache_json(&self, words: &[&str]) -> Value {
         let outcome = self.cache(&[words, &["--json"]].concat());
         serde_json::from_str(&outcome.stdout).unwrap_or_else(|_| panic!("{}", outcome.stderr))
+    }
+
+    /// Unmounts, and waits for the end of the owner: what a worker has fetched stays in its memory
+    /// for a while, whatever becomes of its files.
+    fn end(&mut self, mount: &Path) {
+        self.node.umount(mount);
+        node::assert_no_process_left(&self.node.cache());
     }
 
     fn assert_all_read(&self, mount: &Path) {
@@ -126,17 +133,17 @@ fn whatever_happens_to_the_files_of_the_cache_every_file_reads_right() {
         large.read_exact_at(&mut [0; 10], 2_000_000).unwrap();
         read_cold(&mount.join("small/f1"));
         drop(large);
-        let kept = setting.kept();
-        assert!(kept.len() > 40, "{what}: {kept:?}");
-        kept.iter().for_each(|path| damage(path));
+        // What a read brings is written behind it.
+        eventually(what, PATIENCE, || setting.kept().len() > 40);
+        setting.kept().iter().for_each(|path| damage(path));
         // At once, in the mount that is there ...
         setting.assert_all_read(&mount);
-        setting.node.umount(&mount);
+        setting.end(&mount);
         setting.kept().iter().for_each(|path| damage(path));
         // ... and by a worker and a mount that come after.
         let mount = setting.node.mount(&setting.reference);
         setting.assert_all_read(&mount);
-        setting.node.umount(&mount);
+        setting.end(&mount);
     }
 }
 

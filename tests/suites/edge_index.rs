@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use serde_json::Value;
 use undermount_fs::digest::Digest;
+use undermount_fs::index::{LayerTree, SpanTable};
 use undermount_fs::layer::{Indexer, LayerError, LayerIndex};
 use undermount_tests::edge::{Case, Verdict, cases};
 
@@ -51,6 +52,25 @@ fn every_right_layer_has_one_index_and_the_claimed_diff_id_however_it_arrives() 
                 [Ok(one), Ok(two)] if one == two => wrong.push(format!("{}: DiffID", case.name)),
                 [Ok(_), Ok(_)] => wrong.push(format!("{}: two indexes", case.name)),
                 [Err(error), _] | [_, Err(error)] => wrong.push(format!("{}: {error}", case.name)),
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A rule for indexes of strangers that a right index breaks would have every node build its own.
+#[test]
+fn every_index_passes_what_indexes_of_strangers_are_held_to() {
+    let mut wrong = Vec::new();
+    for case in all() {
+        for index in blobs(case).iter().filter_map(|blob| index(blob, 1 << 20).ok()) {
+            let tree = LayerTree::new(index.tree.to_vec().into()).unwrap();
+            let spans = SpanTable::new(index.spans.to_vec().into());
+            wrong.extend(tree.check().err().map(|error| format!("{}: {error}", case.name)));
+            match spans.map(|table| table.end().1) {
+                Ok(end) if end == index.uncompressed_size => {}
+                Ok(end) => wrong.push(format!("{}: spans end at {end}", case.name)),
+                Err(error) => wrong.push(format!("{}: {error}", case.name)),
             }
         }
     }

@@ -246,9 +246,9 @@ fn on_a_busy_machine_the_threads_that_take_requests_come_before_others() {
                 // Nobody remembers this directory: each listing asks again.
                 fs::read_dir(node.dir().join("plain/images")).unwrap().for_each(drop);
                 let (takers, others) = scheduling(node.worker().unwrap().as_raw());
-                assert!(takers.len() >= 2, "{takers:?}");
                 assert!(others.iter().all(|how| *how == (libc::SCHED_OTHER, 0)), "{others:?}");
-                takers.into_iter().any(is_urgent)
+                // On a busy machine the second one takes a while to begin.
+                takers.len() >= 2 && takers.into_iter().any(is_urgent)
             });
         }));
         over.store(true, Ordering::Relaxed);

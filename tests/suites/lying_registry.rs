@@ -3,6 +3,7 @@
 //! out of proportion.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,8 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use undermount::image::artifact::LayerBlobs;
 use undermount_fs::digest::Digest;
+use undermount_fs::fill::Content;
+use undermount_fs::index::LayerTree;
 use undermount_tests::archive::{Member, noise};
 use undermount_tests::http::{Fault, Request, Response};
 use undermount_tests::image::{Image, MANIFEST};
@@ -248,6 +251,15 @@ fn with_tree(image: &Image, change: impl FnOnce(&mut Vec<u8>)) -> Option<Vec<Lay
     Some(vec![LayerBlobs { tree: tree.into(), ..right }])
 }
 
+/// Gives the large file the key of a content that is another one.
+fn with_another_key(tree: &mut [u8]) {
+    let right = LayerTree::new(tree.to_vec().into()).unwrap();
+    let mut contents = Content::all(&right).map(|content| content.unwrap().1);
+    let key = *contents.find(Content::is_large).unwrap().key.digest();
+    let at = tree.windows(32).position(|bytes| bytes == key.as_bytes()).unwrap();
+    tree[at] ^= 1;
+}
+
 fn indexes() -> Vec<Lie> {
     vec![
         lying_index("index of another layer", |image| {
@@ -275,8 +287,14 @@ fn indexes() -> Vec<Lie> {
                 tree[at..at + 4].copy_from_slice(b"../x");
             })
         }),
+        lying_index("index of a file with another key", |image| {
+            with_tree(image, |tree| with_another_key(tree))
+        }),
         lying_index("index of noise", |image| with_tree(image, |tree| *tree = noise(7, 10_000))),
         lying_index("index that is empty", |image| with_tree(image, Vec::clear)),
+        lying_index("index of 300 MiB in a few KiB", |image| {
+            with_tree(image, |tree| *tree = vec![0; 300 << 20])
+        }),
         lying_index("spans of another layer", |image| {
             let (layer, _) = image.layers()[0];
             let right = index_of(&image.blobs[&layer]);
@@ -344,7 +362,7 @@ fn tell(lies: Vec<Lie>) {
 
 /// The most memory that the process has had, in KiB.
 fn peak_memory(process: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
@@ -370,7 +388,7 @@ fn indexes_that_lie_are_noticed_and_built_anew() {
 }
 
 fn listing(directory: &Path) -> Vec<String> {
-    let names = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name());
+    let names = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name());
     let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
     names.sort();
     names
@@ -419,4 +437,30 @@ fn regression_what_a_lying_index_has_shown_is_gone_at_the_next_mount() {
     node.try_mount(&reference, &directory).success();
     let found = Tree::read(&directory).unwrap().differences(&Model::tree_of(&[&right]));
     assert!(found.is_empty(), "{found:#?}");
+}
+
+/// Versions before 1 of the rules took large files with keys of other images' files.
+#[test]
+fn regression_an_index_that_an_older_version_took_is_looked_through_again() {
+    if lacking(node::NEEDS) {
+        return;
+    }
+    let (origin, mut node) = (Origin::new(), Node::new());
+    let well = origin.add("lies/well", Image::of(&[&[Member::file("well", "well")]]));
+    node.mount(&well);
+    let image = Image::of(&[&members()]);
+    let (layer, _) = image.layers()[0];
+    let tree = with_tree(&image, |tree| with_another_key(tree)).unwrap().remove(0).tree;
+    let reference = origin.add("lies/old", image);
+    let hex = Digest::of(&tree).hex();
+    let directory = node.cache().join("blobs").join(&hex[..2]);
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(directory.join(&hex), tree).unwrap();
+    let record = json!({ "tree": format!("sha256:{hex}"), "trust": "registry" });
+    let place = node.cache().join("layers").join(layer.hex());
+    fs::write(&place, record.to_string()).unwrap();
+    let directory = node.mount(&reference);
+    assert!(fs::read(directory.join("d/noise")).unwrap() == noise(5, 1_300_000));
+    let record: Value = serde_json::from_slice(&fs::read(place).unwrap()).unwrap();
+    assert_eq!(record["trust"], "self", "it was built anew");
 }

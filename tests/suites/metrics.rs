@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -14,6 +13,7 @@ use undermount::metrics::names::{self, Metric};
 use undermount_tests::archive::{Member, noise};
 use undermount_tests::image::Image;
 use undermount_tests::node::{NEEDS, PATIENCE};
+use undermount_tests::port;
 use undermount_tests::process::{Running, SOON, eventually, run, undermount};
 use undermount_tests::prometheus::Page;
 use undermount_tests::registry::{Registry, get};
@@ -28,10 +28,15 @@ struct Agent {
 
 impl Agent {
     fn start() -> Self {
+        let told = ["layer store is served", "metrics are told"];
+        Self::logging(&[], &told)
+    }
+
+    /// One with these flags, once it has logged all of `words`.
+    fn logging(flags: &[&str], words: &[&str]) -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let path = |name: &str| scratch.path().join(name);
-        // Somebody else may take it before the agent does, which then tries again.
-        let metrics = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let metrics = port::unused().to_string();
         let text = format!(
             "[cache]\ndirectory = '{}'\nquota = '1 GiB'\n[completion]\nwithin = 0\n[reads]\ntimeout = 5\n\
              [store]\nmount = '{}'\n[metrics]\nlisten = '{metrics}'\n",
@@ -40,9 +45,10 @@ impl Agent {
         );
         fs::write(path("agent.toml"), text).unwrap();
         let mut command = undermount();
-        command.arg("agent").env("UNDERMOUNT_CONFIG", path("agent.toml"));
+        command.arg("agent").args(flags).env("UNDERMOUNT_CONFIG", path("agent.toml"));
         let mut process = Running::start(&mut command);
-        process.wait_for(SOON, |text| text.contains("layer store is served").then_some(()));
+        let has_told = |text: &str| words.iter().all(|said| text.contains(said));
+        process.wait_for(SOON, |text| has_told(text).then_some(()));
         Self { scratch, process, metrics }
     }
 
@@ -115,6 +121,16 @@ fn an_agent_tells_what_its_reads_came_to() {
     told.insert(names::FALLBACKS.name);
     assert_eq!(told, listed(names::AGENT), "what the documents list is what is told");
     the_slow_read_has_a_name(&agent, &reference);
+}
+
+#[test]
+fn regression_what_an_agent_is_told_to_log_its_worker_logs() {
+    if lacking(NEEDS) {
+        return;
+    }
+    let flags = ["--log", "undermount::agent::figures=info", "--log-format", "json"];
+    let agent = Agent::logging(&flags, &["\"message\":\"metrics are told\""]);
+    assert!(!agent.process.stderr().contains("layer store is served"), "of another module");
 }
 
 fn the_slow_read_has_a_name(agent: &Agent, reference: &str) {

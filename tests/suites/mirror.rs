@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
@@ -22,6 +22,7 @@ use undermount_tests::http::Fault;
 use undermount_tests::image::Image;
 use undermount_tests::node::{self, PATIENCE};
 use undermount_tests::origin::Origin;
+use undermount_tests::port;
 use undermount_tests::process::{Running, SOON, binary, call, program, run, undermount};
 use undermount_tests::requirement::{Need, lacking};
 
@@ -264,7 +265,7 @@ fn confined() -> Command {
 
 /// An agent with a mirror of `registry`, and where the mirror listens.
 fn agent(dir: &Path, registry: &str) -> (Running, SocketAddr) {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let free = port::unused();
     let config = format!(
         "[cache]\ndirectory = '{0}/cache'\n[store]\nmount = '{0}/store'\n\
          [mirror]\nlisten = '{free}'\nregistries = ['{registry}']\n",

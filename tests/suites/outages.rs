@@ -142,7 +142,9 @@ fn a_reader_that_waits_for_the_network_can_be_killed() {
         ("dd", &["of=/dev/null", "bs=4096"], Signal::SIGKILL),
     ];
     for (program, arguments, signal) in readers {
-        let mut command = Command::new(program);
+        // Whoever runs the tests in the background of a shell has it ignore SIGINT.
+        let mut command = Command::new("env");
+        command.args(["--default-signal=INT", program]);
         match program {
             "dd" => command.arg(format!("if={}", path.display())).args(arguments),
             _ => command.arg(&path),

@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
+use undermount::control::Runtime;
 use undermount_tests::archive::{Member, noise};
 use undermount_tests::http::Fault;
 use undermount_tests::image::Image;
@@ -28,7 +29,7 @@ const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::Program("skopeo")];
 /// dropped, nothing is left, also of a test that has failed.
 struct Node {
     scratch: TempDir,
-    _registry: Registry,
+    registry: Option<Registry>,
     keeper: Pid,
 }
 
@@ -45,7 +46,7 @@ impl Node {
             (0..300).map(|n| Member::file(format!("d{}/f{n}", n % 5), content(n))).collect();
         let reference = registry.push_image(&Image::of(&[&members]), "test/files:1");
         fs::create_dir(scratch.path().join("mnt")).unwrap();
-        let mut node = Self { scratch, _registry: registry, keeper: Pid::from_raw(0) };
+        let mut node = Self { scratch, registry: Some(registry), keeper: Pid::from_raw(0) };
         let mount = node.mount();
         let mut command = node.command("mount");
         command.arg("--plain-http").args(flags);
@@ -263,4 +264,58 @@ fn regression_reads_that_wait_for_the_network_outlive_an_upgrade() {
             assert!(bytes == content(n)[..4096], "other bytes in file {n}");
         }
     });
+}
+
+/// A worker that ends, and the next one, which shows what it can.
+fn replace_worker(node: &Node) {
+    let before = node.worker();
+    kill(before, Signal::SIGKILL).unwrap();
+    eventually("another worker serves", SOON, || node.worker() != before);
+}
+
+#[test]
+fn regression_a_mount_that_one_worker_cannot_show_is_shown_by_the_next() {
+    if lacking(&NEEDS) {
+        return;
+    }
+    let mut node = Node::start();
+    let read = |node: &Node| fs::read(node.mount().join("d3/f3"));
+    let [blobs, away] = ["cache/blobs", "blobs"].map(|name| node.scratch.path().join(name));
+    // What is here the next worker can show, whatever became of the registry.
+    let reference = node.status()["mounts"][0]["reference"].as_str().unwrap().to_owned();
+    run(node.command("pull").arg("--plain-http").arg(reference), SOON).success();
+    node.registry = None;
+    fs::rename(&blobs, &away).unwrap();
+    replace_worker(&node);
+    assert!(read(&node).is_err());
+    let shown = node.status()["mounts"][0].clone();
+    assert_eq!(shown["dir"].as_str(), node.mount().to_str());
+    assert!(shown["trouble"].as_str().unwrap().contains("all reads of it fail"), "{shown}");
+
+    fs::remove_dir_all(&blobs).unwrap();
+    fs::rename(&away, &blobs).unwrap();
+    replace_worker(&node);
+    assert_eq!(read(&node).unwrap(), content(3));
+    assert!(node.status()["mounts"][0]["trouble"].is_null());
+}
+
+#[test]
+fn regression_what_the_kernel_shows_outlives_a_damaged_list_of_mounts() {
+    if lacking(&NEEDS) {
+        return;
+    }
+    let node = Node::start();
+    let runtime = Runtime::of(&node.scratch.path().join("cache").canonicalize().unwrap());
+    fs::write(runtime.mounts(), "[{\"dir\":").unwrap();
+    for _ in 0..2 {
+        replace_worker(&node);
+        let shown = node.status()["mounts"][0].clone();
+        assert_eq!(shown["dir"].as_str(), node.mount().to_str());
+        assert!(shown["trouble"].as_str().unwrap().contains("was damaged"), "{shown}");
+        assert_eq!(fs::read_to_string(runtime.damaged_mounts()).unwrap(), "[{\"dir\":");
+    }
+    let worker = node.worker();
+    run(node.command("umount").arg(node.mount()), SOON).success();
+    node.assert_gone(worker);
+    assert!(!runtime.damaged_mounts().exists());
 }

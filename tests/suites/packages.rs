@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -103,10 +104,38 @@ fn the_deb_installs_into_a_clean_debian_and_leaves_without_a_trace() {
         if grep undermount $root/etc/containers/storage.conf; then exit 98; fi
         [ -e $root/etc/undermount/agent.toml ] && [ -e $root/var/lib/undermount ]
         rm -r $root/etc/containers
+        mkdir $root/var/lib/undermount-store
         chroot $root apt-get purge -y undermount
+        rmdir $root/var/lib/undermount-store
         tree >$scratch/after; diff $scratch/before $scratch/after";
     fs::write(dir.path().join("version"), run(undermount().arg("--version"), SOON).stdout).unwrap();
     run(&mut in_root(&debian.unpacked(), dir.path(), script), PATIENCE).success();
+}
+
+#[test]
+fn regression_removal_goes_on_where_something_fails_and_leaves_the_mount_point() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = dir.path().join("said");
+    for (name, code) in [("undermount", 1), ("systemctl", 1), ("rm", 0)] {
+        let path = dir.path().join(name);
+        let script = format!("#!/bin/sh\necho \"{name} $*\" >>{}\nexit {code}\n", said.display());
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    for (script, argument, word) in [
+        ("deb/prerm", "remove", "undermount setup podman --undo\n"),
+        ("rpm/preun", "0", "undermount setup podman --undo\n"),
+        ("deb/postrm", "purge", "rm -rf --one-file-system /var/lib/undermount "),
+    ] {
+        let mut command = program("sh");
+        command.arg(packaging().join(script)).arg(argument);
+        command.env("PATH", format!("{}:/usr/bin:/bin", dir.path().display()));
+        run(&mut command, SOON).success();
+        let called = fs::read_to_string(&said).unwrap();
+        assert!(called.contains(word), "{script}: {called}");
+        assert!(!called.contains("undermount-store"), "{script}: {called}");
+        fs::remove_file(&said).unwrap();
+    }
 }
 
 #[test]
@@ -261,6 +290,7 @@ fn the_roles_set_up_a_node_and_an_undercloud() {
         "undermount_agent_config": { "cache": { "quota": "100 GiB" } },
         "undermount_registry_listen": "192.0.2.1:8787",
         "undermount_openstack_wrapper": true,
+        "undermount_tripleo_release": "train",
     });
     let script = "
         rm -rf $root/etc/undermount $root/etc/containers/storage.conf
@@ -274,6 +304,7 @@ fn the_roles_set_up_a_node_and_an_undercloud() {
             [ -L $root/etc/systemd/system/$unit.service ]
         done
         chroot $root openstack tripleo container image prepare --help | grep -q Usage:
+        chroot $root openstack tripleo container image prepare default | grep -q tripleomaster
         play | tee $scratch/second; grep -q 'changed=0 ' $scratch/second
         play -e undermount_agent_podman=false
         [ ! -e $root/etc/containers/storage.conf ]";
@@ -288,6 +319,9 @@ fn the_roles_hand_the_cluster_key_to_registry_and_nodes() {
     let vars = json!({
         "undermount_registry_peers": true,
         "undermount_registry_flags": ["--profiles", "off"],
+        "undermount_registry_tls_cert": "/etc/pki/registry.crt",
+        "undermount_registry_tls_key": "/etc/pki/registry.key",
+        "undermount_registry_htpasswd": "/etc/undermount/users",
         "undermount_cluster_key_host": "localhost",
         "undermount_agent_podman": false,
         "undermount_agent_config": {
@@ -302,8 +336,14 @@ fn the_roles_hand_the_cluster_key_to_registry_and_nodes() {
         key=$root/etc/undermount/cluster.key
         [ $(stat -c '%a %u' $key | tr ' ' -) = 400-0 ]
         if grep -F \"$(tail -1 $key)\" $scratch/first; then exit 98; fi
-        flags='--peers-key /run/credentials/undermount-registry.service/cluster.key --profiles off'
+        given=/run/credentials/undermount-registry.service
+        flags=\"--peers-key $given/cluster.key --tls-cert $given/tls.crt --tls-key $given/tls.key\"
+        flags=\"$flags --htpasswd $given/htpasswd --profiles off\"
         grep -qF -- \"$flags\" $root/etc/undermount/registry.env
+        given=$root/etc/systemd/system/undermount-registry.service.d/credentials.conf
+        [ \"$(grep ^L $given | tr '\\n' ' ')\" = 'LoadCredential=tls.crt:/etc/pki/registry.crt \
+            LoadCredential=tls.key:/etc/pki/registry.key \
+            LoadCredential=htpasswd:/etc/undermount/users ' ]
         drop=$root/etc/systemd/system/undermount-registry.service.d/peers.conf
         grep -qx 'LoadCredential=cluster.key:/etc/undermount/cluster.key' $drop
         chroot $root undermount config show | grep -q 'enabled = true'

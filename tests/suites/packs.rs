@@ -7,6 +7,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 use undermount_tests::archive::{Member, noise};
+use undermount_tests::artifact::{IndexBlobs, PATCH, TREE};
 use undermount_tests::commands::runnable;
 use undermount_tests::image::Image;
 use undermount_tests::node::{self, Node, PATIENCE};
@@ -196,31 +197,73 @@ fn a_damaged_pack_costs_nothing_but_its_transfer() {
     node.umount(&directory);
 }
 
+/// The file of the update below that has changed, and what is in it now.
+const CHANGED: usize = 3;
+
+fn changed_content() -> Vec<u8> {
+    noise(1003, 50_000)
+}
+
+/// The image of `setting` with a changed file and a new one, and an update pack from it; its name,
+/// and what belongs to its index.
+fn update(setting: &Setting) -> (String, IndexBlobs) {
+    let changed = [Member::file(name(CHANGED), changed_content()), Member::file("new", "new")];
+    let data: Vec<Member> = (0..300)
+        .map(|file| Member::file(name(file), content(file)))
+        .filter(|member| member.path != name(CHANGED).as_bytes())
+        .chain(changed)
+        .collect();
+    let rebuilt = Image::of(&[&data, &runnable(&["/bin/sh", "/bin/cat"])]);
+    let newer = setting.registry.push_image(&rebuilt, "newer");
+    setting.pack(&["--update-from", &setting.reference, &newer]).success();
+    let root = setting.scratch.path().join("registry");
+    (newer, IndexBlobs::of(&setting.registry, &root, "newer", &rebuilt.digest()))
+}
+
 #[test]
 fn an_update_pack_brings_what_has_changed() {
     if lacking(node::NEEDS) {
         return;
     }
     let mut setting = Setting::new();
-    let changed = [Member::file(name(3), noise(1003, 50_000)), Member::file("new", "new")];
-    let data: Vec<Member> = (0..300)
-        .map(|file| Member::file(name(file), content(file)))
-        .filter(|member| member.path != name(3).as_bytes())
-        .chain(changed)
-        .collect();
-    let rebuilt = Image::of(&[&data, &runnable(&["/bin/sh", "/bin/cat"])]);
-    let newer = setting.registry.push_image(&rebuilt, "newer");
-    setting.pack(&["--update-from", &setting.reference, &newer]).success();
-
+    let (newer, blobs) = update(&setting);
+    // The tree comes as a difference: of the layer that has changed, nobody asks for the whole one.
+    assert_eq!(blobs.files(PATCH).len(), 1);
     let mut node = Node::new();
     node.pull(&setting.reference);
+    for tree in blobs.files(TREE) {
+        fs::remove_file(tree).unwrap();
+    }
     let directory = node.mount(&newer);
     let content_bytes = node.mount_status(&directory)["content_bytes"].as_u64().unwrap();
     eventually("all is here", PATIENCE, || local_bytes(&node, &directory) == content_bytes);
+    let fetched = node.fetched(&directory);
+    assert!(fetched < 60_000, "{fetched} bytes for a file of 50,000");
     setting.registry.process().kill();
-    assert!(fs::read(directory.join(name(3))).unwrap() == noise(1003, 50_000));
+    assert!(fs::read(directory.join(name(CHANGED))).unwrap() == changed_content());
     assert_eq!(fs::read(directory.join("new")).unwrap(), b"new");
     assert!(fs::read(directory.join(name(299))).unwrap() == content(299));
+    node.umount(&directory);
+}
+
+#[test]
+fn a_damaged_patch_of_a_tree_costs_nothing_but_its_transfer() {
+    if lacking(node::NEEDS) {
+        return;
+    }
+    let setting = Setting::new();
+    let (newer, blobs) = update(&setting);
+    for patch in blobs.files(PATCH) {
+        let mut bytes = fs::read(&patch).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&patch, bytes).unwrap();
+    }
+    let mut node = Node::new();
+    node.pull(&setting.reference);
+    let directory = node.mount(&newer);
+    assert!(node.fetched(&directory) < setting.image.compressed_size() / 3, "no layer came whole");
+    assert!(fs::read(directory.join(name(CHANGED))).unwrap() == changed_content());
     node.umount(&directory);
 }
 

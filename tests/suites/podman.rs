@@ -11,7 +11,6 @@ use undermount_tests::image::{Image, Layer};
 use undermount_tests::podman::{NEEDS, PATIENCE, Podman};
 use undermount_tests::process::run;
 use undermount_tests::requirement::lacking;
-use undermount_tests::tree::Tree;
 use undermount_tests::userland::userland;
 
 const TOOLS: [&str; 8] = ["sh", "cat", "ls", "id", "stat", "mkdir", "rm", "getfattr"];
@@ -284,20 +283,10 @@ fn a_lazy_container_is_the_same_tree_as_an_ordinary_one() {
         layers.iter().map(|members| Layer::compressed(&Archive::of(members), Compression::Gzip));
     let image = Image::from_layers(layers.collect());
     let reference = node.registry().push_image(&image, "test/kinds:1");
-    node.run(&["pull", "--quiet", &reference]);
-    node.run_ordinary(&["pull", "--quiet", &reference]);
-    let mounted = |outcome: String| PathBuf::from(outcome.trim());
-    let lazy = mounted(node.run(&["image", "mount", &reference]).stdout);
-    let ordinary = mounted(node.run_ordinary(&["image", "mount", &reference]).stdout);
-    let mut expected = Tree::read(&ordinary).unwrap();
-    // Of its root podman keeps nothing that an archive says, but the moment of the pull.
-    expected.open(".", "mtime_ns");
-    Tree::read(&lazy).unwrap().assert_equals(&expected);
+    let expected = node.assert_like_an_ordinary_pull(&reference);
     assert!(expected.field("kinds/attr", "xattr:user.two").is_some());
     assert!(!expected.entries.contains_key("hidden/below"));
     assert_eq!(node.status()["store"]["refused"], json!({}));
-    node.run(&["image", "unmount", "--all"]);
-    node.run_ordinary(&["image", "unmount", "--all"]);
 }
 
 #[test]

@@ -127,3 +127,24 @@ fn layers_with_and_without_extended_attributes_mix_in_one_image() {
     let script = "rm -r /etc/attr && mkdir /etc/attr && echo x > /etc/attr/y && ls /etc/attr";
     assert_eq!(node.output(&reference, &["/bin/sh", "-c", script]), "y\n");
 }
+
+#[test]
+fn a_marker_in_the_root_of_a_layer_hides_no_more_than_in_an_ordinary_pull() {
+    if lacking(NEEDS) {
+        return;
+    }
+    let node = Podman::new();
+    let below = [Member::file("early", "e"), Member::dir("d"), Member::file("d/early", "e")];
+    // The second one hides in a directory as well, and so is shown above these layers only.
+    let root = [Member::opaque(""), Member::dir("d"), Member::file("d/late", "l")];
+    let both = [Member::opaque(""), Member::opaque("d"), Member::dir("d"), Member::file("d/f", "")];
+    for (name, upper, hides) in [("root", &root[..], false), ("both", &both[..], true)] {
+        let layers = vec![Layer::of(&below), Layer::of(upper), base("above")];
+        let image = Image::from_layers(layers);
+        let reference = node.registry().push_image(&image, &format!("test/{name}:1"));
+        let tree = node.assert_like_an_ordinary_pull(&reference);
+        assert!(tree.entries.contains_key("early"), "{name}");
+        assert_eq!(tree.entries.contains_key("d/early"), !hides, "{name}");
+    }
+    assert_eq!(node.status()["store"]["refused"], serde_json::json!({}));
+}

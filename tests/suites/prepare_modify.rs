@@ -345,6 +345,31 @@ fn a_role_that_fails_is_told_with_the_end_of_its_words() {
 }
 
 #[test]
+fn regression_a_destination_that_cannot_be_asked_stops_its_own_images_alone() {
+    let Some(host) = Host::new() else { return };
+    let entry = |to: &str, name: &str| {
+        let from = host.registry.address();
+        format!(
+            "  - push_destination: {to}\n    set: {{namespace: {from}/ns, tag: t}}\n    \
+             includes: [{name}]\n    modify_role: add-file\n    modify_append_tag: -m\n    \
+             modify_vars: {{text: hello}}\n"
+        )
+    };
+    let there = format!("{}/to", host.registry.address());
+    let entries = [entry(&there, "keystone"), entry("127.0.0.1:1/to", "nova")].concat();
+    host.write(
+        "prepare.yaml",
+        &format!("parameter_defaults:\n  ContainerImagePrepare:\n{entries}"),
+    );
+    let outcome = host.prepare("");
+    let words = outcome.refusal();
+    assert!(words.contains("127.0.0.1:1/to/ns/nova:t-m"), "{words}");
+    assert!(words.contains("2 of 4 images could not be copied; the others were"), "{words}");
+    assert!(host.file("to/ns/keystone:t-m", "etc/name").is_some(), "{words}");
+    assert!(!host.path("env.yaml").exists());
+}
+
+#[test]
 fn what_roles_cannot_change_is_refused_before_anything_is_copied() {
     let Some(host) = Host::new() else { return };
     for (more, words) in [

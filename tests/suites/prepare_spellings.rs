@@ -282,6 +282,53 @@ fn directories_of_environments_are_read_after_the_default_one() {
 }
 
 #[test]
+fn regression_the_directory_that_the_environment_names_comes_after_the_others() {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, address) in [("named", "127.0.0.2"), ("variable", "127.0.0.3")] {
+        fs::create_dir(directory.path().join(name)).unwrap();
+        let entry = "[{includes: ['openstack-keystone:'], set: {namespace: h.invalid/ns, tag: t}, \
+                     push_destination: true}]";
+        let text = format!(
+            "parameter_defaults: {{ContainerImagePrepare: {entry}, LocalContainerRegistry: {address}}}"
+        );
+        fs::write(directory.path().join(name).join("a.yaml"), text).unwrap();
+    }
+    let mut command = undermount();
+    command.current_dir(directory.path()).env("HOME", directory.path());
+    command.env("TRIPLEO_ENVIRONMENT_DIRECTORY", "variable");
+    let line =
+        "tripleo container image prepare --release zed --dry-run --environment-directory named";
+    let environment = run(command.args(line.split_whitespace()), SOON).success().stdout;
+    assert!(environment.contains("127.0.0.3:8787/ns/openstack-keystone:t"), "{environment}");
+}
+
+#[test]
+fn regression_a_file_that_cannot_be_written_is_told_before_registries_are_asked() {
+    let directory = tempfile::tempdir().unwrap();
+    let line =
+        "overcloud container image prepare --namespace h.invalid/ns --tag-from-label version";
+    for flag in ["--output-env-file", "--output-images-file"] {
+        for path in [".", "absent/file.yaml"] {
+            let outcome = call(directory.path(), &format!("{line} {flag} {path}"));
+            assert!(outcome.refusal().contains(&format!("cannot write {path}")), "{outcome:?}");
+        }
+    }
+}
+
+#[test]
+fn regression_an_upload_that_fails_speaks_of_no_environment_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let list =
+        "container_images:\n- imagename: 127.0.0.1:1/ns/a:t\n  push_destination: 127.0.0.1:1\n";
+    fs::write(directory.path().join("images.yaml"), list).unwrap();
+    let outcome =
+        call(directory.path(), "overcloud container image upload --config-file images.yaml");
+    let words = outcome.refusal();
+    assert!(words.contains("1 of 1 images could not be copied\n"), "{words}");
+    assert!(!words.contains("environment file"), "{words}");
+}
+
+#[test]
 fn labels_are_discovered_as_in_osp_13() {
     let root = tempfile::tempdir().unwrap();
     let Some(registry) = registry(root.path()) else { return };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
-use undermount::image::artifact::pack::{PackEntry, Purpose};
+use undermount::image::artifact::pack::{Origin, PackEntry, Purpose};
 use undermount::image::{Platform, Reference};
 use undermount::prepare::copy::place::{self, Destination};
 use undermount::prepare::copy::{self, Attached, CopyOptions, Indexing, ManifestFormat};
@@ -21,7 +21,7 @@ use undermount_fs::pack::UNITS_MAX;
 use undermount_tests::archive::{Member, noise};
 use undermount_tests::image::Image;
 use undermount_tests::node::{self, Node, PATIENCE};
-use undermount_tests::process::eventually;
+use undermount_tests::process::{Outcome, eventually, run, undermount};
 use undermount_tests::registry::Registry;
 use undermount_tests::requirement::{Need, lacking};
 
@@ -38,8 +38,13 @@ fn content(file: usize) -> Vec<u8> {
 
 /// An image of the files; each build has another first file.
 fn image(build: u64) -> Image {
+    image_of(build, 120)
+}
+
+/// The same with another number of files.
+fn image_of(build: u64, files: usize) -> Image {
     let marker = Member::file("build", noise(1000 + build, 100_000));
-    let data = (0..120).map(|file| Member::file(name(file), content(file)));
+    let data = (0..files).map(|file| Member::file(name(file), content(file)));
     Image::of(&[&std::iter::once(marker).chain(data).collect::<Vec<_>>()])
 }
 
@@ -97,6 +102,11 @@ impl Setting {
     }
 }
 
+/// `undermount pack` with `words`.
+fn pack(words: &[&str]) -> Outcome {
+    run(undermount().arg("pack").args(words), PATIENCE)
+}
+
 /// Reads the files of a start below `directory`.
 fn read_start(directory: &Path) {
     for file in READ {
@@ -132,6 +142,42 @@ fn what_a_node_tells_becomes_a_pack_of_this_build_and_at_once_of_the_next() {
     setting.registry.process().kill();
     read_start(&directory);
     node.umount(&directory);
+}
+
+#[test]
+fn a_pack_that_was_built_by_hand_stays_until_it_is_removed() {
+    if lacking(node::NEEDS) {
+        return;
+    }
+    let setting = Setting::new();
+    let first = image(1);
+    let reference = setting.registry.push_image(&first, "service:1");
+    let manifest = first.digest();
+    let path = |name: &str| setting.scratch.path().join(name).to_str().unwrap().to_owned();
+    let chosen = record(&reference, manifest, &units([8, 9].map(name)));
+    fs::write(path("chosen.json"), chosen.to_json()).unwrap();
+    let (file, cache) = (path("chosen.json"), path("cache"));
+    pack(&["build", "--cache", &cache, "--profile", &file, &reference]).success();
+    let by_hand = setting.packs(&reference, &manifest);
+    assert_eq!(by_hand.iter().map(|pack| pack.origin).collect::<Vec<_>>(), [Origin::ByHand]);
+
+    let told = record(&reference, manifest, &units(READ.map(name)));
+    setting.tell(&reference, &manifest, told.to_json()).unwrap();
+    // Packs are made one after the other: once the next build has one, this one's turn was before.
+    let second = image(2);
+    let newer = setting.registry.push_image(&second, "service:2");
+    eventually("a pack", PATIENCE, || setting.has_pack(&newer, &second.digest()));
+    assert_eq!(setting.packs(&newer, &second.digest())[0].origin, Origin::Registry);
+    assert_eq!(setting.packs(&reference, &manifest), by_hand);
+
+    let refused = pack(&["rm", "--update-from", &newer, &reference]);
+    assert!(refused.refusal().contains("has no update pack"), "{}", refused.stderr);
+    let said = pack(&["rm", &reference]).success().stdout;
+    assert_eq!(said.trim(), manifest.to_string());
+    eventually("a pack that the registry has made", PATIENCE, || {
+        let packs = setting.packs(&reference, &manifest);
+        packs.iter().map(|pack| pack.origin).eq([Origin::Registry])
+    });
 }
 
 #[test]
@@ -207,6 +253,42 @@ fn a_node_notices_a_start_and_tells_the_registry() {
 }
 
 #[test]
+fn without_packs_a_node_fetches_what_its_earlier_starts_have_read() {
+    if lacking(node::NEEDS) {
+        return;
+    }
+    let mut setting = Setting::with(&["--profiles", "off"]);
+    let reference = setting.registry.push_image(&image_of(1, 400), "service:1");
+    let mut node = Node::new();
+    let directory = node.mount(&reference);
+    read_start(&directory);
+    let recorded = Profiles::new(node.cache().join("profiles"));
+    eventually("the start was recorded", PATIENCE, || recorded.list().unwrap().len() == 1);
+    node.umount(&directory);
+
+    // Another build, on a node that has lost everything but the profile.
+    let second = image_of(2, 400);
+    let newer = setting.registry.push_image(&second, "service:2");
+    let mut node = Node::new();
+    let kept = Profiles::new(node.cache().join("profiles"));
+    kept.add(recorded.list().unwrap().remove(0).1).unwrap();
+    let directory = node.mount(&newer);
+    let local = |node: &Node| node.mount_status(&directory)["local_bytes"].as_u64().unwrap();
+    let wanted: u64 = READ.iter().map(|file| content(*file).len() as u64).sum();
+    eventually("what the start reads is here", PATIENCE, || local(&node) >= wanted);
+    let fetched = || {
+        let before = node.fetched(&directory);
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        (node.fetched(&directory) == before).then_some(before)
+    };
+    eventually("nothing more comes", PATIENCE, || fetched().is_some());
+    assert!(fetched().unwrap() < second.compressed_size() / 2);
+    setting.registry.process().kill();
+    read_start(&directory);
+    node.umount(&directory);
+}
+
+#[test]
 fn copied_images_get_packs_by_the_profiles_of_an_earlier_build() {
     if lacking(&[Need::Program("docker-registry"), Need::Program("skopeo")]) {
         return;
@@ -242,7 +324,12 @@ fn copied_images_get_packs_by_the_profiles_of_an_earlier_build() {
     let copied = format!("{}/service:2", destination.address());
     let packs = setting.packs(&copied, &image.digest());
     assert_eq!(packs.len(), 1);
+    assert_eq!(packs[0].origin, Origin::Prepare);
     assert!(packs[0].size < image.compressed_size() / 4);
+    // This registry tells of no referrers, and deletes nothing.
+    pack(&["rm", &copied]).success();
+    assert!(!setting.has_pack(&copied, &image.digest()));
+    assert!(pack(&["rm", &copied]).refusal().contains("has no start-up pack"));
     let without = format!("{}/unknown:3", destination.address());
     assert!(!setting.has_pack(&without, &other.digest()), "no profile is of this repository");
 }

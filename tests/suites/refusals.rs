@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -12,6 +11,7 @@ use undermount_tests::compression::Compression;
 use undermount_tests::image::{Image, Layer};
 use undermount_tests::node::{self, Node, PATIENCE, assert_no_process_left, mounts_below};
 use undermount_tests::origin::Origin;
+use undermount_tests::port;
 use undermount_tests::process::{Outcome, binary, program, run};
 use undermount_tests::requirement::{lacking, skipped};
 
@@ -64,7 +64,7 @@ fn an_unreachable_registry_is_named() {
     if lacking(node::NEEDS) {
         return;
     }
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let free = port::unused().to_string();
     refused(&format!("{free}/test/image:latest"), &[&free, "refused"]);
 }
 

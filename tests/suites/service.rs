@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -11,6 +10,7 @@ use undermount_tests::http::Fault;
 use undermount_tests::image::Image;
 use undermount_tests::node::PATIENCE;
 use undermount_tests::origin::Origin;
+use undermount_tests::port;
 use undermount_tests::process::{Outcome, SOON, binary, call, program, run, undermount};
 use undermount_tests::requirement::{Need, lacking};
 
@@ -270,7 +270,7 @@ fn the_doctor_names_what_is_broken_and_what_to_do() {
     let file = config(dir.path(), "[cache]\nquota = 7\n");
     let (origin, reference) = Origin::with(Image::of(&[&[Member::file("a", "content")]]));
     origin.misbehave(|_| Some(Fault::WholeForRange));
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let free = port::unused().to_string();
     let mut doctor = undermount();
     doctor.args(["doctor", "--json", "--registry", &free, &reference]);
     let outcome = run(doctor.env("UNDERMOUNT_CONFIG", &file), PATIENCE);
@@ -331,6 +331,24 @@ fn a_bug_report_is_made_while_the_store_hangs_and_holds_no_secrets() {
     assert!(text("configuration").contains("/var/lib/hung"));
     assert!(text("doctor.json").contains("`podman info` took longer"), "{}", text("doctor.json"));
     assert_eq!(text("etc/containers/registries.conf"), "# proxy https://REDACTED@proxy/\n");
+}
+
+#[test]
+fn regression_a_bug_report_is_made_while_the_disk_of_the_cache_hangs() {
+    if lacking(&[Need::Root, Need::Fuse, Need::Program("unshare"), Need::Program("tar")]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    config(dir.path(), "[cache]\ndirectory = '/var/lib/hung/cache'\n");
+    let script = "set -e; mkdir /var/lib/hung; exec 3<>/dev/fuse
+        mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 hung /var/lib/hung
+        $1 bugreport --config $2/agent.toml --out $2/report.tar.gz
+        umount -l /var/lib/hung
+        cd $2; tar -xzf report.tar.gz
+        grep 'hung/cache does not answer' undermount-bugreport/status.json
+        grep 'cannot be looked for: /var/lib/hung/cache' undermount-bugreport/doctor.json
+        grep 'does not come back' undermount-bugreport/doctor.json";
+    in_own_system(script, dir.path()).success();
 }
 
 #[test]

@@ -400,7 +400,7 @@ fn a_mount_whose_keeper_and_worker_were_killed_is_dead_until_detached_or_kept_ag
     node.keeper().kill();
     node.kill_worker();
     eventually("the worker ends", SOON, || !is_alive(worker));
-    let told = || fs::read_dir(node.mount()).unwrap_err().raw_os_error();
+    let told = || fs::read_dir(node.mount()).err().and_then(|error| error.raw_os_error());
     eventually("the mount is dead", SOON, || told() == Some(libc::ENOTCONN));
 
     // The next keeper for the same directory finds the dead mount in its way.

@@ -24,9 +24,10 @@ use undermount_fs::view::View;
 
 use super::layers::LayerShelf;
 use super::owner::{Owner, OwnerError};
-use super::packing::{Packer, Recordings};
+use super::packing::Packer;
 use super::peers::Peers;
 use super::pins::Pins;
+use super::recordings::Recordings;
 use super::sharing::Sharing;
 use super::slow::slowest_reads;
 use crate::control::{
@@ -113,7 +114,8 @@ impl Api {
         let StoreStatus { dir, .. } = self.base.store.clone()?;
         let layers = &self.services.layers;
         let (images, refused) = (layers.images().await, layers.refusals());
-        Some(StoreStatus { dir, drained: layers.is_drained(), images, refused })
+        let (drained, layers) = (layers.is_drained(), layers.census());
+        Some(StoreStatus { dir, drained, layers, images, refused })
     }
 
     fn enter(&self) -> Busy {
@@ -217,8 +219,11 @@ async fn verify(State(api): State<Api>) -> Response {
 }
 
 async fn collect(State(api): State<Api>, Json(request): Json<CollectRequest>) -> Response {
-    let owner = api.services.owner.clone();
-    follow(&api, |_| async move { owner.upkeep().await.collect(request).await })
+    let Services { owner, layers, .. } = api.services.clone();
+    follow(&api, |_| async move {
+        layers.let_go().await;
+        owner.upkeep().await.collect(request).await
+    })
 }
 
 /// Runs `work` in a task of its own and streams how far it is. When the client goes away, the

@@ -1,11 +1,13 @@
 //! Showing an image at a directory of the user's: a bind mount from the content mount.
 
-use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use undermount_fs::digest::Digest;
 
 /// An image cannot be shown at a directory, or not be taken away from it.
 #[derive(Debug, thiserror::Error)]
@@ -98,8 +100,18 @@ pub fn is_mounted(dir: &Path) -> io::Result<bool> {
     Ok(MountTable::read()?.has(dir))
 }
 
-/// Where something is mounted at the moment.
-pub struct MountTable(HashSet<Vec<u8>>);
+/// What is mounted at the moment, and where.
+pub struct MountTable(Vec<Line>);
+
+/// A mount (proc(5), mountinfo).
+struct Line {
+    /// Of the file system, `major:minor`.
+    device: Vec<u8>,
+    /// Which of its directories is shown,
+    root: Vec<u8>,
+    /// and where.
+    point: Vec<u8>,
+}
 
 impl MountTable {
     /// The mount table as this process sees it.
@@ -111,21 +123,50 @@ impl MountTable {
     }
 
     fn read_from(path: &Path) -> io::Result<Self> {
-        Ok(Self(mount_points(&fs::read(path)?).collect()))
+        Ok(Self::parse(&fs::read(path)?))
+    }
+
+    fn parse(table: &[u8]) -> Self {
+        Self(table.split(|&byte| byte == b'\n').filter_map(Line::parse).collect())
     }
 
     /// Whether something is mounted at `dir`.
     pub fn has(&self, dir: &Path) -> bool {
-        self.0.contains(dir.as_os_str().as_encoded_bytes())
+        self.0.iter().any(|line| line.is_at(dir))
+    }
+
+    /// Where images of the content mount at `content` are shown, and their names there.
+    pub fn images_of(&self, content: &Path) -> Vec<(PathBuf, Digest)> {
+        // The last one is on top.
+        let Some(device) = self.0.iter().rfind(|line| line.is_at(content)).map(|it| &it.device)
+        else {
+            return Vec::new();
+        };
+        let shown = self.0.iter().filter(|line| line.device == *device);
+        shown.filter_map(|line| Some((line.dir(), line.image()?))).collect()
     }
 }
 
-/// The mount points in a mount table (proc(5), mountinfo: the fifth field).
-fn mount_points(table: &[u8]) -> impl Iterator<Item = Vec<u8>> {
-    table
-        .split(|&byte| byte == b'\n')
-        .filter_map(|line| line.split(|&byte| byte == b' ').nth(4))
-        .map(unescape)
+impl Line {
+    fn parse(line: &[u8]) -> Option<Self> {
+        let mut fields = line.split(|&byte| byte == b' ').skip(2);
+        let (device, root, point) = (fields.next()?, fields.next()?, fields.next()?);
+        Some(Self { device: device.to_owned(), root: unescape(root), point: unescape(point) })
+    }
+
+    fn is_at(&self, dir: &Path) -> bool {
+        self.point == dir.as_os_str().as_encoded_bytes()
+    }
+
+    fn dir(&self) -> PathBuf {
+        OsStr::from_bytes(&self.point).into()
+    }
+
+    /// The name of the image that it shows, if it shows one.
+    fn image(&self) -> Option<Digest> {
+        let name = self.root.strip_prefix(b"/images/")?;
+        Digest::from_hex(std::str::from_utf8(name).ok()?).ok()
+    }
 }
 
 /// Blanks, tabs, newlines and backslashes stand as `\` and three octal digits.
@@ -156,10 +197,30 @@ mod tests {
     fn mount_points_are_read_with_their_escapes() {
         let table =
             b"22 1 0:20 / /proc rw - proc proc rw\n23 1 0:9 /a /mnt/a\\040b\\134 rw - x x x\n";
-        let found: Vec<Vec<u8>> = mount_points(table).collect();
-        assert_eq!(found, [&b"/proc"[..], b"/mnt/a b\\"]);
+        let table = MountTable::parse(table);
+        let points = [("/proc", true), ("/mnt/a b\\", true), ("/mnt/a", false), ("/a", false)];
+        for (dir, mounted) in points {
+            assert_eq!(table.has(Path::new(dir)), mounted, "{dir}");
+        }
         assert!(is_mounted(Path::new("/proc")).unwrap());
         assert!(!is_mounted(Path::new("/proc/no such place")).unwrap());
+    }
+
+    #[test]
+    fn images_are_found_where_the_kernel_shows_them() {
+        let [shown, elsewhere, covered] = [b"shown", b"elsew", b"cover"].map(|it| Digest::of(it));
+        let table = format!(
+            "20 1 0:7 / /content rw - x x x\n21 1 0:8 / /content rw - x x x\n\
+             22 1 0:8 /images/{0} /mnt/a rw - x x x\n23 1 0:8 /images/{0}/b /mnt/b rw - x x x\n\
+             24 1 0:8 /layers/{0} /mnt/c rw - x x x\n25 1 0:9 /images/{1} /mnt/d rw - x x x\n\
+             26 1 0:7 /images/{2} /mnt/e rw - x x x\n",
+            shown.hex(),
+            elsewhere.hex(),
+            covered.hex(),
+        );
+        let table = MountTable::parse(table.as_bytes());
+        assert_eq!(table.images_of(Path::new("/content")), [("/mnt/a".into(), shown)]);
+        assert_eq!(table.images_of(Path::new("/other")), []);
     }
 
     #[test]

@@ -12,34 +12,29 @@
 //! directory at a time, which is the caller's to see to. A cache of an older version is set aside
 //! (`old-1/`), from where `undermount cache gc` drops it; one of a newer version is refused.
 
+mod version;
+
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 use undermount_fs::blob::Blobs;
 use undermount_fs::digest::Digest;
-use undermount_fs::index::Trust;
+use undermount_fs::index::{LayerTree, Trust};
 use undermount_fs::object::{Store, StoreError, StoreLimits, Verify};
 
+use crate::host::file::{self, Lasting};
 use crate::image::Reference;
 
-const VERSION_FILE: &str = "VERSION";
-const VERSION: &str = "undermount cache 1";
-/// What [`VERSION`] says before its number.
-const VERSION_PREFIX: &str = "undermount cache ";
-const VERSION_NUMBER: u32 = 1;
-/// What a cache of an older version is called from then on, before its number.
-pub const SET_ASIDE: &str = "old-";
-/// What is no part of a version's layout.
-const UNVERSIONED: [&str; 2] = ["lock", VERSION_FILE];
+pub use self::version::SET_ASIDE;
+use self::version::{VERSION, check_version};
 
-/// How names of files begin that are being written.
-const UNFINISHED: &str = ".tmp";
+/// How names of files begin that are being written, now and in earlier versions.
+const UNFINISHED: [&str; 2] = [file::UNFINISHED, ".tmp"];
 
 /// The cache directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +70,27 @@ pub struct LayerRecord {
     pub tree: Digest,
     /// Why that index is believed.
     pub trust: Trust,
+    /// By which rules it was looked through where somebody else has made it
+    /// ([`LayerTree::RULES`]): a newer version may know more of them.
+    #[serde(default)]
+    rules: u32,
+}
+
+impl LayerRecord {
+    /// The record of an index that was built here.
+    pub fn own(tree: Digest) -> Self {
+        Self { tree, trust: Trust::Own, rules: 0 }
+    }
+
+    /// The record of an index of somebody else that was looked through.
+    pub fn examined(tree: Digest) -> Self {
+        Self { tree, trust: Trust::Registry, rules: LayerTree::RULES }
+    }
+
+    /// Whether the index was built here, or looked through by all rules that are known.
+    pub fn is_examined(&self) -> bool {
+        self.trust == Trust::Own || self.rules >= LayerTree::RULES
+    }
 }
 
 /// What a name meant.
@@ -165,7 +181,7 @@ impl Cache {
     /// What every known name meant last.
     pub fn references(&self) -> Vec<ReferenceRecord> {
         let names = file_names(&self.references).into_iter();
-        let names = names.filter(|name| !name.starts_with(UNFINISHED));
+        let names = names.filter(|name| !is_unfinished(name));
         names.filter_map(|name| read_record(&self.references.join(name))).collect()
     }
 
@@ -215,50 +231,18 @@ impl Cache {
     }
 }
 
-fn check_version(root: &Path) -> Result<(), CacheError> {
-    let path = root.join(VERSION_FILE);
-    match fs::read_to_string(&path) {
-        Ok(found) if found.trim_end() == VERSION => Ok(()),
-        Ok(found) => {
-            let number = found.trim_end().strip_prefix(VERSION_PREFIX);
-            match number.and_then(|number| number.parse::<u32>().ok()) {
-                Some(older) if older < VERSION_NUMBER => {
-                    set_aside(root, older).map_err(unusable(root))
-                }
-                _ => Err(CacheError::Version { path, found: found.trim_end().to_owned() }),
-            }
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            write_atomically(root, VERSION_FILE, format!("{VERSION}\n").as_bytes())
-                .map_err(unusable(root))
-        }
-        Err(source) => Err(CacheError::Io { path, source }),
-    }
-}
-
-/// Moves what version `older` has left out of the way. Its own version is replaced last, so that
-/// a crash on the way is no harm.
-fn set_aside(root: &Path, older: u32) -> io::Result<()> {
-    let aside = root.join(format!("{SET_ASIDE}{older}"));
-    tracing::warn!(cache = %root.display(), aside = %aside.display(),
-        "the cache is of an older version: beginning anew");
-    fs::create_dir_all(&aside)?;
-    for name in file_names(root) {
-        if !UNVERSIONED.contains(&name.as_str()) && !name.starts_with(SET_ASIDE) {
-            fs::rename(root.join(&name), aside.join(&name))?;
-        }
-    }
-    write_atomically(root, VERSION_FILE, format!("{VERSION}\n").as_bytes())
-}
-
 /// Makes a directory of records where it is missing, and rids it of what a process that was
 /// killed has not finished: read as a record, it would be one that nobody ever changes again.
 pub(super) fn open_records(directory: &Path) -> io::Result<()> {
     fs::create_dir_all(directory)?;
-    for name in file_names(directory).iter().filter(|name| name.starts_with(UNFINISHED)) {
+    for name in file_names(directory).iter().filter(|name| is_unfinished(name)) {
         fs::remove_file(directory.join(name))?;
     }
     Ok(())
+}
+
+fn is_unfinished(name: &str) -> bool {
+    UNFINISHED.iter().any(|begin| name.starts_with(begin))
 }
 
 /// Whether a file was last written before `time`; false where that cannot be told.
@@ -279,25 +263,8 @@ fn read_record<T: DeserializeOwned>(path: &Path) -> Option<T> {
 
 fn write_record<T: Serialize>(directory: &Path, name: &str, record: &T) -> Result<(), CacheError> {
     let json = serde_json::to_vec(record).expect("records are plain data");
-    write_atomically(directory, name, &json).map_err(unusable(directory))
-}
-
-/// Writes a file of which nobody ever sees a half, and which may be gone after a power cut.
-pub(super) fn write_for_this_boot(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let mut file = NamedTempFile::new_in(directory)?;
-    file.write_all(bytes)?;
-    file.persist(directory.join(name)).map_err(|error| error.error)?;
-    Ok(())
-}
-
-/// Writes a file of which nobody ever sees a half, also after a power cut.
-pub(super) fn write_atomically(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(directory)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_data()?;
-    file.persist(directory.join(name)).map_err(|error| error.error)?;
-    // The name is on stable storage with its directory only.
-    fs::File::open(directory)?.sync_all()
+    let path = directory.join(name);
+    file::replace(&path, &json, 0o600, Lasting::PowerCut).map_err(unusable(directory))
 }
 
 fn unusable(path: &Path) -> impl FnOnce(io::Error) -> CacheError + use<> {
@@ -320,7 +287,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let reference: Reference = "localhost:5000/image:tag".parse().unwrap();
         let (layer, manifest) = (Digest::of(b"layer"), Digest::of(b"manifest"));
-        let record = LayerRecord { tree: Digest::of(b"tree"), trust: Trust::Own };
+        let record = LayerRecord::own(Digest::of(b"tree"));
         let cache = open(root.path()).unwrap();
         cache.put_layer(&layer, &record).unwrap();
         cache.put_reference(&reference, &manifest).unwrap();
@@ -333,10 +300,23 @@ mod tests {
     }
 
     #[test]
+    fn an_index_of_somebody_else_counts_as_examined_by_the_rules_of_its_time() {
+        let tree = Digest::of(b"tree");
+        let of = |trust: &str, more: &str| -> LayerRecord {
+            let json = format!(r#"{{"tree":"{tree}","trust":"{trust}"{more}}}"#);
+            serde_json::from_str(&json).unwrap()
+        };
+        assert!(!of("registry", "").is_examined(), "an older version has taken it");
+        assert!(LayerRecord::examined(tree).is_examined());
+        assert_eq!(of("self", ""), LayerRecord::own(tree));
+        assert!(of("self", "").is_examined());
+    }
+
+    #[test]
     fn regression_a_layer_that_is_noted_while_records_are_collected_stays_known() {
         let root = tempfile::tempdir().unwrap();
         let cache = open(root.path()).unwrap();
-        let record = LayerRecord { tree: Digest::of(b"tree"), trust: Trust::Own };
+        let record = LayerRecord::own(Digest::of(b"tree"));
         let [old, needed, new] = [b"old", b"nee", b"new"].map(|name| Digest::of(name));
         let begin = SystemTime::now();
         for (layer, age) in [(old, 1), (needed, 1), (new, 0)] {
@@ -360,30 +340,6 @@ mod tests {
         let cache = open(root.path()).unwrap();
         assert_eq!(cache.references().len(), 1);
         assert_eq!(fs::read_dir(root.path().join("refs")).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_directory_of_another_version_is_left_alone() {
-        let root = tempfile::tempdir().unwrap();
-        fs::write(root.path().join(VERSION_FILE), "undermount cache 9\n").unwrap();
-        let error = open(root.path()).err().unwrap();
-        assert!(error.to_string().contains("undermount cache 9"), "{error}");
-        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn an_older_cache_is_set_aside() {
-        let root = tempfile::tempdir().unwrap();
-        let at = |name: &str| root.path().join(name);
-        fs::create_dir(at("objects")).unwrap();
-        fs::write(at("objects/old"), "x").unwrap();
-        fs::write(at(VERSION_FILE), "undermount cache 0\n").unwrap();
-        fs::write(at("lock"), "").unwrap();
-        let cache = open(root.path()).unwrap();
-        assert_eq!(cache.store.usage().bytes, 0);
-        assert_eq!(fs::read_to_string(at("old-0/objects/old")).unwrap(), "x");
-        assert!(at("lock").exists());
-        assert_eq!(fs::read_to_string(at(VERSION_FILE)).unwrap().trim_end(), VERSION);
     }
 
     #[test]

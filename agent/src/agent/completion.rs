@@ -15,6 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 use undermount_fs::fill::{IngestError, Pace, Progress};
 use undermount_fs::source::Priority;
 
+use super::foresight::Foresight;
 use super::images::{ImageError, ImageFault, Images, Ready};
 use super::readahead::Readahead;
 use super::starts::Starts;
@@ -37,6 +38,7 @@ pub struct Completer {
     within: Duration,
     turn: Arc<Semaphore>,
     starts: Option<Starts>,
+    foresight: Option<Foresight>,
 }
 
 /// The completion of an image; dropped, it ends.
@@ -49,7 +51,8 @@ impl Completer {
     /// A completer for `images`, each of which may take the time `within`; where that is zero, no
     /// more than what a start reads is brought in.
     pub fn new(images: Arc<Images>, within: Duration) -> Self {
-        Self { images, within, turn: Arc::new(Semaphore::new(1)), starts: None }
+        let turn = Arc::new(Semaphore::new(1));
+        Self { images, within, turn, starts: None, foresight: None }
     }
 
     /// The same completer, which has the starts of its images recorded.
@@ -58,8 +61,14 @@ impl Completer {
         Self { starts: Some(starts), ..self }
     }
 
-    /// Begins to complete an image, its packs first where they are wanted. What they bring is read
-    /// ahead below the directories `shown`, see [`Readahead`].
+    /// The same completer, which brings in what earlier starts have read where no pack does.
+    #[must_use]
+    pub fn with_foresight(self, foresight: Foresight) -> Self {
+        Self { foresight: Some(foresight), ..self }
+    }
+
+    /// Begins to complete an image, its packs first where they are wanted, or what earlier starts
+    /// have read. What packs bring is read ahead below the directories `shown`, see [`Readahead`].
     pub fn begin(&self, ready: Arc<Ready>, packs: bool, shown: Vec<PathBuf>) -> Completion {
         if let Some(starts) = self.starts.as_ref().filter(|_| packs) {
             starts.watch(&ready);
@@ -80,6 +89,9 @@ impl Completer {
         let unpack = async {
             if packs {
                 self.unpack(ready, shown).await;
+                if let Some(foresight) = &self.foresight {
+                    foresight.fetch(ready).await;
+                }
             }
         };
         if self.within.is_zero() {

@@ -123,6 +123,10 @@ impl Figures {
             ("pin", self.pins.count().await),
         ];
         page.gauges(names::IMAGES, "use", images.map(|(by, count)| (by, count as u64)));
+        let layers = self.layers.census();
+        let states = [("shown", layers.shown), ("leaving", layers.leaving)];
+        page.gauges(names::LAYERS, "state", states);
+        page.counter(names::LAYERS_DROPPED, layers.dropped);
         page.counters(names::FALLBACKS, "reason", self.layers.refusals());
         page.gauge(names::STUCK_REQUESTS, self.pulse.stuck(STUCK).into());
         page.counter(names::RESTARTS, self.restarts);

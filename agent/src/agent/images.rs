@@ -11,10 +11,13 @@
 //! used; whether it tells the truth about the contents shows when they are read (every object is
 //! hashed) and when the layer is complete (the index is built again and compared).
 
+mod attached;
+mod budget;
 mod complete;
 mod error;
 mod extent;
 mod holder;
+mod indexed;
 mod indexes;
 mod packs;
 mod resolve;
@@ -22,10 +25,12 @@ mod room;
 
 pub use error::{ImageError, ImageFault};
 pub use extent::{Extent, missing_bytes};
-pub use holder::{Holder, Indexed};
+pub use holder::Holder;
+pub use indexed::Indexed;
 pub use resolve::Resolved;
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::stream::{StreamExt as _, TryStreamExt as _, iter};
@@ -33,12 +38,13 @@ use tokio::sync::{OnceCell, Semaphore};
 use undermount_fs::blob::Blobs;
 use undermount_fs::digest::Digest;
 use undermount_fs::fill::{Filler, Layer, Patience, Progress};
-use undermount_fs::index::Trust;
 use undermount_fs::source::Source;
 use undermount_fs::tree::ImageTree;
 
+use self::budget::Budget;
 use self::packs::Openings;
 use super::cache::{Cache, LayerRecord};
+use crate::blocking::blocking;
 use crate::image::artifact::pack::PackEntry;
 use crate::image::{Descriptor, Platform};
 use crate::registry::client::Client;
@@ -61,13 +67,15 @@ pub struct Ready {
 
 /// The images of a cache.
 pub struct Images {
-    cache: Cache,
+    cache: Arc<Cache>,
     client: Client,
     filler: Arc<Filler>,
     platform: Platform,
     /// Digests of trees that were found to lie, so that they are not believed again.
     liars: Mutex<HashSet<Digest>>,
     openings: Openings,
+    /// Memory for attached indexes.
+    budget: Budget,
     /// Layers that are indexed here at the same time.
     builders: Semaphore,
 }
@@ -78,12 +86,13 @@ impl Images {
     pub fn new(cache: Cache, client: Client, source: Arc<dyn Source>, patience: Patience) -> Self {
         let filler = Filler::new(cache.store.clone(), cache.blobs.clone(), source, patience);
         Self {
-            cache,
+            cache: Arc::new(cache),
             client,
             filler: Arc::new(filler),
             platform: Platform::host(),
             liars: Mutex::default(),
             openings: Openings::default(),
+            budget: Budget::default(),
             builders: Semaphore::new(SIDE_BY_SIDE),
         }
     }
@@ -96,6 +105,11 @@ impl Images {
     /// The cache that they are in.
     pub fn cache(&self) -> &Cache {
         &self.cache
+    }
+
+    /// Where the profiles of starts on this node are.
+    pub fn profiles_dir(&self) -> PathBuf {
+        self.cache.root().join("profiles")
     }
 
     fn blobs(&self) -> &Blobs {
@@ -154,7 +168,7 @@ impl Images {
 
     /// Whether the index of `layer` was built here.
     fn is_own(&self, layer: &Layer) -> bool {
-        let own = LayerRecord { tree: layer.tree_digest(), trust: Trust::Own };
+        let own = LayerRecord::own(layer.tree_digest());
         self.cache.layer(&layer.digest()) == Some(own)
     }
 
@@ -162,6 +176,15 @@ impl Images {
     fn distrust(&self, layer: &Layer) {
         self.note_liar(layer.tree_digest());
         self.cache.forget_layer(&layer.digest());
+    }
+
+    /// Has `work` done to the cache where it may wait for the disk.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Cache) -> T + Send + 'static,
+    ) -> T {
+        let cache = self.cache.clone();
+        blocking(move || work(&cache)).await
     }
 
     fn note_liar(&self, tree: Digest) {

@@ -25,13 +25,14 @@
 //! [`LayerView`]: undermount_fs::view::LayerView
 
 mod blob;
+mod departure;
 mod name;
 mod offer;
 mod plan;
 mod record;
 mod shown;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -41,15 +42,18 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
+use undermount_fs::digest::Digest;
 
 use self::blob::Blobs;
+pub use self::departure::look_at;
 use self::name::Name;
 pub use self::plan::Refusal;
 use self::record::Records;
 pub use self::shown::{ShelfError, Shown};
 use super::completion::Completer;
 use super::images::Images;
-use crate::control::{Explanation, StoreImage};
+use crate::blocking::blocking;
+use crate::control::{Explanation, LayersStatus, StoreImage};
 use crate::image::Reference;
 use crate::podman::{LayerKey, Occasion, Offer, Refused, Shelf};
 
@@ -67,12 +71,14 @@ pub struct LayerShelf(Arc<Inner>);
 struct Inner {
     images: Arc<Images>,
     completer: Completer,
-    shown: Shown,
+    shown: Arc<Shown>,
     records: Records,
     blobs: Blobs,
     names: Mutex<HashMap<Reference, Arc<Name>>>,
     refusals: Mutex<BTreeMap<&'static str, u64>>,
     drained: AtomicBool,
+    /// One look for what may go at a time.
+    departure: tokio::sync::Mutex<()>,
     /// Where users are counted: who tells of them does not wait.
     runtime: Handle,
 }
@@ -96,12 +102,13 @@ impl LayerShelf {
         Ok(Self(Arc::new(Inner {
             images,
             completer,
-            shown,
+            shown: Arc::new(shown),
             records,
             blobs,
             names: Mutex::default(),
             refusals: Mutex::default(),
             drained,
+            departure: tokio::sync::Mutex::default(),
             runtime,
         })))
     }
@@ -118,7 +125,9 @@ impl LayerShelf {
 
     fn name(&self, reference: &Reference) -> Arc<Name> {
         let mut names = self.0.names.lock().unwrap_or_else(PoisonError::into_inner);
-        names.entry(reference.clone()).or_insert_with(|| Name::new(reference.clone())).clone()
+        let name = names.entry(reference.clone()).or_insert_with(|| Name::new(reference.clone()));
+        name.note_asked();
+        name.clone()
     }
 
     /// The offer for `key`. The work goes on when the caller stops waiting: the next layer of the
@@ -128,7 +137,7 @@ impl LayerShelf {
         let digest = key.digest;
         if occasion == Occasion::Path
             && !self.is_drained()
-            && let Some(offer) = name.offered(&digest)
+            && let Some(offer) = name.offered(&self.0, &digest)
         {
             return Ok(offer);
         }
@@ -159,14 +168,28 @@ impl LayerShelf {
     ///
     /// # Errors
     /// [`ShelfError`] where it cannot be written down.
-    pub fn drain(&self, drained: bool) -> Result<(), ShelfError> {
+    pub async fn drain(&self, drained: bool) -> Result<(), ShelfError> {
         self.0.drained.store(drained, Ordering::SeqCst);
-        self.0.records.set_drained(drained)
+        let records = self.0.records.clone();
+        blocking(move || records.set_drained(drained)).await
     }
 
     /// Whether nothing new was offered when the agent of this `cache` ended.
     pub fn was_drained(cache: &Path) -> bool {
         Records::open(&cache.join("podman")).is_ok_and(|records| records.is_drained())
+    }
+
+    /// Which layers of those that the agent of this `cache` shows podman uses, by the digests that
+    /// it asks for; `None` where that cannot be told.
+    pub fn used_layers(cache: &Path) -> Option<HashSet<Digest>> {
+        let used = Records::open(&cache.join("podman")).ok()?.used_layers();
+        used.inspect_err(|error| tracing::warn!(%error, "cannot tell which layers podman uses"))
+            .ok()
+    }
+
+    /// How many views of layers there are.
+    pub fn census(&self) -> LayersStatus {
+        self.0.shown.census()
     }
 
     /// Whether nothing new is offered.

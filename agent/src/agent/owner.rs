@@ -2,17 +2,17 @@
 //!
 //! What is mounted is written down before it shows (`mounts.json` in the runtime directory), so
 //! that the next worker shows the same images under the same nodeids. The bind mounts themselves
-//! outlive any worker.
+//! outlive any worker: what one cannot show again stays written down for the next.
 
 mod error;
 mod kernel;
 mod records;
+mod restore;
 mod status;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::Mutex;
 use undermount_fs::digest::Digest;
@@ -28,16 +28,12 @@ use self::records::Record;
 use super::binding::{self, BindError, MountTable};
 use super::completion::{Completer, Completion};
 use super::images::{Images, Ready, has_xattrs};
-use super::upkeep::{Recorded, Upkeep};
+use super::upkeep::{Recorded, Shown, Upkeep};
 use crate::blocking::blocking;
 use crate::control::{MountRequest, PullRequest, Runtime, UnmountRequest};
 use crate::image::Reference;
 use crate::registry::client::Client;
 use crate::supply::Ledger;
-
-/// All mounts that wait for the network to be shown again have so long: the others wait for them,
-/// and a keeper kills a worker that takes a minute.
-const RESTORE_WITHIN: Duration = Duration::from_secs(20);
 
 struct Mounted {
     record: Record,
@@ -47,8 +43,41 @@ struct Mounted {
     completion: Completion,
 }
 
+/// A mount of the worker before that this one cannot show.
+struct Lost {
+    record: Record,
+    /// Why not.
+    reason: String,
+}
+
 /// The mounts by directory.
-type Mounts = BTreeMap<PathBuf, Mounted>;
+#[derive(Default)]
+struct Mounts {
+    shown: BTreeMap<PathBuf, Mounted>,
+    /// Those that answer with errors: the kernel has them, and so may the next worker.
+    lost: BTreeMap<PathBuf, Lost>,
+}
+
+impl Mounts {
+    fn has(&self, dir: &Path) -> bool {
+        self.shown.contains_key(dir) || self.lost.contains_key(dir)
+    }
+
+    fn len(&self) -> usize {
+        self.shown.len() + self.lost.len()
+    }
+
+    /// All of them as they are written down.
+    fn records(&self) -> impl Iterator<Item = &Record> {
+        let lost = self.lost.values().map(|lost| &lost.record);
+        self.shown.values().map(|mounted| &mounted.record).chain(lost)
+    }
+
+    /// What is said to be mounted at `dir`.
+    fn reference(&self, dir: &Path) -> Option<String> {
+        self.records().find(|record| record.dir == dir).map(|record| record.reference.clone())
+    }
+}
 
 /// What an owner works with.
 pub struct Parts {
@@ -84,47 +113,21 @@ impl Owner {
 
     /// Detaches and forgets what an owner that is gone, or about to go, has mounted.
     pub fn clear(runtime: &Runtime) {
-        for record in records::read(&runtime.mounts()) {
+        let records = records::read(&runtime.mounts()).or_else(|error| {
+            tracing::error!(%error, "cannot read what the owner before has mounted");
+            records::still_mounted(runtime)
+        });
+        for record in records.unwrap_or_default() {
             tracing::warn!(dir = %record.dir.display(), "detaching a mount that lost its server");
             if let Err(error) = binding::unbind(&record.dir, true) {
                 tracing::error!(%error, "cannot detach a dead mount");
             }
         }
         let tables = [runtime.slots(), runtime.layers(), runtime.store_nodes(), runtime.starts()];
-        for path in tables.into_iter().chain([runtime.mounts()]) {
+        for path in tables.into_iter().chain([runtime.mounts(), runtime.damaged_mounts()]) {
             // What is not there need not go; what cannot go fails to open, loudly.
             let _ = std::fs::remove_file(path);
         }
-    }
-
-    /// Shows again what the worker before showed. An image that cannot be had any more is logged:
-    /// its mount answers with errors.
-    pub async fn restore(&self) {
-        let end = tokio::time::Instant::now() + RESTORE_WITHIN;
-        for record in records::read(&self.parts.runtime.mounts()) {
-            let restored = tokio::time::timeout_at(end, self.restore_one(&record)).await;
-            if let Err(error) = restored.unwrap_or(Err(OwnerError::Late)) {
-                let error = &error as &dyn std::error::Error;
-                tracing::error!(dir = %record.dir.display(), error, "cannot restore a mount");
-            }
-        }
-    }
-
-    async fn restore_one(&self, record: &Record) -> Result<(), OwnerError> {
-        let Record { manifest, plain_http, trees, .. } = record;
-        let pinned: Reference = record.reference.parse::<Reference>()?.pinned(*manifest);
-        self.allow(&pinned, *plain_http);
-        let ready = match self.parts.images.ready_again(&pinned, manifest, trees) {
-            Some(ready) => Arc::new(ready),
-            None => self.prepare(&pinned, *plain_http, false, &Progress::default()).await?,
-        };
-        let tree = self.merge(&ready).await?;
-        let mut mounts = self.mounts.lock().await;
-        let name = self.show(&mut mounts, &ready, tree)?;
-        let completion = self.parts.completer.begin(ready.clone(), true, Vec::new());
-        let mounted = Mounted { record: record.clone(), name, ready, completion };
-        mounts.insert(record.dir.clone(), mounted);
-        Ok(())
     }
 
     /// Sees to it that an image can be mounted; its packs are opened where it `starts` soon.
@@ -158,8 +161,8 @@ impl Owner {
 
     /// Refuses an image that the quota has no room for beside what is shown and pinned.
     async fn check_room(&self, ready: &Arc<Ready>) -> Result<(), OwnerError> {
-        let (images, ready) = (self.parts.images.clone(), ready.clone());
-        let shown = self.parts.view.layers();
+        let (images, ready, shown) =
+            (self.parts.images.clone(), ready.clone(), self.shown_layers().await);
         Ok(blocking(move || images.check_room(&ready, &shown)).await?)
     }
 
@@ -192,7 +195,8 @@ impl Owner {
         if let Some(wanted) = request.data_mode.filter(|wanted| *wanted != self.parts.data_mode) {
             return Err(OwnerError::DataMode { wanted, present: self.parts.data_mode });
         }
-        check_free(&*self.mounts.lock().await, dir)?;
+        let mounted = self.mounts.lock().await.reference(dir);
+        check_free(mounted, dir).await?;
         let parsed: Reference = reference.parse()?;
         let ready = self.prepare(&parsed, *plain_http, !request.no_packs, progress).await?;
         self.check_room(&ready).await?;
@@ -201,7 +205,7 @@ impl Owner {
 
         let mut mounts = self.mounts.lock().await;
         // Preparing takes time: somebody else may have mounted there meanwhile.
-        check_free(&mounts, dir)?;
+        check_free(mounts.reference(dir), dir).await?;
         let name = self.show(&mut mounts, &ready, tree)?;
         let record = Record {
             dir: dir.clone(),
@@ -226,7 +230,8 @@ impl Owner {
         shown: PathBuf,
     ) -> Result<(), OwnerError> {
         let dir = mounted.record.dir.clone();
-        if let Some(stale) = mounts.insert(dir.clone(), mounted) {
+        mounts.lost.remove(&dir);
+        if let Some(stale) = mounts.shown.insert(dir.clone(), mounted) {
             // Somebody took its mount away with umount(8), and nobody has noticed yet.
             self.hide(mounts, &stale.name);
         }
@@ -250,7 +255,7 @@ impl Owner {
     pub async fn unmount(&self, request: &UnmountRequest) -> Result<(), OwnerError> {
         let UnmountRequest { dir, lazy } = request.clone();
         let mut mounts = self.mounts.lock().await;
-        if !mounts.contains_key(&dir) {
+        if !mounts.has(&dir) {
             return Err(OwnerError::NotMounted { dir });
         }
         let unbound = dir.clone();
@@ -261,14 +266,16 @@ impl Owner {
 
     /// No longer counts `dir` as mounted, and drops its image where no other mount shows it.
     fn forget(&self, mounts: &mut Mounts, dir: &Path) -> Result<(), OwnerError> {
-        let Some(gone) = mounts.remove(dir) else { return Ok(()) };
-        self.hide(mounts, &gone.name);
+        if let Some(gone) = mounts.shown.remove(dir) {
+            self.hide(mounts, &gone.name);
+        }
+        mounts.lost.remove(dir);
         self.write_records(mounts)
     }
 
     /// Takes the image with this name in the view out of it, where none of the `mounts` shows it.
     fn hide(&self, mounts: &Mounts, name: &Digest) {
-        if mounts.values().all(|mounted| mounted.name != *name) {
+        if mounts.shown.values().all(|mounted| mounted.name != *name) {
             self.parts.view.remove_image(name);
         }
     }
@@ -280,11 +287,12 @@ impl Owner {
     /// [`OwnerError::Record`] where what is left cannot be written down.
     pub async fn notice_unmounts(&self) -> Result<usize, OwnerError> {
         let mut mounts = self.mounts.lock().await;
-        if mounts.is_empty() {
+        if mounts.len() == 0 {
             return Ok(0);
         }
         let table = MountTable::read().map_err(|source| OwnerError::MountTable { source })?;
-        let gone: Vec<PathBuf> = mounts.keys().filter(|dir| !table.has(dir)).cloned().collect();
+        let dirs = mounts.records().map(|record| &record.dir);
+        let gone: Vec<PathBuf> = dirs.filter(|dir| !table.has(dir)).cloned().collect();
         for dir in gone {
             self.forget(&mut mounts, &dir)?;
         }
@@ -293,7 +301,7 @@ impl Owner {
 
     fn write_records(&self, mounts: &Mounts) -> Result<(), OwnerError> {
         let runtime = &self.parts.runtime;
-        records::write(runtime, mounts.values().map(|mounted| &mounted.record))
+        records::write(runtime, mounts.records())
             .map_err(|source| OwnerError::Record { path: runtime.mounts(), source })
     }
 
@@ -315,7 +323,7 @@ impl Owner {
 
     /// The image that is mounted at `dir`.
     pub async fn mounted(&self, dir: &Path) -> Option<Arc<Ready>> {
-        self.mounts.lock().await.get(dir).map(|mounted| mounted.ready.clone())
+        self.mounts.lock().await.shown.get(dir).map(|mounted| mounted.ready.clone())
     }
 
     /// How many images are mounted.
@@ -327,7 +335,7 @@ impl Owner {
     pub async fn image_with(&self, layer: &Digest) -> Option<String> {
         let mounts = self.mounts.lock().await;
         let has = |mounted: &&Mounted| mounted.ready.layers.iter().any(|it| it.digest() == *layer);
-        mounts.values().find(has).map(|mounted| mounted.record.reference.clone())
+        mounts.shown.values().find(has).map(|mounted| mounted.record.reference.clone())
     }
 
     /// How the kernel gets the bytes of files.
@@ -338,12 +346,18 @@ impl Owner {
     /// Looks after the cache, as of now.
     pub async fn upkeep(&self) -> Upkeep {
         let mounts = self.mounts.lock().await;
-        let recorded = |mounted: &Mounted| Recorded {
-            reference: mounted.ready.image.reference.clone(),
-            manifest: mounted.record.manifest,
+        let recorded = |record: &Record| {
+            let (reference, manifest) = (record.reference.parse().ok()?, record.manifest);
+            Some(Recorded { reference, manifest, complete: false })
         };
-        let mounted = mounts.values().map(recorded).collect();
-        Upkeep::new(self.parts.images.clone(), mounted).with_shown(self.parts.view.layers())
+        let mounted = mounts.records().filter_map(recorded).collect();
+        let shown = self.shown_layers().await;
+        Upkeep::new(self.parts.images.clone(), mounted).with_shown(shown)
+    }
+
+    async fn shown_layers(&self) -> Shown {
+        let (view, images) = (self.parts.view.clone(), self.parts.images.clone());
+        blocking(move || Shown::of(&view, images.cache().root())).await
     }
 
     /// Bytes of file contents in the cache.
@@ -366,15 +380,19 @@ async fn bind(image: PathBuf, dir: &Path) -> Result<(), OwnerError> {
     Ok(bound.map_err(|unanswered| unanswered.at(dir))??)
 }
 
-/// Checks that nothing is, and something can be, mounted at `dir`.
-fn check_free(mounts: &Mounts, dir: &Path) -> Result<(), OwnerError> {
-    if let Some(mounted) = mounts.get(dir)
-        && binding::is_mounted(dir).map_err(|source| OwnerError::MountTable { source })?
-    {
-        let reference = mounted.record.reference.clone();
-        return Err(OwnerError::Mounted { dir: dir.to_owned(), reference });
-    }
-    Ok(binding::check_mount_point(dir)?)
+/// Checks that nothing is, and something can be, mounted at `dir`, where `reference` is said to be.
+async fn check_free(reference: Option<String>, dir: &Path) -> Result<(), OwnerError> {
+    let directory = dir.to_owned();
+    let check = move || {
+        if let Some(reference) = reference
+            && binding::is_mounted(&directory)
+                .map_err(|source| OwnerError::MountTable { source })?
+        {
+            return Err(OwnerError::Mounted { dir: directory, reference });
+        }
+        Ok(binding::check_mount_point(&directory)?)
+    };
+    in_time(check, drop).await.map_err(|unanswered| unanswered.at(dir))?
 }
 
 #[cfg(test)]

@@ -1,26 +1,28 @@
-//! Packs from the owner's side: reads recorded, packs built and attached.
+//! Packs from the owner's side: built, and attached to their images.
 //!
 //! ```text
-//! mount -> Recordings: reads of its files -> profile            (control socket, then a file)
 //! profiles, or another image -> Packer: contents -> pack -> registry, with the image's index
 //! ```
 
-use std::collections::{BTreeMap, HashSet};
+mod update;
+
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use undermount_fs::digest::Digest;
-use undermount_fs::fill::{Content, PackingError, Progress};
+use undermount_fs::fill::{PackingError, Progress};
 use undermount_fs::index::{Backing, IndexError};
-use undermount_fs::pack::{Profile, UnitName};
-use undermount_fs::view::{Recording, View};
+use undermount_fs::pack::Profile;
 
+use self::update::difference;
 use super::images::{ImageError, Images, Ready};
-use crate::control::{PackRequest, RecordingStatus};
-use crate::image::artifact::pack::{PackEntry, Purpose};
-use crate::image::{Reference, ReferenceError};
+use crate::blocking::blocking;
+use crate::control::PackRequest;
+use crate::image::artifact::pack::{Origin, PackEntry, Purpose};
+use crate::image::artifact::patch::TreePatch;
+use crate::image::{Reference, ReferenceError, Repository};
 use crate::profile::{self, FileUnit, ProfileError, combined, name_units, place_units};
 use crate::registry::client::{Client, RegistryError};
 
@@ -50,6 +52,14 @@ pub enum PackerError {
     /// A content cannot be read, or the pack not be written.
     #[error(transparent)]
     Packing(#[from] PackingError),
+    /// A tree cannot be written as a difference.
+    #[error("the tree of layer {layer} cannot be compressed")]
+    Patch {
+        /// The layer.
+        layer: Digest,
+        /// Why.
+        source: io::Error,
+    },
     /// The pack cannot be read back.
     #[error("cannot read the pack back")]
     ReadBack(#[source] io::Error),
@@ -86,28 +96,48 @@ impl Packer {
         request: &PackRequest,
         progress: &Progress,
     ) -> Result<Digest, PackerError> {
-        let ready = self.ready(&request.image.reference, request, progress).await?;
-        let (purpose, profile) = match &request.update_from {
-            Some(predecessor) => {
-                let before = self.ready(predecessor, request, progress).await?;
-                (Purpose::Update(before.image.digest), difference(&ready, &before)?)
-            }
-            None => (Purpose::Start, self.common_profile(&ready, &request.profiles)?),
+        let ready = Arc::new(self.ready(&request.image.reference, request, progress).await?);
+        let before = match &request.update_from {
+            Some(predecessor) => Some(Arc::new(self.ready(predecessor, request, progress).await?)),
+            None => None,
         };
+        let (purpose, profile) = self.content(&ready, before.as_ref(), &request.profiles).await?;
         let reference = &ready.image.reference;
         if profile.units().is_empty() {
             return Err(PackerError::Empty(reference.clone()));
         }
         let packed = self.images.filler().pack(&profile, &ready.layers).await?;
-        let entry = PackEntry::of(purpose, &packed);
-        let bytes = Backing::load(packed.file).map_err(PackerError::ReadBack)?;
+        let entry = PackEntry::of(purpose, Origin::ByHand, &packed);
+        let bytes = blocking(move || Backing::load(packed.file)).await;
+        let bytes = bytes.map_err(PackerError::ReadBack)?;
         let repository = reference.repository();
         self.client.push_blob(repository, &Bytes::from_owner(bytes)).await?;
         let digest = ready.image.digest;
-        match self.client.attach_pack(repository, &digest, entry).await? {
+        let patches = match before {
+            Some(before) => self.push_patches(repository, &ready, before).await?,
+            None => Vec::new(),
+        };
+        match self.client.attach_pack(repository, &digest, entry, patches).await? {
             true => Ok(digest),
             false => Err(PackerError::NoIndex(reference.clone())),
         }
+    }
+
+    /// Pushes the trees of `image` as differences to those of `before`, as far as that is worth it.
+    async fn push_patches(
+        &self,
+        repository: &Repository,
+        image: &Arc<Ready>,
+        before: Arc<Ready>,
+    ) -> Result<Vec<TreePatch>, PackerError> {
+        let image = image.clone();
+        let made = blocking(move || update::patches(&image, &before)).await?;
+        let mut patches = Vec::new();
+        for (patch, bytes) in made {
+            self.client.push_blob(repository, &bytes).await?;
+            patches.push(patch);
+        }
+        Ok(patches)
     }
 
     /// The units of `profile` by the paths of their files.
@@ -120,15 +150,26 @@ impl Packer {
         profile: Profile,
     ) -> Result<Vec<FileUnit>, PackerError> {
         let (images, ready) = (self.images.clone(), ready.clone());
-        let work = move || Ok(name_units(&profile, &images.merge(&ready)?));
-        tokio::task::spawn_blocking(work).await.map_err(|_| PackingError::Interrupted)?
+        blocking(move || Ok(name_units(&profile, &images.merge(&ready)?))).await
     }
 
-    /// What the profiles in `files` come to in the image `ready`.
-    fn common_profile(&self, ready: &Ready, files: &[PathBuf]) -> Result<Profile, PackerError> {
-        let records =
-            files.iter().map(|path| profile::read(path)).collect::<Result<Vec<_>, _>>()?;
-        Ok(place_units(&combined(&records), &self.images.merge(ready)?))
+    /// What of the image `ready` is packed, and for what: what it has and the image `before` has
+    /// not, or what the profiles in `files` come to.
+    async fn content(
+        &self,
+        ready: &Arc<Ready>,
+        before: Option<&Arc<Ready>>,
+        files: &[PathBuf],
+    ) -> Result<(Purpose, Profile), PackerError> {
+        let (images, ready) = (self.images.clone(), ready.clone());
+        let (before, files) = (before.cloned(), files.to_vec());
+        let look = move || match before {
+            Some(before) => {
+                Ok((Purpose::Update(before.image.digest), difference(&ready, &before)?))
+            }
+            None => Ok((Purpose::Start, common_profile(&images, &ready, &files)?)),
+        };
+        blocking(look).await
     }
 
     async fn ready(
@@ -146,71 +187,12 @@ impl Packer {
     }
 }
 
-/// The units of `image` whose contents `predecessor` has not, in the order of the layers.
-fn difference(image: &Ready, predecessor: &Ready) -> Result<Profile, PackerError> {
-    let mut known = HashSet::new();
-    each_content(predecessor, |_, _, content| {
-        known.insert(content.key);
-    })?;
-    let mut units = Vec::new();
-    each_content(image, |layer, inode, content| {
-        if known.insert(content.key) {
-            let named = |number| UnitName { layer, inode, number: number as u32 };
-            units.extend(content.all_units().map(named));
-        }
-    })?;
-    Ok(Profile::new(units))
-}
-
-/// Calls `each` with every content of the layers of an image, in the order of the tars.
-fn each_content(
-    image: &Ready,
-    mut each: impl FnMut(Digest, u32, &Content),
-) -> Result<(), PackerError> {
-    for layer in &image.layers {
-        let digest = layer.digest();
-        for content in Content::all(&layer.tree) {
-            let (inode, content) =
-                content.map_err(|source| PackerError::Index { layer: digest, source })?;
-            each(digest, inode, &content);
-        }
-    }
-    Ok(())
-}
-
-/// The recordings that were asked for, by mount point.
-#[derive(Clone)]
-pub struct Recordings {
-    view: Arc<View>,
-    running: Arc<Mutex<BTreeMap<PathBuf, Arc<Recording>>>>,
-}
-
-impl Recordings {
-    /// No recordings yet of reads through `view`.
-    pub fn new(view: Arc<View>) -> Self {
-        Self { view, running: Arc::default() }
-    }
-
-    /// Begins to record the reads of the image `ready` at `dir`, anew where that is going on.
-    pub fn begin(&self, dir: &Path, ready: &Ready) {
-        let layers = ready.layers.iter().map(|layer| layer.digest());
-        let recording = self.view.recorder().begin(layers);
-        self.running().insert(dir.to_owned(), recording);
-    }
-
-    /// How far the recording at `dir` is; `None` where nothing is recorded.
-    pub fn status(&self, dir: &Path) -> Option<RecordingStatus> {
-        let recording = self.running().get(dir)?.clone();
-        let quiet = recording.last_news().map(|last| last.elapsed().as_millis() as u64);
-        Some(RecordingStatus { units: recording.profile().units().len(), quiet_ms: quiet })
-    }
-
-    /// Ends the recording at `dir`; what was read.
-    pub fn end(&self, dir: &Path) -> Option<Profile> {
-        self.running().remove(dir).map(|recording| recording.profile())
-    }
-
-    fn running(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Arc<Recording>>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// What the profiles in `files` come to in the image `ready`.
+fn common_profile(
+    images: &Images,
+    ready: &Ready,
+    files: &[PathBuf],
+) -> Result<Profile, PackerError> {
+    let records = files.iter().map(|path| profile::read(path)).collect::<Result<Vec<_>, _>>()?;
+    Ok(place_units(&combined(&records), &images.merge(ready)?))
 }

@@ -1,7 +1,5 @@
 //! This node among the others: membership as the configuration wants it.
 
-use std::fs;
-use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,6 +8,7 @@ use reqwest::{Certificate, Identity};
 use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::host;
 use crate::peer::keys::{self, ClusterKeys, KeyFile, KeyFileError};
 use crate::peer::membership::{self, HttpConfig, Listen, Membership, MembershipConfig, StoreError};
 
@@ -137,7 +136,7 @@ pub fn member_client(tls: Option<&PeersTls>) -> Result<reqwest::Client, PeersErr
                 reason,
             };
             let read = |path: &PathBuf| {
-                fs::read(path).map_err(|error: io::Error| wrong(path, error.to_string()))
+                host::file::read(path).map_err(|error| wrong(path, error.to_string()))
             };
             let pair = [read(certificate)?, read(key)?].concat();
             let identity =

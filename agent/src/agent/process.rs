@@ -22,7 +22,7 @@ use undermount_fs::object::Verify;
 use undermount_fs::session::keeper::{
     Ending, Keeper, KeeperConfig, MountKind, MountSpec, RestartPolicy, WorkerConfig,
 };
-use undermount_fs::session::{DataMode, SessionError};
+use undermount_fs::session::{DataMode, Lookups, SessionError};
 
 pub use self::continuity::Continuity;
 pub use self::lock::CacheLock;
@@ -43,6 +43,7 @@ const LOCK: &str = "lock";
 const PLAIN: &str = "plain";
 const XATTR: &str = "xattr";
 const STORE: &str = "store";
+const LOOKUPS: &str = "lookups";
 
 /// How an owner behaves.
 #[derive(Debug, Clone)]
@@ -191,7 +192,10 @@ fn mount(
         let (name, kind) = (STORE.to_owned(), MountKind::Control);
         MountSpec { name, dir, kind, data: DataMode::default() }
     });
-    let keepsakes = vec![(SOCKET.to_owned(), listener.into()), (LOCK.to_owned(), shared_lock)];
+    let lookups = Lookups::create().and_then(|lookups| lookups.memory());
+    let lookups = lookups.map_err(|source| SessionError::Memory { source })?;
+    let keepsakes = [(SOCKET, listener.into()), (LOCK, shared_lock), (LOOKUPS, lookups)];
+    let keepsakes = keepsakes.map(|(name, fd)| (name.to_owned(), fd)).into();
     Ok(Keeper::mount(KeeperConfig {
         mounts: [spec(PLAIN, false), spec(XATTR, true)].into_iter().chain(store).collect(),
         worker,

@@ -37,7 +37,7 @@ use super::images::{Images, Ready};
 use crate::profile::{FilePaths, file_paths};
 
 /// The program that the calling process runs, also where its file was replaced.
-const PROGRAM: &str = "/proc/self/exe";
+pub(super) const PROGRAM: &str = "/proc/self/exe";
 
 /// The command that reads ahead; its arguments are the directories that show an image.
 const COMMAND: &str = "readahead";

@@ -26,6 +26,7 @@ use crate::peer::link::half_of_link;
 use crate::peer::member::Weight;
 use crate::peer::pace::{SPAN, Share};
 use crate::peer::pieces::{PieceLimits, Pieces};
+use crate::peer::profiles::Shelf;
 use crate::peer::realm::Realms;
 use crate::peer::server::PieceServer;
 use crate::peer::tls::{PeerTlsError, acceptor};
@@ -36,6 +37,8 @@ use crate::supply::{PeerSource, RegistryOrigin, RegistrySource};
 
 /// Where the pieces are, in the cache.
 const PIECES: &str = "pieces";
+/// Where the profiles are that it keeps for others.
+const PROFILES: &str = "profiles-of-peers";
 /// How long a node waits until it tries again to listen.
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long answers in progress may take when the agent ends.
@@ -96,6 +99,7 @@ impl Sharing {
             realms: Realms::new(keys, own, origin.clone()),
             origin: origin.clone(),
             pieces: pieces(owner)?,
+            profiles: Shelf::new(owner.cache.join(PROFILES)),
             limits: UploadLimits::default(),
         });
         let tls = config.tls.as_ref().map(server_tls).transpose()?;

@@ -19,7 +19,7 @@ pub async fn slowest_reads(view: &View, owner: &Owner) -> Vec<SlowReadStatus> {
         let layer = layers.iter().find(|layer| layer.digest() == wanted);
         let image = match owner.image_with(&wanted).await {
             Some(image) => Some(image),
-            None => layer.map(|layer| layer.scope.to_string()),
+            None => layer.map(|layer| layer.scope().to_string()),
         };
         told.push(tell(&read, layer, image));
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! image mounted, or used by podman -> recording -> first read … silence -> profile
-//!    -> <cache>/profiles -> offered to the image's registry, where that wants more
+//!    -> <cache>/profiles -> offered to the image's registry, where that wants more, or to peers
 //! ```
 //!
 //! The kernel asks for the bytes of a file once, so the first start of an image is seen after each
@@ -25,8 +25,9 @@ use undermount_fs::view::{Recording, View};
 use super::images::{Images, Ready};
 use crate::image::RunConfig;
 use crate::image::artifact::pack::Purpose;
-use crate::profile::{Profiles, StartRecord, is_all, name_units};
-use crate::registry::client::Client;
+use crate::peer::exchange::Exchange;
+use crate::profile::{ENOUGH, Profiles, StartRecord, is_all, name_units};
+use crate::registry::client::{Client, RegistryError};
 
 /// How often a recording is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -40,8 +41,6 @@ const PATIENCE: Duration = Duration::from_secs(600);
 const LEAST: usize = 4;
 /// Profiles that a node keeps.
 const KEPT: usize = 256;
-/// A registry with so many starts of an image needs no more.
-const WANTED: usize = 3;
 /// All nodes start an image at about the same time; so long they wait at most before they ask
 /// whether its registry needs a profile.
 const SPREAD: Duration = Duration::from_secs(10);
@@ -50,7 +49,7 @@ const SPREAD: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Recorded {
-    /// Recorded, kept, and offered to the registry that the image is from.
+    /// Recorded, kept, and offered to the registry that the image is from, or to peers.
     #[default]
     Share,
     /// Recorded and kept.
@@ -75,6 +74,8 @@ struct Keeper {
     images: Arc<Images>,
     client: Client,
     profiles: Profiles,
+    /// The other nodes, for starts of images whose registry makes no packs.
+    peers: Option<Exchange>,
     share: bool,
 }
 
@@ -90,18 +91,20 @@ enum Verdict {
 }
 
 impl Starts {
-    /// Notices starts of `images` that are read through `view`; those that were seen are written
-    /// down in the file `seen`, which lasts as long as the mounts.
+    /// Notices starts of `images` that are read through `view`, and has registries (by `client`)
+    /// and `peers` know of them; those that were seen are written down in the file `seen`, which
+    /// lasts as long as the mounts.
     pub fn new(
         images: Arc<Images>,
         view: Arc<View>,
         client: Client,
+        peers: Option<Exchange>,
         recorded: Recorded,
         seen: PathBuf,
     ) -> Self {
-        let profiles = Profiles::new(images.cache().root().join("profiles"));
+        let profiles = Profiles::new(images.profiles_dir());
         let share = recorded == Recorded::Share;
-        let keeper = Arc::new(Keeper { images, client, profiles, share });
+        let keeper = Arc::new(Keeper { images, client, profiles, peers, share });
         Self { view, keeper, recorded, seen, running: Arc::default() }
     }
 
@@ -205,21 +208,26 @@ impl Keeper {
         Some(record)
     }
 
-    /// Sends a record to the registry of the image, if that wants it.
+    /// Sends a record to the registry of the image, if that wants it; where it makes no packs of
+    /// them, to the other nodes.
     async fn offer(&self, ready: &Ready, record: &StartRecord) {
         let (repository, manifest) = (ready.image.reference.repository(), &ready.image.digest);
         let sent = async {
             match self.client.recorded_starts(repository, manifest).await? {
-                Some(starts) if starts < WANTED => {
+                Some(starts) if starts < ENOUGH => {
                     self.client.offer_profile(repository, manifest, record.to_json()).await?;
-                    Ok::<_, crate::registry::client::RegistryError>(true)
+                    Ok::<_, RegistryError>(true)
                 }
-                _ => Ok(false),
+                Some(_) => Ok(true),
+                None => Ok(false),
             }
         };
-        match sent.await {
-            Ok(sent) => tracing::debug!(%repository, sent, "asked whether a profile is wanted"),
-            Err(error) => tracing::info!(%repository, %error, "cannot offer a profile"),
+        let makes_packs = sent.await.unwrap_or_else(|error| {
+            tracing::info!(%repository, %error, "cannot offer a profile");
+            false
+        });
+        if let Some(peers) = self.peers.as_ref().filter(|_| !makes_packs) {
+            peers.offer_profile(&repository.scope(), record).await;
         }
     }
 }
@@ -234,7 +242,7 @@ fn jitter(now: SystemTime) -> Duration {
 mod tests {
     use super::*;
     use crate::agent::testing::{images, ready};
-    use crate::image::artifact::pack::PackEntry;
+    use crate::image::artifact::pack::{Origin, PackEntry};
     use crate::registry::client::testing::client;
 
     #[tokio::test]
@@ -243,10 +251,11 @@ mod tests {
         let images = images(cache.path());
         let view = Arc::new(View::new(images.filler().clone()));
         let seen = cache.path().join("starts");
-        let starts = Starts::new(images, view, client(|_| {}), Recorded::Keep, seen.clone());
+        let starts = Starts::new(images, view, client(|_| {}), None, Recorded::Keep, seen.clone());
         let packed = |name, purpose| {
             let digest = Digest::of(name);
-            let pack = PackEntry { purpose, blob: digest, size: 1, head: digest, head_size: 1 };
+            let (origin, blob, head) = (Origin::ByHand, digest, digest);
+            let pack = PackEntry { purpose, origin, blob, size: 1, head, head_size: 1 };
             Ready { packs: vec![pack], ..ready(std::str::from_utf8(name).unwrap()) }
         };
         let plain = Arc::new(ready("plain"));

@@ -18,12 +18,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use undermount_fs::digest::Digest;
-use undermount_fs::fill::Layer;
 use undermount_fs::index::{SPANS_MAGIC, TREE_MAGIC};
 use undermount_fs::object::{State, StoreError};
 
-pub use needs::{Needs, Pinned};
+pub use needs::{Needs, Pinned, Shown};
 
+use super::cache::ReferenceRecord;
 use super::images::Images;
 use crate::control::{CacheStatus, Tally};
 use crate::image::Reference;
@@ -54,6 +54,16 @@ pub struct Recorded {
     pub reference: Reference,
     /// The digest of its manifest.
     pub manifest: Digest,
+    /// Whether all of it was fetched once.
+    pub complete: bool,
+}
+
+impl Recorded {
+    /// The image of which `record` speaks, unless its name is none.
+    fn of(record: ReferenceRecord) -> Option<Self> {
+        let ReferenceRecord { reference, manifest, complete } = record;
+        Some(Self { reference: reference.parse().ok()?, manifest, complete })
+    }
 }
 
 /// Looks after the cache of some images.
@@ -62,29 +72,29 @@ pub struct Upkeep {
     images: Arc<Images>,
     cache: PathBuf,
     mounted: Vec<Recorded>,
-    shown: Vec<Arc<Layer>>,
+    shown: Shown,
 }
 
 impl Upkeep {
     /// For the cache of `images`, where `mounted` are needed whatever the records say.
     pub fn new(images: Arc<Images>, mounted: Vec<Recorded>) -> Self {
         let cache = images.cache().root().to_owned();
-        Self { images, cache, mounted, shown: Vec::new() }
+        Self { images, cache, mounted, shown: Shown::default() }
     }
 
     /// The same where also the layers `shown` are needed.
     #[must_use]
-    pub fn with_shown(self, shown: Vec<Arc<Layer>>) -> Self {
+    pub fn with_shown(self, shown: Shown) -> Self {
         Self { shown, ..self }
     }
 
     /// Every image that a name or a mount means, each manifest once.
     fn recorded(&self) -> Vec<Recorded> {
         let mut all = self.mounted.clone();
-        for record in self.images.cache().references() {
-            let Ok(reference) = record.reference.parse() else { continue };
-            if all.iter().all(|known| known.manifest != record.manifest) {
-                all.push(Recorded { reference, manifest: record.manifest });
+        for record in self.images.cache().references().into_iter().filter_map(Recorded::of) {
+            match all.iter_mut().find(|known| known.manifest == record.manifest) {
+                Some(known) => known.complete |= record.complete,
+                None => all.push(record),
             }
         }
         all

@@ -72,6 +72,7 @@ struct Section<'a> {
     image: String,
     link: String,
     rounds: usize,
+    has_peers: bool,
     table: Vec<Vec<String>>,
     rows: Vec<Row>,
     lines: Vec<Line>,
@@ -112,7 +113,8 @@ fn section(report: &Report) -> Section<'_> {
         image: in_mebibytes(report.image_bytes),
         link: report.link.to_string(),
         rounds: report.rounds(),
-        table: report.summaries.iter().map(cells).collect(),
+        has_peers: report.has_peers(),
+        table: report.summaries.iter().map(|summary| cells(summary, report.has_peers())).collect(),
         rows: each(report, |summary, runs, colour| row(summary, runs, colour, &time)),
         lines: each(report, line),
         waterfall: each(report, |_, runs, colour| waterfall(median_run(runs)?, colour).into())
@@ -136,9 +138,9 @@ fn in_mebibytes(bytes: u64) -> String {
 }
 
 /// The line of a variant in the table.
-fn cells(summary: &Summary) -> Vec<String> {
+fn cells(summary: &Summary, with_peers: bool) -> Vec<String> {
     let (least, most) = summary.ready_spread_ms;
-    vec![
+    let mut cells = vec![
         summary.variant.name().to_owned(),
         seconds(summary.brought_ms),
         seconds(summary.first_output_ms),
@@ -148,7 +150,11 @@ fn cells(summary: &Summary) -> Vec<String> {
         seconds(summary.warm_ms),
         in_mebibytes(summary.bytes),
         summary.requests.to_string(),
-    ]
+    ];
+    if with_peers {
+        cells.push(in_mebibytes(summary.peer_bytes));
+    }
+    cells
 }
 
 fn each<T>(report: &Report, draw: impl Fn(&Summary, &[&Run], &'static str) -> T) -> Vec<T> {
@@ -225,7 +231,7 @@ fn waterfall(run: &Run, colour: &'static str) -> Waterfall {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::tests::report;
+    use super::super::report::tests::{report, report_of};
     use super::*;
 
     #[test]
@@ -248,6 +254,14 @@ mod tests {
             assert!(!page.contains(outside), "`{outside}` is in the page");
         }
         assert_eq!(page.matches("<circle").count(), 12, "one dot per run of each image");
+    }
+
+    #[test]
+    fn what_peers_sent_has_a_column_where_there_are_some() {
+        let page = render(&[report_of(Variant::LazyPeers)]);
+        assert!(page.contains("<th>from peers</th>") && page.contains("<td>200.0 MiB</td>"));
+        assert!(page.contains("Requests to the registry in one start: lazy with peers"));
+        assert!(!render(&[report()]).contains("<th>from peers</th>"));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! A link between a node and its registry, shaped and watched: a TCP proxy in front of the
-//! registry that all variants of a bench go through.
+//! A link between a node and those it gets an image from, shaped and watched: a TCP proxy in front
+//! of the registry that all variants of a bench go through, and one in front of each peer.
 //!
 //! ```text
 //! node --> accept, one round trip later --> chunks --> [ rate, shared ] --> half a round trip --> registry
@@ -7,26 +7,41 @@
 //! ```
 //!
 //! It models the rate of the link, which all connections share in the order of their bytes, and
-//! its round trips. It does not model loss, slow start, queues of switches or other traffic.
+//! its round trips. It does not model loss, slow start, queues of switches or other traffic. The
+//! proxies of one node share its [`Lanes`]: what comes from a peer and what comes from the registry
+//! wait for each other.
+
+mod datagrams;
+mod lane;
+mod watch;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
+
+use lane::Lane;
+use watch::Watch;
+
+pub use lane::Lanes;
+pub use watch::{Request, Traffic};
 
 /// What a link models and what it does not, for reports.
 pub const MODEL: &str = "All variants reach the registry through one proxy on this machine. It models the rate of the \
     link, one for each direction, which all connections share in the order of their bytes (a token \
-    bucket with no burst), half a round trip of delay each way, and a round trip to connect. It does not model \
+    bucket with no burst), half a round trip of delay each way, and a round trip to connect. With peers, what \
+    comes from the neighbour crosses the same link and shares its rate with what comes from the registry; the \
+    neighbour sends with half of the rate at most, as agents do unless they are told otherwise, and its \
+    datagrams are delayed only. It does not model \
     loss, TCP's slow start, queues of switches, other traffic or other nodes that pull at the same \
-    time, and it takes processor time of the machine that it runs on.";
+    time, and it takes processor time of the machine that it runs on, as does the neighbour.";
 
 /// Bytes that travel together.
 const CHUNK: usize = 16 * 1024;
@@ -34,11 +49,11 @@ const CHUNK: usize = 16 * 1024;
 /// Chunks on their way in one direction of one connection.
 const IN_FLIGHT: usize = 1024;
 
-/// How long the registry may take to accept a connection.
+/// How long the other side may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// The methods that a pull uses.
-const METHODS: [&[u8]; 4] = [b"GET ", b"HEAD ", b"POST ", b"PUT "];
+/// How often a port is tried that is free for TCP and may not be for UDP.
+const TRIES: usize = 16;
 
 /// The shape of a link.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -49,107 +64,110 @@ pub struct Shape {
     pub rtt_ms: u64,
 }
 
-/// What went over a link, from when it was opened or last emptied.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Traffic {
-    /// Bytes from the registry.
-    pub bytes: u64,
-    /// The requests, in the order of their beginning.
-    pub requests: Vec<Request>,
-    /// Bytes from the registry so far, by milliseconds since the beginning.
-    pub progress: Vec<(u64, u64)>,
-}
-
-/// A request and its answer.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Request {
-    /// Method and path.
-    pub words: String,
-    /// When it was sent, in milliseconds since the beginning.
-    pub begin_ms: u64,
-    /// When the last byte of the answer came.
-    pub end_ms: u64,
-    /// Bytes of the answer.
-    pub bytes: u64,
-}
-
-/// An open link. Dropped, it ends with all its connections.
+/// An open way over a link. Dropped, it ends with all its connections.
 pub struct Link {
     address: SocketAddr,
     watch: Arc<Watch>,
     _accepting: AbortOnDropHandle<()>,
-}
-
-struct Watch {
-    state: Mutex<(Instant, Traffic)>,
-}
-
-/// One direction of the link.
-#[derive(Clone)]
-struct Lane {
-    shape: Shape,
-    free: Arc<Mutex<Instant>>,
+    _datagrams: Option<AbortOnDropHandle<()>>,
 }
 
 impl Link {
-    /// Opens a link to `registry`, `HOST:PORT`.
+    /// Opens a way over `lanes` to `far`, `HOST:PORT`.
     ///
     /// # Errors
     /// Where no port can be listened on.
-    pub async fn open(registry: String, shape: Shape) -> io::Result<Self> {
+    pub async fn open(far: String, lanes: Lanes) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        Self::accept(listener, far, lanes, None)
+    }
+
+    /// Opens a way over `lanes` to the member of a cluster at `far`, which speaks TCP and takes
+    /// datagrams on the same port.
+    ///
+    /// # Errors
+    /// Where no port can be listened on.
+    pub async fn open_to_member(far: SocketAddr, lanes: Lanes) -> io::Result<Self> {
+        let (listener, socket) = member_port(Ipv4Addr::LOCALHOST).await?;
+        let datagrams = tokio::spawn(datagrams::carry(socket, far, lanes.there.delay()));
+        let datagrams = Some(AbortOnDropHandle::new(datagrams));
+        Self::accept(listener, far.to_string(), lanes, datagrams)
+    }
+
+    fn accept(
+        listener: TcpListener,
+        far: String,
+        lanes: Lanes,
+        _datagrams: Option<AbortOnDropHandle<()>>,
+    ) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        let watch = Arc::new(Watch { state: Mutex::new((Instant::now(), Traffic::default())) });
+        let watch = Arc::new(Watch::new());
         let seen = watch.clone();
-        let lanes = [Lane::new(shape), Lane::new(shape)];
         let accepting = tokio::spawn(async move {
             // Connections end with the link.
             let mut connections = tokio::task::JoinSet::new();
-            while let Ok((node, _)) = listener.accept().await {
-                let (registry, lanes, seen) = (registry.clone(), lanes.clone(), seen.clone());
+            while let Ok((near, _)) = listener.accept().await {
+                let (far, lanes, seen) = (far.clone(), lanes.clone(), seen.clone());
                 connections.spawn(async move {
-                    if let Err(error) = connect(node, &registry, lanes, seen).await {
+                    if let Err(error) = connect(near, &far, lanes, seen).await {
                         tracing::debug!(%error, "a connection over the link ended");
                     }
                 });
                 while connections.try_join_next().is_some() {}
             }
         });
-        Ok(Self { address, watch, _accepting: AbortOnDropHandle::new(accepting) })
+        Ok(Self { address, watch, _accepting: AbortOnDropHandle::new(accepting), _datagrams })
     }
 
-    /// Where the registry is to be reached.
+    /// Where the other side is to be reached.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Forgets what went over the link: the beginning of a measurement.
     pub fn begin(&self) {
-        *self.watch.state() = (Instant::now(), Traffic::default());
+        self.watch.begin();
     }
 
-    /// What went over the link since.
+    /// What went over the link since; datagrams do not count.
     pub fn traffic(&self) -> Traffic {
-        self.watch.state().1.clone()
+        self.watch.traffic()
+    }
+}
+
+/// A port at `address` for TCP and UDP.
+///
+/// # Errors
+/// Where there is none.
+pub async fn member_port(address: Ipv4Addr) -> io::Result<(TcpListener, UdpSocket)> {
+    let mut tries = 0;
+    loop {
+        let listener = TcpListener::bind((address, 0)).await?;
+        tries += 1;
+        match UdpSocket::bind(listener.local_addr()?).await {
+            Ok(socket) => return Ok((listener, socket)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < TRIES => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
 async fn connect(
-    node: TcpStream,
-    registry: &str,
-    [there, back]: [Lane; 2],
+    near: TcpStream,
+    far: &str,
+    Lanes { there, back }: Lanes,
     watch: Arc<Watch>,
 ) -> io::Result<()> {
-    tokio::time::sleep(Duration::from_millis(there.shape.rtt_ms)).await;
-    let far = tokio::time::timeout(CONNECT, TcpStream::connect(registry)).await??;
-    node.set_nodelay(true)?;
+    tokio::time::sleep(there.round_trip()).await;
+    let far = tokio::time::timeout(CONNECT, TcpStream::connect(far)).await??;
+    near.set_nodelay(true)?;
     far.set_nodelay(true)?;
-    let ((node_read, node_write), (far_read, far_write)) = (node.into_split(), far.into_split());
+    let ((near_read, near_write), (far_read, far_write)) = (near.into_split(), far.into_split());
     let current = Arc::new(Mutex::new(None));
     let (asked, answered) = ((watch.clone(), current.clone()), (watch, current));
     tokio::try_join!(
-        carry(node_read, far_write, there, |bytes| asked.0.asked(bytes, &asked.1)),
-        carry(far_read, node_write, back, |bytes| answered.0.answered(bytes, &answered.1)),
+        carry(near_read, far_write, there, |bytes| asked.0.asked(bytes, &asked.1)),
+        carry(far_read, near_write, back, |bytes| answered.0.answered(bytes, &answered.1)),
     )?;
     Ok(())
 }
@@ -181,63 +199,6 @@ async fn carry(
         to.shutdown().await
     };
     tokio::try_join!(reading, writing).map(drop)
-}
-
-impl Lane {
-    fn new(shape: Shape) -> Self {
-        Self { shape, free: Arc::new(Mutex::new(Instant::now())) }
-    }
-
-    /// When `bytes` that are sent now arrive: after all that was sent before them.
-    fn arrival(&self, bytes: usize) -> Instant {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = (*free).max(Instant::now());
-        *free = match self.shape.bits_per_second {
-            Some(rate) => start + Duration::from_secs_f64(bytes as f64 * 8.0 / rate.max(1) as f64),
-            None => start,
-        };
-        *free + Duration::from_micros(self.shape.rtt_ms * 500)
-    }
-}
-
-/// Which request of the traffic a connection is busy with.
-type Current = Mutex<Option<usize>>;
-
-impl Watch {
-    fn state(&self) -> MutexGuard<'_, (Instant, Traffic)> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn asked(&self, bytes: &[u8], current: &Current) {
-        if !METHODS.iter().any(|method| bytes.starts_with(method)) {
-            return;
-        }
-        let line = bytes.split(|&byte| byte == b'\r').next().unwrap_or_default();
-        let words = String::from_utf8_lossy(line).trim_end_matches(" HTTP/1.1").to_owned();
-        let mut state = self.state();
-        let begin_ms = state.0.elapsed().as_millis() as u64;
-        let place = state.1.requests.len();
-        state.1.requests.push(Request { words, begin_ms, end_ms: begin_ms, bytes: 0 });
-        *current.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
-    }
-
-    fn answered(&self, bytes: &[u8], current: &Current) {
-        let mut state = self.state();
-        let now = state.0.elapsed().as_millis() as u64;
-        let count = bytes.len() as u64;
-        let traffic = &mut state.1;
-        traffic.bytes += count;
-        match traffic.progress.last_mut() {
-            Some(last) if last.0 == now => last.1 = traffic.bytes,
-            _ => traffic.progress.push((now, traffic.bytes)),
-        }
-        let place = *current.lock().unwrap_or_else(PoisonError::into_inner);
-        // A request from before the beginning has no place here.
-        if let Some(request) = place.and_then(|place| traffic.requests.get_mut(place)) {
-            request.end_ms = now;
-            request.bytes += count;
-        }
-    }
 }
 
 #[cfg(test)]
@@ -274,7 +235,8 @@ mod tests {
 
     #[tokio::test]
     async fn bytes_and_requests_are_counted() {
-        let link = Link::open(server().await.to_string(), Shape::default()).await.unwrap();
+        let link = Link::open(server().await.to_string(), Lanes::new(Shape::default()));
+        let link = link.await.unwrap();
         let mut stream = TcpStream::connect(link.address()).await.unwrap();
         ask(&mut stream, 10).await;
         link.begin();
@@ -288,18 +250,43 @@ mod tests {
         assert_eq!(traffic.progress.last().unwrap().1, 100_005);
     }
 
+    const SLOW: Shape = Shape { bits_per_second: Some(8_000_000), rtt_ms: 20 };
+
     #[tokio::test]
     async fn nothing_is_faster_than_the_link() {
-        let shape = Shape { bits_per_second: Some(8_000_000), rtt_ms: 20 };
-        let link = Link::open(server().await.to_string(), shape).await.unwrap();
+        let link = Link::open(server().await.to_string(), Lanes::new(SLOW)).await.unwrap();
+        assert_slow([link.address(), link.address()]).await;
+    }
+
+    #[tokio::test]
+    async fn ways_over_the_same_link_share_its_rate_and_are_counted_apart() {
+        let (far, lanes) = (server().await, Lanes::new(SLOW));
+        let registry = Link::open(far.to_string(), lanes.clone()).await.unwrap();
+        let peer = Link::open_to_member(far, lanes).await.unwrap();
+        assert_slow([registry.address(), peer.address()]).await;
+        assert_eq!((registry.traffic().bytes, peer.traffic().bytes), (100_000, 100_000));
+    }
+
+    /// 200,000 bytes at 1 MB/s, a round trip to connect and one to ask.
+    async fn assert_slow(ways: [SocketAddr; 2]) {
         let begin = Instant::now();
-        let mut streams = Vec::new();
-        for _ in 0..2 {
-            streams.push(TcpStream::connect(link.address()).await.unwrap());
-        }
-        let [first, second] = streams.as_mut_slice() else { unreachable!() };
-        tokio::join!(ask(first, 100_000), ask(second, 100_000));
-        // 200,000 bytes at 1 MB/s, a round trip to connect and one to ask.
+        let [one, other] = ways.map(TcpStream::connect);
+        let (mut one, mut other) = (one.await.unwrap(), other.await.unwrap());
+        tokio::join!(ask(&mut one, 100_000), ask(&mut other, 100_000));
         assert!(begin.elapsed() >= Duration::from_millis(240), "{:?}", begin.elapsed());
+    }
+
+    #[tokio::test]
+    async fn datagrams_arrive_at_the_member_and_not_before_half_a_round_trip() {
+        let (_listener, member) = member_port(Ipv4Addr::LOCALHOST).await.unwrap();
+        let link = Link::open_to_member(member.local_addr().unwrap(), Lanes::new(SLOW));
+        let (link, near) = (link.await.unwrap(), UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await);
+        let begin = Instant::now();
+        near.unwrap().send_to(b"are you there?", link.address()).await.unwrap();
+        let mut datagram = [0; 100];
+        let (length, _) = member.recv_from(&mut datagram).await.unwrap();
+        assert_eq!(&datagram[..length], b"are you there?");
+        assert!(begin.elapsed() >= Duration::from_millis(10), "{:?}", begin.elapsed());
+        assert_eq!(link.traffic().bytes, 0);
     }
 }

@@ -43,8 +43,10 @@ pub struct Summary {
     pub warm_ms: u64,
     /// Bytes from the registry until it was ready.
     pub bytes: u64,
-    /// Requests until it was ready.
+    /// Requests to the registry until it was ready.
     pub requests: u64,
+    /// Bytes from the neighbour until it was ready.
+    pub peer_bytes: u64,
     /// `ready_ms` in parts of that of the first variant: the median over the rounds.
     pub ready_ratio: f64,
 }
@@ -73,6 +75,11 @@ impl Report {
     pub fn rounds(&self) -> usize {
         self.runs.len() / self.summaries.len().max(1)
     }
+
+    /// Whether a variant has a neighbour to get something from.
+    pub fn has_peers(&self) -> bool {
+        self.summaries.iter().any(|summary| summary.variant == Variant::LazyPeers)
+    }
 }
 
 /// Reports of several images as one page that needs nothing else.
@@ -100,6 +107,7 @@ impl Summary {
             warm_ms: median_of(|run| run.warm_ms),
             bytes: median_of(|run| run.traffic.bytes),
             requests: median_of(|run| run.traffic.requests.len() as u64),
+            peer_bytes: median_of(|run| run.peer_bytes),
             ready_ratio: ratios.get(ratios.len() / 2).copied().unwrap_or(1.0),
         }
     }
@@ -137,9 +145,10 @@ impl fmt::Display for Report {
         let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         writeln!(f, "{} ({:.1} MiB compressed)", self.reference, mebibytes(self.image_bytes))?;
         writeln!(f, "{}\nlink: {}; {}\n", self.command, self.link, self.machine)?;
+        let has_peers = self.has_peers();
         writeln!(
             f,
-            "{:<24} {:>9} {:>9} {:>9} {:>17} {:>7} {:>9} {:>9} {:>8}",
+            "{:<24} {:>9} {:>9} {:>9} {:>17} {:>7} {:>9} {:>9} {:>8}{}",
             "median of each",
             "brought",
             "output",
@@ -148,14 +157,16 @@ impl fmt::Display for Report {
             "ratio",
             "warm",
             "MiB",
-            "requests"
+            "requests",
+            if has_peers { "  peer MiB" } else { "" },
         )?;
         for summary in &self.summaries {
             let seconds = |milliseconds: u64| format!("{:.2} s", milliseconds as f64 / 1000.0);
             let (least, most) = summary.ready_spread_ms;
+            let from_peers = format!(" {:>9.1}", mebibytes(summary.peer_bytes));
             writeln!(
                 f,
-                "{:<24} {:>9} {:>9} {:>9} {:>17} {:>7.2} {:>9} {:>9.1} {:>8}",
+                "{:<24} {:>9} {:>9} {:>9} {:>17} {:>7.2} {:>9} {:>9.1} {:>8}{}",
                 summary.variant.name(),
                 seconds(summary.brought_ms),
                 seconds(summary.first_output_ms),
@@ -165,6 +176,7 @@ impl fmt::Display for Report {
                 seconds(summary.warm_ms),
                 mebibytes(summary.bytes),
                 summary.requests,
+                if has_peers { &from_peers } else { "" },
             )?;
         }
         Ok(())
@@ -194,11 +206,17 @@ pub(super) mod tests {
                 requests: vec![request(0), request(3)],
                 progress: vec![(1, 5), (ready_ms, ready_ms * 10)],
             },
+            peer_bytes: if variant == Variant::LazyPeers { ready_ms << 20 } else { 0 },
         }
     }
 
     /// Three rounds of two variants.
     pub fn report() -> Report {
+        report_of(Variant::LazyPack)
+    }
+
+    /// Three rounds of podman and `lazy`.
+    pub fn report_of(lazy: Variant) -> Report {
         let config = BenchConfig {
             program: "undermount".into(),
             reference: "127.0.0.1:5000/nova-api:1".parse().unwrap(),
@@ -209,14 +227,14 @@ pub(super) mod tests {
             },
             ready: crate::start::Ready::Exit,
             limit: std::time::Duration::from_secs(1),
-            variants: vec![Variant::Podman, Variant::LazyPack],
+            variants: vec![Variant::Podman, lazy],
             podman_flags: Vec::new(),
             rounds: 3,
             link: Shape { bits_per_second: Some(100_000_000), rtt_ms: 5 },
         };
         let runs = [(1000, 200), (3000, 300), (2000, 100)]
             .into_iter()
-            .flat_map(|(eager, lazy)| [run(Variant::Podman, eager), run(Variant::LazyPack, lazy)]);
+            .flat_map(|(eager, ms)| [run(Variant::Podman, eager), run(lazy, ms)]);
         Report::new(&config, 1 << 20, runs.collect())
     }
 
@@ -237,5 +255,16 @@ pub(super) mod tests {
         for words in ["nova-api:1", "100 Mbit/s, 5 ms", "lazy with pack", "0.20 s", "0.10"] {
             assert!(text.contains(words), "`{words}` is not in:\n{text}");
         }
+    }
+    #[test]
+    fn what_peers_sent_is_told_where_there_are_some() {
+        let report = report_of(Variant::LazyPeers);
+        let [eager, lazy] = report.summaries.as_slice() else { panic!("two variants") };
+        assert_eq!((eager.peer_bytes, lazy.peer_bytes), (0, 200 << 20));
+        let text = report.to_string();
+        let line = |start: &str| text.lines().find(|line| line.starts_with(start)).unwrap();
+        assert!(line("median of each").ends_with("requests  peer MiB"), "{text}");
+        assert!(line("eager").ends_with("0.0") && line("lazy with peers").ends_with("200.0"));
+        assert!(!report_of(Variant::LazyPack).to_string().contains("peer"));
     }
 }

@@ -2,13 +2,15 @@
 
 mod continuity;
 
+use std::ffi::OsString;
+
 use clap::Args;
 use undermount::config::Settings;
 use undermount::config::value::{StorePath, from_word};
 
 use self::continuity::Legacy;
 use super::exit::{CliResult, Exit};
-use super::owner::{self, CacheArgs, Role};
+use super::owner::{self, CacheArgs, Kept, Role};
 use super::service;
 
 /// Serve this node: podman's layer store and all mounts, until SIGTERM
@@ -31,8 +33,8 @@ pub struct AgentArgs {
 }
 
 impl AgentArgs {
-    /// Serves until it is told to stop.
-    pub fn run(self) -> CliResult {
+    /// Serves until it is told to stop; `log` has its workers log as it does.
+    pub fn run(self, log: Vec<OsString>) -> CliResult {
         let mut legacy = self.unit.clone().and_then(Legacy::of);
         let settings = match (self.settings(), &mut legacy) {
             (Ok(settings), _) => settings,
@@ -44,7 +46,8 @@ impl AgentArgs {
             tracing::info!("the layer store is served");
             service::ready("the layer store is served");
         };
-        owner::keep(settings, Role::Agent, self.cache.init_mask(), continuity, on_ready)?;
+        let kept = Kept { role: Role::Agent, init_mask: self.cache.init_mask(), continuity, log };
+        owner::keep(settings, kept, on_ready)?;
         Ok(Exit::Success)
     }
 

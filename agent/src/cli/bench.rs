@@ -9,18 +9,21 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 use undermount::bench::link::Shape;
 use undermount::bench::{self, BenchConfig, Report, Run, Variant};
 use undermount::image::Reference;
 
 use super::exit::{CliResult, Exit};
 use super::profile::ReadyArgs;
+use super::signals::cancelled_by_signals;
 use subjects::Subject;
 
 /// Measure how long a service takes until it is ready on a node that has nothing of its image
 ///
 /// Each variant gets the image over the same shaped link, in turns, and starts the same command;
-/// the kernel's caches are dropped before each run. Takes root. The registry must be one that is
+/// the kernel's caches are dropped before each run. With peers, a second agent of the bench's own,
+/// on this machine as well, starts the image before. Takes root. The registry must be one that is
 /// spoken to without TLS.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -37,14 +40,15 @@ pub struct BenchArgs {
     command: Vec<OsString>,
     #[command(flatten)]
     ready: ReadyArgs,
-    /// What to compare; the first is the reference [default: eager, lazy, pack]
+    /// What to compare; the first is the reference [default: eager, lazy, pack,
+    /// peers]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "VARIANTS")]
     variants: Vec<Way>,
     /// How often each is measured
     #[arg(long, value_name = "N", default_value_t = 7)]
     rounds: usize,
-    /// Rate of the link to the registry: bits per second, with kbit, mbit or gbit [default: as it
-    /// is]
+    /// Rate of the node's link, to the registry and to its peer: bits per second, with kbit, mbit or
+    /// gbit [default: as it is]
     #[arg(long, value_name = "RATE", value_parser = rate)]
     link: Option<u64>,
     /// Round trip of the link: milliseconds, with or without `ms`
@@ -76,6 +80,8 @@ enum Way {
     Lazy,
     /// Mounted, its start-up pack first
     Pack,
+    /// As `pack`, beside a peer that has started the image before
+    Peers,
 }
 
 /// A rate in bits per second.
@@ -98,9 +104,9 @@ pub(super) fn milliseconds(word: &str) -> Result<u64, String> {
 impl BenchArgs {
     /// Measures and reports.
     pub async fn run(self) -> CliResult {
-        let mut reports = Vec::new();
+        let (mut reports, interrupted) = (Vec::new(), cancelled_by_signals()?);
         for subject in self.subjects()? {
-            reports.push(self.measure(subject).await?);
+            reports.push(self.measure(subject, interrupted.clone()).await?);
         }
         if let Some(path) = &self.html {
             std::fs::write(path, bench::to_html(&reports))
@@ -134,7 +140,7 @@ impl BenchArgs {
         Ok(subjects)
     }
 
-    async fn measure(&self, subject: Subject) -> CliResult<Report> {
+    async fn measure(&self, subject: Subject, interrupted: CancellationToken) -> CliResult<Report> {
         let Subject { reference, command } = subject;
         let config = BenchConfig {
             program: std::env::current_exe()?,
@@ -147,11 +153,11 @@ impl BenchArgs {
             link: Shape { bits_per_second: self.link, rtt_ms: self.rtt },
             podman_flags: self.podman_arg.clone(),
         };
-        Ok(bench::run(config, tell).await?)
+        Ok(bench::run(config, interrupted, tell).await?)
     }
 
     async fn variants(&self) -> Vec<Variant> {
-        let default = vec![Way::Eager, Way::Lazy, Way::Pack];
+        let default = vec![Way::Eager, Way::Lazy, Way::Pack, Way::Peers];
         let ways = if self.variants.is_empty() { default } else { self.variants.clone() };
         let eager = bench::eager_variant().await;
         let variant = |way| match way {
@@ -159,6 +165,7 @@ impl BenchArgs {
             Way::Unpack => Variant::Unpack,
             Way::Lazy => Variant::Lazy,
             Way::Pack => Variant::LazyPack,
+            Way::Peers => Variant::LazyPeers,
         };
         ways.into_iter().map(variant).collect()
     }

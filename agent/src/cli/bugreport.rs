@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Args;
 use undermount::bugreport::{self, Piece};
 use undermount::control::{Control, Runtime};
+use undermount::host::patience::await_canonical;
 
 use super::config::ConfigArgs;
 use super::doctor::DoctorArgs;
@@ -14,12 +15,14 @@ use super::exit::{CliResult, Exit};
 
 /// How long the agent may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long all checks of the doctor may take: some run podman, which may hang itself.
-const DOCTOR: Duration = Duration::from_secs(60);
+/// How long each look of the doctor may take: some run podman, which may hang itself.
+const LOOK: Duration = Duration::from_secs(20);
+/// How long they may take together: the disk, the agent and podman, one after the other.
+const DOCTOR: Duration = Duration::from_secs(75);
 
 /// Collect what a developer wants to see of this node, as a tar.gz
 ///
-/// Works while a mount hangs: no mount is touched, and nothing is waited for longer than some
+/// Works while a mount hangs: no mount is touched, and nothing is waited for longer than 20
 /// seconds. Passwords, tokens and private keys are left out; look through it all the same before
 /// you send it.
 #[derive(Debug, Args)]
@@ -55,9 +58,8 @@ impl BugreportArgs {
             Err(error) => return vec![Piece::new("configuration", &format!("{error}\n"))],
         };
         let configuration = Piece::new("configuration", &settings.to_toml());
-        let status = tokio::time::timeout(PATIENCE, status(&settings.cache.directory)).await;
-        let status = status.unwrap_or_else(|_| "it does not answer\n".to_owned());
-        let doctor = DoctorArgs::in_a_hurry(self.config.clone());
+        let status = status(&settings.cache.directory).await;
+        let doctor = DoctorArgs::in_a_hurry(self.config.clone(), LOOK);
         let checks = tokio::time::timeout(DOCTOR, doctor.findings()).await;
         let checks = checks.map_or("it does not come back\n".to_owned(), |findings| {
             serde_json::to_string_pretty(&findings).expect("findings are plain data")
@@ -67,10 +69,13 @@ impl BugreportArgs {
 }
 
 async fn status(cache: &Path) -> String {
-    let cache = cache.canonicalize().unwrap_or_else(|_| cache.to_owned());
+    let Some(cache) = await_canonical(PATIENCE, cache).await else {
+        return format!("{} does not answer\n", cache.display());
+    };
     let asked = async { Control::new(Runtime::of(&cache))?.status().await };
-    match asked.await {
-        Ok(status) => serde_json::to_string_pretty(&status).expect("a status is plain data"),
-        Err(error) => format!("{error}\n"),
+    match tokio::time::timeout(PATIENCE, asked).await {
+        Err(_) => "it does not answer\n".to_owned(),
+        Ok(Ok(status)) => serde_json::to_string_pretty(&status).expect("a status is plain data"),
+        Ok(Err(error)) => format!("{error}\n"),
     }
 }

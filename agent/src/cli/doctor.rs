@@ -17,6 +17,11 @@ use super::client::default_config;
 use super::config::ConfigArgs;
 use super::exit::{CliResult, Exit};
 
+/// How long a look at this host may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// So much less podman has, to be told of itself.
+const PODMAN_ENDS_BEFORE: Duration = Duration::from_secs(5);
+
 /// Look for what keeps Undermount from working on this host, and say what to do
 ///
 /// Looks at the configuration, the kernel, /dev/fuse, the clock, limits, the cache's disk, the
@@ -34,17 +39,20 @@ pub struct DoctorArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    #[arg(skip = Duration::from_secs(60))]
-    podman_patience: Duration,
+    #[arg(skip = PATIENCE)]
+    patience: Duration,
+    /// Whether nothing beyond this host is looked at.
+    #[arg(skip)]
+    stays_here: bool,
     #[command(flatten)]
     config: ConfigArgs,
 }
 
 impl DoctorArgs {
-    /// The checks that concern this host alone, with little patience.
-    pub fn in_a_hurry(config: ConfigArgs) -> Self {
-        let podman_patience = Duration::from_secs(15);
-        Self { images: Vec::new(), registries: Vec::new(), json: true, podman_patience, config }
+    /// The checks that concern this host alone, each with `patience`.
+    pub fn in_a_hurry(config: ConfigArgs, patience: Duration) -> Self {
+        let (images, registries) = (Vec::new(), Vec::new());
+        Self { images, registries, json: true, patience, stays_here: true, config }
     }
 
     /// Looks and tells.
@@ -93,12 +101,15 @@ impl DoctorArgs {
                 .into_iter()
                 .flatten()
                 .map(ToString::to_string)
+                .filter(|_| !self.stays_here)
                 .chain(self.registries.iter().cloned())
                 .collect();
+        let podman = self.patience.saturating_sub(PODMAN_ENDS_BEFORE);
         Patient {
             cache: settings.cache.directory.to_path_buf(),
             store: settings.store.mount.to_path_buf(),
-            podman: Podman::new(Path::new("podman"), Path::new("/")).within(self.podman_patience),
+            podman: Podman::new(Path::new("podman"), Path::new("/")).within(podman),
+            patience: self.patience,
             registries: registries.into_iter().collect(),
             images: self.images.clone(),
         }

@@ -65,6 +65,12 @@ pub fn report(error: CliError) -> ExitCode {
     error.exit.into()
 }
 
+/// The error and its causes in one line, for lists of failures.
+pub fn in_words(error: &dyn Error) -> String {
+    let causes = std::iter::successors(error.source(), |&error| error.source());
+    causes.fold(error.to_string(), |words, cause| format!("{words}: {cause}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,5 +83,7 @@ mod tests {
     fn causes_are_told_one_per_line() {
         let error = CliError::from(Outer(std::io::Error::other("disk on fire")));
         assert_eq!(error.to_string(), "error: cannot open `x`\n  caused by: disk on fire");
+        let error = Outer(std::io::Error::other("disk on fire"));
+        assert_eq!(in_words(&error), "cannot open `x`: disk on fire");
     }
 }

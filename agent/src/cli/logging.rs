@@ -1,5 +1,6 @@
 //! Where events go: stderr, one line each, and where the original has one, a log file.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::IsTerminal as _;
 use std::path::Path;
@@ -34,13 +35,29 @@ enum LogFormat {
     Json,
 }
 
+impl LogArgs {
+    /// What is logged, where `default` is when nobody says anything.
+    fn words<'a>(&'a self, default: &'a str) -> &'a str {
+        self.log.as_deref().filter(|words| !words.is_empty()).unwrap_or(default)
+    }
+
+    /// The arguments that have a process of ours, started by this one, log as this one does.
+    pub fn handed(&self, default: &str) -> Vec<OsString> {
+        let format = match self.log_format {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        };
+        ["--log", self.words(default), "--log-format", format].map(OsString::from).to_vec()
+    }
+}
+
 /// Sends the process's events to stderr, and those from info on to `file` as well.
 ///
 /// # Errors
 /// Where the filter cannot be parsed, the file cannot be written, or a subscriber is installed
 /// already.
 pub fn install(args: &LogArgs, default: &str, file: Option<&Path>) -> CliResult<()> {
-    let words = args.log.as_deref().filter(|words| !words.is_empty()).unwrap_or(default);
+    let words = args.words(default);
     let filter = EnvFilter::try_new(words)
         .map_err(|error| format!("`{words}` is not a log filter: {error}"))?;
     let lines =

@@ -113,7 +113,8 @@ pub struct PrepareArgs {
         value_name = "FILE"
     )]
     environment_files: Vec<PathBuf>,
-    /// Directory of environment files, read after those of ~/.tripleo/environments; may be repeated
+    /// Directory of environment files, read after those of ~/.tripleo/environments; may be
+    /// repeated, and TRIPLEO_ENVIRONMENT_DIRECTORY names a last one
     #[arg(long = "environment-directory", value_name = "DIR")]
     environment_directories: Vec<PathBuf>,
     /// Roles file that tells which services run
@@ -152,6 +153,9 @@ impl Overcloud {
 impl PrepareArgs {
     async fn run(self) -> CliResult {
         let now = LocalTime::now();
+        for path in [&self.output_env_file, &self.output_images_file] {
+            path.as_deref().map_or(Ok(()), env_file::check)?;
+        }
         let request = self.request()?;
         let draft = Draft::of(&request).await?;
         let mut found = look_up(&request, draft, &self.client, false).await?;

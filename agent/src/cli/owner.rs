@@ -167,22 +167,24 @@ pub struct KeeperArgs {
 impl KeeperArgs {
     /// Keeps mounts until there is nothing left to do. Its first line on stdout says whether it
     /// could start.
-    pub fn run(self) -> CliResult {
+    pub fn run(self, log: Vec<OsString>) -> CliResult {
         // Ctrl-C is for the command that started us. (Fails only for a group's leader.)
         let _ = nix::unistd::setsid();
-        if let Err(failure) = self.keep() {
+        if let Err(failure) = self.keep(log) {
             writeln!(std::io::stdout(), "{}", failure.to_json())?;
             return Ok(Exit::Failure);
         }
         Ok(Exit::Success)
     }
 
-    fn keep(&self) -> Result<(), Failure> {
+    fn keep(&self, log: Vec<OsString>) -> Result<(), Failure> {
         let on_ready = || {
             // A starter that is gone has no use for it.
             let _ = writeln!(std::io::stdout(), "{READY}");
         };
-        keep(self.handed.settings.clone(), Role::Owner, self.init_mask, None, on_ready)
+        let init_mask = self.init_mask;
+        let kept = Kept { role: Role::Owner, init_mask, continuity: None, log };
+        keep(self.handed.settings.clone(), kept, on_ready)
     }
 }
 
@@ -195,14 +197,24 @@ pub(super) enum Role {
     Agent,
 }
 
+/// What is kept, and how.
+pub(super) struct Kept {
+    pub role: Role,
+    /// The features of the kernel that may be used.
+    pub init_mask: u64,
+    /// What the service manager has kept for us.
+    pub continuity: Option<Continuity>,
+    /// The arguments that say what workers log.
+    pub log: Vec<OsString>,
+}
+
 /// Takes the cache and keeps its mounts.
 pub(super) fn keep(
     mut settings: Settings,
-    role: Role,
-    init_mask: u64,
-    continuity: Option<Continuity>,
+    kept: Kept,
     on_ready: impl FnMut(),
 ) -> Result<(), Failure> {
+    let Kept { role, init_mask, continuity, log } = kept;
     let failed = |error: ProcessError| match error {
         ProcessError::Session(SessionError::FirstWorker { reason }) => Failure::from_json(&reason),
         error => Failure::of(&error),
@@ -217,6 +229,7 @@ pub(super) fn keep(
     let program = std::env::current_exe().map_err(|error| Failure::of(&error))?;
     let mut arguments = vec!["worker".into()];
     arguments.extend(handing(&settings));
+    arguments.extend(log);
     let store = (role == Role::Agent).then(|| settings.store.mount.to_path_buf());
     let data_mode = settings.reads.data_mode;
     let context = settings.mounts.selinux_context.as_ref().map(ToString::to_string);

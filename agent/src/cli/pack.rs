@@ -5,19 +5,22 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use undermount::control::{PackRequest, PullRequest};
+use undermount::image::artifact::pack::Purpose;
 use undermount::image::{Platform, Reference};
 use undermount::registry::client::Client;
+use undermount_fs::digest::Digest;
 
-use super::client::default_config;
+use super::client::{ClientArgs, default_config};
 use super::exit::{CliResult, Exit};
 use super::mount::ImageArgs;
 use super::owner::{self, CacheArgs, Log};
 use super::profile::ProfilesArgs;
 
-/// Build packs: what a start reads, or what an update changes, as one stream
+/// Build packs, of what a start reads or an update changes, as one stream; remove them
 #[derive(Debug, Subcommand)]
 pub enum Pack {
     Build(BuildArgs),
+    Rm(RmArgs),
 }
 
 impl Pack {
@@ -25,13 +28,15 @@ impl Pack {
     pub async fn run(self) -> CliResult {
         match self {
             Self::Build(args) => args.run().await,
+            Self::Rm(args) => args.run().await,
         }
     }
 }
 
 /// Build a pack and attach it to its image, with the image's index
 ///
-/// Without `--update-from` it is the start-up pack, of what the image's profiles say.
+/// Without `--update-from` it is the start-up pack, of what the image's profiles say. No registry
+/// replaces it by one of its own until it is removed.
 #[derive(Debug, Args)]
 pub struct BuildArgs {
     #[command(flatten)]
@@ -69,12 +74,8 @@ impl BuildArgs {
         if !self.files.is_empty() {
             return Ok(self.files.iter().map(absolute).collect::<Result<_, _>>()?);
         }
-        let reference: Reference = image.reference.parse()?;
         let client = Client::new(default_config());
-        if image.plain_http {
-            client.allow_plain_http(reference.repository().host());
-        }
-        let manifest = client.image(&reference, &Platform::host()).await?.raw.digest;
+        let (reference, manifest) = resolve(&client, &image.reference, image.plain_http).await?;
         let files = self.profiles.files(reference.repository(), &manifest)?;
         if files.is_empty() {
             let words = format!(
@@ -85,4 +86,49 @@ impl BuildArgs {
         }
         Ok(files)
     }
+}
+
+/// Remove a pack from its image
+///
+/// From then on an `undermount registry` makes start-up packs of the image by itself again, at once
+/// where nodes have told it of starts.
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Remove the update pack for nodes that have this image [default: the start-up pack]
+    #[arg(long, value_name = "REF")]
+    update_from: Option<String>,
+    #[command(flatten)]
+    registries: ClientArgs,
+}
+
+impl RmArgs {
+    async fn run(self) -> CliResult {
+        let client = Client::new(self.registries.config());
+        let PullRequest { reference, plain_http } = self.image.into();
+        let (image, manifest) = resolve(&client, &reference, plain_http).await?;
+        let (purpose, what) = match &self.update_from {
+            None => (Purpose::Start, "start-up pack".to_owned()),
+            Some(predecessor) => {
+                let (_, before) = resolve(&client, predecessor, plain_http).await?;
+                (Purpose::Update(before), format!("update pack from {predecessor}"))
+            }
+        };
+        if !client.detach_pack(image.repository(), &manifest, purpose).await? {
+            return Err(format!("{image} ({manifest}) has no {what}").into());
+        }
+        writeln!(std::io::stdout(), "{manifest}")?;
+        Ok(Exit::Success)
+    }
+}
+
+/// The image that `text` names for this host, and the digest of its manifest.
+async fn resolve(client: &Client, text: &str, plain_http: bool) -> CliResult<(Reference, Digest)> {
+    let reference: Reference = text.parse()?;
+    if plain_http {
+        client.allow_plain_http(reference.repository().host());
+    }
+    let manifest = client.image(&reference, &Platform::host()).await?.raw.digest;
+    Ok((reference, manifest))
 }

@@ -59,6 +59,8 @@ pub struct Habits {
     tells_undercloud: bool,
     /// The tree of the undercloud's Apache where no flag says.
     image_serve: Option<&'static str>,
+    /// Whether a run ends with an environment file.
+    writes_environment: bool,
 }
 
 /// Where the undercloud's Apache has its images.
@@ -73,6 +75,7 @@ impl Habits {
         insecure: Told::All,
         tells_undercloud: true,
         image_serve: None,
+        writes_environment: true,
     };
     /// Those of `openstack tripleo container image prepare`.
     pub const ORIGINAL: Self = Self {
@@ -82,7 +85,10 @@ impl Habits {
         insecure: Told::LastEntry,
         tells_undercloud: false,
         image_serve: Some(IMAGE_SERVE),
+        writes_environment: true,
     };
+    /// Those of `openstack overcloud container image upload`.
+    pub const UPLOAD: Self = Self { writes_environment: false, ..Self::ORIGINAL };
 }
 
 impl PrepareArgs {
@@ -205,15 +211,4 @@ fn tell_of_untold(plan: &Plan) {
              images go to the undercloud and the parameters do not name them there"
         );
     }
-}
-
-/// The error and its causes in one line.
-pub fn in_words(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        words.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    words
 }

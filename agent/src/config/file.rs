@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use reqwest::Certificate;
 
 use super::Settings;
+use crate::host;
 
 /// The configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +68,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Settings, ConfigError> {
 /// The CA certificates in a file, at least one.
 pub(super) fn certificates(path: &Path) -> Result<Vec<Certificate>, ConfigError> {
     let wrong = |reason: String| ConfigError::Certificate { path: path.to_owned(), reason };
-    let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    let pem = host::file::read(path).map_err(|error| wrong(error.to_string()))?;
     let found = Certificate::from_pem_bundle(&pem).map_err(|error| wrong(error.to_string()))?;
     if found.is_empty() {
         return Err(wrong("it holds no certificate in PEM form".to_owned()));

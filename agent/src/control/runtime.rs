@@ -35,6 +35,12 @@ impl Runtime {
         Self { root: Path::new(ROOT).join(&digest.hex()[..12]) }
     }
 
+    /// The one at `root`.
+    #[cfg(test)]
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
     /// The directory that holds those of all owners.
     pub fn parent() -> &'static Path {
         Path::new(ROOT)
@@ -66,6 +72,11 @@ impl Runtime {
     /// The list of what is mounted.
     pub fn mounts(&self) -> PathBuf {
         self.root.join("mounts.json")
+    }
+
+    /// Such a list that could not be read.
+    pub fn damaged_mounts(&self) -> PathBuf {
+        self.root.join("mounts.json.damaged")
     }
 
     /// The slot table.

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::DemoError;
 use crate::control::{Control, ControlError, Runtime};
+use crate::host::mounts;
 use crate::registry::server::{Server, ServerConfig};
 
 /// Everything that a command of the demo does takes less.
@@ -134,20 +135,13 @@ impl Stage {
         let name = mount.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let words = ["umount", "--cache", "cache", name];
         let asked = tokio::time::timeout(UNMOUNT, self.undermount(&words)).await;
-        if !matches!(asked, Ok(Ok(_))) && is_mount_point(mount) {
+        if !matches!(asked, Ok(Ok(_))) && mounts::is_mount_point(mount) {
             // Whoever should have unmounted it is gone or busy: nothing may keep the mount.
             if let Err(error) = nix::mount::umount2(mount, nix::mount::MntFlags::MNT_DETACH) {
                 tracing::warn!(path = %mount.display(), %error, "a mount of the demo is left behind");
             }
         }
     }
-}
-
-/// Whether something is mounted on `path`, without asking it.
-fn is_mount_point(path: &Path) -> bool {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let text = path.to_string_lossy();
-    mounts.lines().any(|line| line.split(' ').nth(1) == Some(&*text))
 }
 
 /// Runs `program` with one argument below the root directory `root`; gives the moment of its

@@ -7,14 +7,21 @@ use undermount_fs::session::History;
 
 use super::Finding;
 use crate::control::{Control, ControlError, Failure, Runtime, Status};
+use crate::host::patience::await_canonical;
 
 /// How long an agent may take to say how it is.
 const PATIENCE: Duration = Duration::from_secs(10);
 const CHECK: &str = "agent";
 
 pub(super) async fn examine(cache: &Path) -> Finding {
-    let cache = cache.canonicalize().unwrap_or_else(|_| cache.to_owned());
-    let status = async { Control::new(Runtime::of(&cache))?.status().await };
+    let Some(canonical) = await_canonical(PATIENCE, cache).await else {
+        return Finding::broken(
+            CHECK,
+            format!("cannot be looked for: {} does not answer", cache.display()),
+            "see what the file system of the cache waits for",
+        );
+    };
+    let status = async { Control::new(Runtime::of(&canonical))?.status().await };
     match tokio::time::timeout(PATIENCE, status).await {
         Ok(status) => judge(status),
         Err(_) => Finding::broken(

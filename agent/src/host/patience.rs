@@ -3,6 +3,7 @@
 //! Each has a thread of its own, which is left behind in that case and ends with the process. (A
 //! blocking task of tokio would be waited for when its runtime ends.)
 
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -27,6 +28,13 @@ pub async fn await_look<T: Send + 'static>(
     let (sender, receiver) = oneshot::channel();
     std::thread::spawn(move || drop(sender.send(look())));
     tokio::time::timeout(patience, receiver).await.ok()?.ok()
+}
+
+/// `path` without symbolic links, or as it is where it does not exist; nothing where its file system
+/// does not answer within `patience`.
+pub async fn await_canonical(patience: Duration, path: &Path) -> Option<PathBuf> {
+    let path = path.to_owned();
+    await_look(patience, move || path.canonicalize().unwrap_or(path)).await
 }
 
 #[cfg(test)]

@@ -13,14 +13,15 @@
 //!     io.undermount.tree.size  its bytes
 //!   spans       as it is, its parts are read by Range    …index.spans.v1
 //!     io.undermount.layer      digest of the layer blob
-//!               then packs, see [`pack`]
+//!               then packs, see [`pack`], and patches of trees, see [`patch`]
 //! ```
 //!
-//! The bytes follow from the subject, the indexes and the packs alone. Layers of other types are
+//! The bytes follow from the subject, the indexes, the packs and the patches alone. Layers of other types are
 //! left for later versions and ignored. How a reader finds the artifact: see [`super::referrers`].
 
 mod error;
 pub mod pack;
+pub mod patch;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
@@ -31,6 +32,7 @@ use undermount_fs::digest::{Digest, Verified};
 use undermount_fs::layer::LayerIndex;
 
 use self::pack::PackEntry;
+use self::patch::TreePatch;
 use super::manifest::{Descriptor, Document, Manifest, media_type};
 
 pub use self::error::ArtifactError;
@@ -42,8 +44,15 @@ pub const TREE: &str = "io.undermount.tree";
 /// On the tree: the number of its uncompressed bytes.
 pub const TREE_SIZE: &str = "io.undermount.tree.size";
 
-/// Largest uncompressed tree that is read, in bytes: several million files.
+/// Largest uncompressed tree that is read, and most bytes of all the trees of an image: several
+/// million files.
 pub const MAX_TREE: u64 = 1 << 30;
+/// A byte of a layer gives at most so many bytes of its tree. A file without content has a header of
+/// 512 bytes, and some hundred bytes in the tree; a million of them with running numbers for names
+/// shrink to a hundredth of that.
+const TREE_PER_BYTE: u64 = 256;
+/// What any tree may have.
+const SMALL_TREE: u64 = 1 << 20;
 /// A tree is fetched by every node but compressed while its image is copied: a middle level.
 const TREE_LEVEL: i32 = 9;
 const EMPTY: &[u8] = b"{}";
@@ -133,13 +142,14 @@ impl Artifact {
 /// The manifest of the artifact for the image `subject`, and what names it. The indexes of the
 /// `layers`, lowest first, are in the registry already, as is the blob `{}`.
 pub fn manifest(subject: &Descriptor, layers: &[LayerEntry]) -> (Descriptor, Bytes) {
-    manifest_with_packs(subject, layers, &[])
+    manifest_with(subject, layers, &[], &[])
 }
 
-fn manifest_with_packs(
+fn manifest_with(
     subject: &Descriptor,
     layers: &[LayerEntry],
     packs: &[PackEntry],
+    patches: &[TreePatch],
 ) -> (Descriptor, Bytes) {
     let config = empty();
     let mut seen = HashSet::new();
@@ -147,6 +157,7 @@ fn manifest_with_packs(
     let mut listed: Vec<Descriptor> =
         distinct.flat_map(|entry| [entry.tree_blob.clone(), entry.spans.clone()]).collect();
     listed.extend(packs.iter().map(PackEntry::descriptor));
+    listed.extend(patches.iter().map(TreePatch::descriptor));
     if listed.is_empty() {
         // The image-spec wants at least one layer.
         listed.push(config.clone());
@@ -242,7 +253,12 @@ fn pair(manifest: &Manifest) -> Result<Vec<LayerEntry>, ArtifactError> {
         Some((Some(tree), Some(spans))) => LayerEntry::new(layer, tree, spans),
         _ => Err(ArtifactError::Unpaired(layer)),
     });
-    entries.collect()
+    let entries = entries.collect::<Result<Vec<_>, _>>()?;
+    let all = entries.iter().fold(0, |all: u64, entry| all.saturating_add(entry.tree_size));
+    match all <= MAX_TREE {
+        true => Ok(entries),
+        false => Err(ArtifactError::TreesTooLarge(all)),
+    }
 }
 
 fn annotation<T: std::str::FromStr>(
@@ -274,6 +290,15 @@ impl LayerEntry {
             tree_size,
             spans: spans.clone(),
         })
+    }
+
+    /// Whether a layer of `layer_size` bytes can have such a tree, and the tree such a blob. Somebody
+    /// who makes indexes up can make one that takes much memory out of little.
+    pub fn is_plausible(&self, layer_size: u64) -> bool {
+        let most = layer_size.saturating_mul(TREE_PER_BYTE).max(SMALL_TREE);
+        // What zstd cannot compress grows by less.
+        let packed = self.tree_size.saturating_add(self.tree_size / 128).saturating_add(1 << 10);
+        self.tree_size <= most && self.tree_blob.size <= packed
     }
 
     /// The tree out of `blob`, the bytes of [`Self::tree_blob`]. Memory grows with what comes

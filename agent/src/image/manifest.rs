@@ -39,6 +39,8 @@ pub mod media_type {
     pub const UNDERMOUNT_SPANS: &str = "application/vnd.undermount.index.spans.v1";
     /// A start-up pack or an update pack.
     pub const UNDERMOUNT_PACK: &str = "application/vnd.undermount.pack.v1";
+    /// The tree of one layer as a difference to another one.
+    pub const UNDERMOUNT_PATCH: &str = "application/vnd.undermount.index.patch.v1+zstd";
 
     /// Everything that [`super::Document::parse`] reads, for the `Accept` header. A registry may
     /// serve a manifest only to who names its exact type.

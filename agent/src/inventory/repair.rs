@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use undermount_fs::digest::{Hasher, WrongDigest};
 
+use crate::host::file::{self, Lasting};
 use crate::image::{Descriptor, Reference, Repository};
 use crate::registry::client::{Client, Fault, RawManifest, RegistryError, RemoteBlob, Subject};
 
@@ -68,9 +69,8 @@ impl Repair<'_> {
         let repository = tree.join("v2").join(reference.repository().path());
         let path = repository.join("manifests").join(raw.digest.to_string()).join("index.json");
         let replace = || {
-            let mut file = temporary(&path)?;
-            file.write_all(&raw.bytes)?;
-            persist(file, &path)
+            std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+            file::replace(&path, &raw.bytes, 0o644, Lasting::PowerCut)
         };
         replace().map_err(|source| RepairError::Write { path: path.clone(), source })
     }

@@ -66,6 +66,12 @@ metrics! {
         "Objects that were found damaged and dropped";
     LAZY_DEBT = "undermount_lazy_debt_bytes", "Bytes of the images in use that are not here";
     IMAGES = "undermount_images", "Images in use, by whom: `mount`, `podman` or `pin`";
+    LAYERS = "undermount_layers",
+        "Layers that podman is shown, by state: `shown`, it uses them or has looked for them \
+        lately; `leaving`, it has removed them and somebody still uses them, or the kernel \
+        has not forgotten them";
+    LAYERS_DROPPED = "undermount_layers_dropped_total",
+        "Layers that podman had removed and that take no memory any more";
     PACKS = "undermount_packs_total",
         "Start-up and update packs, by outcome: `used` or `given-up`";
     PACK_UNITS = "undermount_pack_units_total",

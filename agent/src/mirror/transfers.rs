@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +21,7 @@ use undermount_fs::digest::{Digest, Hasher};
 
 use super::MirrorError;
 use super::store::{MirrorStore, StoreError};
+use crate::blocking::blocking;
 use crate::control::Failure;
 use crate::image::Repository;
 use crate::registry::client::{BlobReader, Client};
@@ -85,9 +86,18 @@ impl Transfers {
         if let Some(here) = self.stored(digest).await {
             return Ok(here);
         }
+        self.join(repository, digest).await
+    }
+
+    /// A blob from the transfer that runs, or from one that begins now.
+    async fn join(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Incoming, MirrorError> {
         let shared = self.running().entry(*digest).or_default().clone();
         let begun = shared.get_or_try_init(|| self.begin(repository, digest)).await;
-        if begun.is_err() {
+        if begun.as_ref().map_or(true, |begun| begun.is_over()) {
             forget(&self.running, digest, &shared);
         }
         begun.cloned()
@@ -122,13 +132,19 @@ impl Transfers {
             return Ok(here);
         }
         let size = self.size_upstream(repository, digest).await?;
-        let target = self.store.begin()?;
-        let file = target.reopen().map_err(StoreError::reopen(target.path()))?;
+        let store = self.store.clone();
+        let (target, file) = blocking(move || {
+            let target = store.begin()?;
+            let file = target.reopen().map_err(StoreError::reopen(target.path()))?;
+            Ok::<_, StoreError>((target, Arc::new(file)))
+        })
+        .await?;
         let (sender, progress) = watch::channel(Progress::Readable(0));
         let fetch = Fetch {
             reader: self.client.read_blob(repository, digest, size, 0),
             hasher: Hasher::default(),
             target,
+            file: file.clone(),
             digest: *digest,
             size,
             progress: sender,
@@ -140,17 +156,16 @@ impl Transfers {
             // Whoever comes now finds it in the store, or tries again.
             running.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest);
         });
-        Ok(Incoming { file: Arc::new(file), size, progress })
+        Ok(Incoming { file, size, progress })
     }
 }
 
-/// Takes away a transfer that did not begin, unless another one has begun in its place.
+/// Takes away a transfer that did not begin, or has ended, unless another one runs in its place.
 fn forget(running: &Mutex<HashMap<Digest, Shared>>, digest: &Digest, shared: &Shared) {
     let mut running = running.lock().unwrap_or_else(PoisonError::into_inner);
-    if running
-        .get(digest)
-        .is_some_and(|present| Arc::ptr_eq(present, shared) && !present.initialized())
-    {
+    if running.get(digest).is_some_and(|present| {
+        Arc::ptr_eq(present, shared) && present.get().is_none_or(Incoming::is_over)
+    }) {
         running.remove(digest);
     }
 }
@@ -160,6 +175,8 @@ struct Fetch {
     reader: BlobReader,
     hasher: Hasher,
     target: NamedTempFile,
+    /// The same file.
+    file: Arc<File>,
     digest: Digest,
     size: u64,
     progress: watch::Sender<Progress>,
@@ -187,8 +204,11 @@ impl Fetch {
             self.reader.next().await.map_err(|error| Failure::of(&error).in_words())?
         {
             self.hasher.update(&chunk);
-            self.target.write_all(&chunk).map_err(|error| format!("cannot be kept: {error}"))?;
+            let (file, at) = (self.file.clone(), written);
             written += chunk.len() as u64;
+            // A slow disk must not hold up the threads that serve.
+            let kept = blocking(move || file.write_all_at(&chunk, at)).await;
+            kept.map_err(|error| format!("cannot be kept: {error}"))?;
             // The last byte waits for the digest.
             let readable = written.min(self.size.saturating_sub(1));
             self.progress.send_replace(Progress::Readable(readable));
@@ -202,6 +222,11 @@ impl Fetch {
 }
 
 impl Incoming {
+    /// Whether nothing more comes.
+    fn is_over(&self) -> bool {
+        self.progress.has_changed().is_err()
+    }
+
     fn whole(file: File, size: u64) -> Self {
         let (_, progress) = watch::channel(Progress::Whole);
         Self { file: Arc::new(file), size, progress }
@@ -248,4 +273,49 @@ fn read(file: &File, range: &Range<u64>) -> io::Result<Bytes> {
     let mut bytes = vec![0; length];
     file.read_exact_at(&mut bytes, range.start)?;
     Ok(bytes.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::StreamExt as _;
+
+    use super::*;
+    use crate::registry::client::testing::{Reply, Server, client};
+
+    #[tokio::test]
+    async fn regression_a_blob_that_another_transfer_has_just_stored_does_not_stay_open() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(MirrorStore::open(directory.path(), 1 << 20).unwrap());
+        let server = Server::start(|_| Reply::new(404, "")).await;
+        let transfers = Transfers::new(store.clone(), client(|_| ()));
+        store.put(b"blob").unwrap();
+        let (repository, digest) = (server.repository(), Digest::of(b"blob"));
+        let joined = transfers.join(&repository, &digest).await.unwrap();
+        assert_eq!(joined.size, 4);
+        assert!(transfers.running().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_blob_is_fetched_once_for_all_who_want_it_and_then_is_in_the_store() {
+        let blob = Bytes::from(vec![7; 300_000]);
+        let (digest, body) = (Digest::of(&blob), blob.clone());
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(MirrorStore::open(directory.path(), 1 << 20).unwrap());
+        let server = Server::start(move |seen| Reply::blob(seen, &body)).await;
+        let transfers = Transfers::new(store.clone(), client(|_| ()));
+        let repository = server.repository();
+        let (first, second) = tokio::join!(
+            transfers.open(&repository, &digest),
+            transfers.open(&repository, &digest)
+        );
+        for incoming in [first.unwrap(), second.unwrap()] {
+            let pieces: Vec<_> = incoming.read(0..300_000).collect().await;
+            let bytes: Vec<u8> =
+                pieces.into_iter().flat_map(|piece| piece.unwrap().to_vec()).collect();
+            assert_eq!(bytes, blob);
+        }
+        let asked: Vec<_> = server.seen().into_iter().map(|seen| seen.method).collect();
+        assert_eq!(asked, ["HEAD", "GET"]);
+        assert!(transfers.stored(&digest).await.is_some());
+    }
 }

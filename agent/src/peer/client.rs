@@ -1,5 +1,7 @@
 //! Asks other nodes, and turns what they answer into events. Decides nothing.
 
+pub mod profiles;
+
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
@@ -138,7 +140,19 @@ fn sends(response: Response, call: &PieceCall) -> Reply {
     Reply::Sends { arriving, body: response.bytes_stream().boxed() }
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+/// A body of at most `limit` bytes.
+pub(super) async fn read_body(mut response: Response, limit: usize) -> Result<Vec<u8>, String> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| error.to_string())? {
+        if body.len() + chunk.len() > limit {
+            return Err(format!("more than {limit} bytes"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+pub(super) fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 

@@ -10,6 +10,7 @@
 
 mod memory;
 mod outage;
+mod profiles;
 mod transfer;
 
 use std::collections::{HashMap, VecDeque};
@@ -29,6 +30,7 @@ use super::member::{MemberId, Roster};
 use super::origin::Origin;
 use super::pace::Sent;
 use super::pieces::{PieceKey, Pieces};
+use super::profiles::Shelf;
 use super::realm::Realms;
 use super::standing::{Moment, Reason, Shunned, Standing};
 use super::uploads::{UploadLimits, Uploads};
@@ -36,6 +38,8 @@ use super::wanted::Wanted;
 use memory::{Memory, Room};
 use outage::Outages;
 use transfer::Transfer;
+
+pub use profiles::KeepError;
 
 /// Bytes of pieces that stay in memory where the disk has no room for them.
 const UNKEPT: u64 = 32 << 20;
@@ -52,6 +56,8 @@ pub struct Parts {
     pub realms: Realms,
     /// What is on disk.
     pub pieces: Pieces,
+    /// What is kept of profiles.
+    pub profiles: Shelf,
     /// How many uploads may run.
     pub limits: UploadLimits,
 }
@@ -66,6 +72,7 @@ struct Inner {
     origin: Arc<dyn Origin>,
     realms: Realms,
     pieces: Pieces,
+    profiles: Shelf,
     standing: Mutex<Standing>,
     uploads: Mutex<Uploads>,
     arriving: Mutex<HashMap<PieceKey, Arc<Arriving>>>,
@@ -95,7 +102,7 @@ pub(super) enum Place {
 impl Exchange {
     /// An exchange that works with `parts`.
     pub fn new(parts: Parts) -> Self {
-        let Parts { roster, client, origin, realms, pieces, limits } = parts;
+        let Parts { roster, client, origin, realms, pieces, profiles, limits } = parts;
         let seed = u64::from_le_bytes(roster.own.as_bytes()[..8].try_into().expect("8 bytes"));
         Self(Arc::new(Inner {
             roster,
@@ -103,6 +110,7 @@ impl Exchange {
             origin,
             realms,
             pieces,
+            profiles,
             standing: Mutex::default(),
             uploads: Mutex::new(Uploads::new(limits, seed)),
             arriving: Mutex::default(),

@@ -19,7 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use lru::LruCache;
 use tempfile::NamedTempFile;
 use undermount_fs::digest::{Digest, Verified};
-use undermount_fs::disk::{Disk as _, LocalDisk};
+use undermount_fs::disk::{Disk as _, LocalDisk, is_damage};
 
 use super::realm::Realm;
 use super::wanted::MAX_PIECE;
@@ -131,13 +131,15 @@ impl Pieces {
     /// All bytes of a piece, verified; a damaged one is dropped. Blocks on the disk.
     pub fn read(&self, key: &PieceKey) -> Option<Verified> {
         let open = self.get(key)?;
-        let piece = read_all(open, &key.1)
-            .inspect_err(|error| tracing::warn!(piece = %key.1, %error, "dropped a damaged piece"));
-        if piece.is_err() {
-            self.own.remove(key);
-            self.held.remove(key);
-        }
-        piece.ok()
+        read_all(open, &key.1)
+            .inspect_err(|error| {
+                tracing::warn!(piece = %key.1, %error, "cannot read a piece");
+                if is_lost(error) {
+                    self.own.remove(key);
+                    self.held.remove(key);
+                }
+            })
+            .ok()
     }
 
     /// Keeps a piece; whether it is here now. What cannot be kept for want of room is left out,
@@ -160,6 +162,11 @@ impl Pieces {
     pub fn bytes(&self) -> (u64, u64) {
         (self.own.kept().bytes, self.held.kept().bytes)
     }
+}
+
+/// Whether `error` says that a piece is damaged or gone, and not that it cannot be read now.
+fn is_lost(error: &io::Error) -> bool {
+    is_damage(error) || error.kind() == io::ErrorKind::NotFound
 }
 
 impl Shelf {
@@ -200,9 +207,13 @@ impl Shelf {
         let entry = *self.kept().pieces.get(key)?;
         match self.open_checked(key, entry) {
             Ok(open) => Some(open),
-            Err(error) => {
+            Err(error) if is_lost(&error) => {
                 tracing::warn!(piece = %key.1, %error, "dropped a damaged piece");
                 self.remove(key);
+                None
+            }
+            Err(error) => {
+                tracing::warn!(piece = %key.1, %error, "cannot read a piece");
                 None
             }
         }
@@ -212,12 +223,12 @@ impl Shelf {
         let file = File::open(self.path(key))?;
         let stamp = Stamp::of(&file)?;
         if stamp.size != entry.size || stamp.size > MAX_PIECE {
-            return Err(io::Error::other("its size has changed"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "its size has changed"));
         }
         if entry.checked != Some(stamp) {
             let mut bytes = Vec::with_capacity(stamp.size as usize);
             (&file).read_to_end(&mut bytes)?;
-            Verified::check(bytes.into(), &key.1).map_err(io::Error::other)?;
+            verified(bytes, &key.1)?;
             io::Seek::seek(&mut &file, io::SeekFrom::Start(0))?;
             if let Some(entry) = self.kept().pieces.get_mut(key) {
                 entry.checked = Some(stamp);
@@ -271,7 +282,12 @@ fn read_all(open: OpenPiece, digest: &Digest) -> io::Result<Verified> {
     let OpenPiece { mut file, size } = open;
     let mut bytes = Vec::with_capacity(usize::try_from(size).map_err(io::Error::other)?);
     file.read_to_end(&mut bytes)?;
-    Verified::check(bytes.into(), digest).map_err(io::Error::other)
+    verified(bytes, digest)
+}
+
+fn verified(bytes: Vec<u8>, digest: &Digest) -> io::Result<Verified> {
+    let damaged = |wrong| io::Error::new(io::ErrorKind::InvalidData, wrong);
+    Verified::check(bytes.into(), digest).map_err(damaged)
 }
 
 /// The piece that a file of this name is.
@@ -316,6 +332,20 @@ mod tests {
         assert_eq!(here, [true, false, true, true, false, true]);
         assert_eq!(pieces.bytes(), (3000, 1000));
         assert_eq!(fs::read_dir(root.path().join("own")).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn regression_a_piece_that_cannot_be_opened_now_is_not_lost() {
+        for (error, lost) in [
+            (io::Error::from_raw_os_error(libc::EMFILE), false),
+            (io::Error::from_raw_os_error(libc::ENOMEM), false),
+            (io::Error::from_raw_os_error(libc::EACCES), false),
+            (io::Error::from_raw_os_error(libc::EIO), true),
+            (io::Error::from_raw_os_error(libc::ENOENT), true),
+            (verified(b"other".to_vec(), &Digest::of(b"piece")).unwrap_err(), true),
+        ] {
+            assert_eq!(is_lost(&error), lost, "{error}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Hands pieces to other nodes: HTTP/1.1, one route.
+//! Hands pieces to other nodes, and profiles of starts: HTTP/1.1, a route each.
 //!
 //! ```text
 //! GET /v1/pieces/HEX?...   (see wanted)
@@ -15,6 +15,7 @@
 //! the slots, and one that takes nothing for [`SEND`] is cut off.
 
 mod body;
+mod profiles;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,14 +27,19 @@ use axum::extract::{Request as HttpRequest, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use tokio::sync::Semaphore;
+use undermount_fs::source::Scope;
 
-use super::client::{ARRIVING, PEERS, RETRY_AFTER_MS, TICKET};
+use super::client::{ARRIVING, PEERS, RETRY_AFTER_MS, TICKET, text};
 use super::exchange::{Exchange, Place};
-use super::keys::{Call, ClusterKeys};
+use super::keys::{Call, CallError, Caller, ClusterKeys};
 use super::member::MemberId;
 use super::pieces::PieceKey;
+use super::profiles::{BadProfiles, PROFILES};
 use super::rate::Rate;
+use super::realm::{Denied, Realm};
 use super::uploads::{Answer, Have, Request};
 use super::wanted::{BadCall, PieceCall};
 use body::{Slot, stream_arriving, stream_stored};
@@ -53,21 +59,29 @@ struct Inner {
     exchange: Exchange,
     keys: ClusterKeys,
     rate: Option<Rate>,
+    /// Turns of requests about profiles.
+    profiles: Semaphore,
 }
 
-/// Why a request gets no piece.
+/// Why a request gets nothing.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
     #[error(transparent)]
-    Unsigned(#[from] super::keys::CallError),
+    Unsigned(#[from] CallError),
     #[error(transparent)]
-    Denied(#[from] super::realm::Denied),
+    Denied(#[from] Denied),
     #[error(transparent)]
     Malformed(#[from] BadCall),
     #[error("this node reads nothing from the registry of that repository")]
     Unreached,
-    #[error("the piece cannot be had")]
+    #[error("this node cannot do it")]
     Failed,
+    #[error("not a profile: {0}")]
+    Profile(BadProfiles),
+    #[error("the body has more than {0} bytes")]
+    TooLong(usize),
+    #[error("not in time")]
+    Late,
 }
 
 impl Refusal {
@@ -75,9 +89,16 @@ impl Refusal {
         match self {
             Self::Unsigned(_) => StatusCode::UNAUTHORIZED,
             Self::Denied(_) | Self::Unreached => StatusCode::FORBIDDEN,
-            Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::Malformed(_) | Self::Profile(_) => StatusCode::BAD_REQUEST,
             Self::Failed => StatusCode::BAD_GATEWAY,
+            Self::TooLong(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Late => StatusCode::SERVICE_UNAVAILABLE,
         }
+    }
+
+    fn response(&self) -> Response {
+        tracing::debug!(refusal = %self, "refused a peer");
+        (self.status(), Body::from(self.to_string())).into_response()
     }
 }
 
@@ -92,12 +113,16 @@ impl PieceServer {
     /// A server of what `exchange` has, for members that have one of `keys`; it sends no more than
     /// `rate` bytes in a second, if that is given.
     pub fn new(exchange: Exchange, keys: ClusterKeys, rate: Option<u64>) -> Self {
-        Self(Arc::new(Inner { exchange, keys, rate: rate.map(Rate::new) }))
+        let profiles = Semaphore::new(profiles::SIDE_BY_SIDE);
+        Self(Arc::new(Inner { exchange, keys, rate: rate.map(Rate::new), profiles }))
     }
 
     /// The routes.
     pub fn router(self) -> Router {
-        Router::new().route("/v1/pieces/{digest}", get(piece)).with_state(self)
+        Router::new()
+            .route("/v1/pieces/{digest}", get(piece))
+            .route(PROFILES, profiles::routes())
+            .with_state(self)
     }
 
     async fn answer(&self, target: &str, headers: &HeaderMap) -> Result<Response, Refusal> {
@@ -141,16 +166,34 @@ impl PieceServer {
     }
 
     async fn admit(&self, target: &str, headers: &HeaderMap) -> Result<Admitted, Refusal> {
-        let now = SystemTime::now();
-        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let own = self.exchange().roster().own;
-        let signed = Call { to: Some(own), method: "GET", target, body: b"" };
-        let caller = self.0.keys.check(text(AUTHORIZATION), &signed, now)?;
+        let caller = self.caller("GET", target, headers, b"")?;
         let call = PieceCall::parse(target)?;
-        let (scope, asker) = (&call.wanted.scope, caller.member);
-        let realm = self.exchange().realms().admit(scope, asker, text(TICKET), now).await?;
+        let realm = self.realm(&call.wanted.scope, &caller, ticket_of(headers)).await?;
         let key = (realm, call.wanted.piece.digest);
-        Ok(Admitted { call, asker, key })
+        Ok(Admitted { call, asker: caller.member, key })
+    }
+
+    /// The member that has signed a request.
+    fn caller(
+        &self,
+        method: &str,
+        target: &str,
+        headers: &HeaderMap,
+        body: &[u8],
+    ) -> Result<Caller, CallError> {
+        let signed = Call { to: Some(self.exchange().roster().own), method, target, body };
+        self.0.keys.check(text(headers, &AUTHORIZATION), &signed, SystemTime::now())
+    }
+
+    /// The realm that `caller` is admitted to, who shows `ticket`.
+    async fn realm(
+        &self,
+        scope: &Scope,
+        caller: &Caller,
+        ticket: Option<&str>,
+    ) -> Result<Realm, Denied> {
+        let now = SystemTime::now();
+        self.exchange().realms().admit(scope, caller.member, ticket, now).await
     }
 
     /// Begins to get the piece; the answer, if there is no memory for it.
@@ -238,14 +281,20 @@ impl Admitted {
     }
 }
 
+fn target_of(uri: &Uri) -> &str {
+    uri.path_and_query().map_or("", PathAndQuery::as_str)
+}
+
+fn ticket_of(headers: &HeaderMap) -> Option<&str> {
+    text(headers, &TICKET)
+}
+
 async fn piece(State(server): State<PieceServer>, request: HttpRequest) -> Response {
-    let target = request.uri().path_and_query().map_or("", http::uri::PathAndQuery::as_str);
-    match server.answer(target, request.headers()).await {
+    match server.answer(target_of(request.uri()), request.headers()).await {
         Ok(response) => response,
         Err(refusal) => {
             server.exchange().counters().refused.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(target, %refusal, "refused a peer");
-            (refusal.status(), Body::from(refusal.to_string())).into_response()
+            refusal.response()
         }
     }
 }

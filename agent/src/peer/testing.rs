@@ -25,6 +25,7 @@ use super::member::{Member, MemberId, Members, Roster, Weight};
 use super::origin::{Login, Origin, Password};
 use super::pieces::{PieceLimits, Pieces};
 use super::placement::{PROTOCOL, ranking};
+use super::profiles::Shelf;
 use super::realm::Realms;
 use super::server::PieceServer;
 use super::uploads::UploadLimits;
@@ -198,6 +199,7 @@ impl NodeSpec {
             realms: Realms::new(keys(key), id, origin.clone()),
             origin,
             pieces: Pieces::open(dir.path(), pieces).unwrap(),
+            profiles: Shelf::new(dir.path().join("profiles")),
             limits,
         });
         let server = PieceServer::new(exchange.clone(), keys(key), None);

@@ -13,6 +13,8 @@ use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
+use crate::host;
+
 /// Connections of peers cannot be encrypted.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerTlsError {
@@ -54,7 +56,9 @@ pub fn acceptor(certificate: &Path, key: &Path, ca: &Path) -> Result<TlsAcceptor
         .build()
         .map_err(|source| PeerTlsError::Signer { path: ca.to_owned(), source })?;
     let unusable = |source| PeerTlsError::Pair { path: certificate.to_owned(), source };
-    let private = PrivateKeyDer::from_pem_file(key)
+    let private = host::file::read(key)
+        .map_err(pem::Error::Io)
+        .and_then(|pem| PrivateKeyDer::from_pem_slice(&pem))
         .map_err(|source| PeerTlsError::Read { path: key.to_owned(), source })?;
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -66,8 +70,9 @@ pub fn acceptor(certificate: &Path, key: &Path, ca: &Path) -> Result<TlsAcceptor
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, PeerTlsError> {
-    CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect)
+    host::file::read(path)
+        .map_err(pem::Error::Io)
+        .and_then(|pem| CertificateDer::pem_slice_iter(&pem).collect())
         .map_err(|source| PeerTlsError::Read { path: path.to_owned(), source })
 }
 

@@ -163,7 +163,10 @@ impl PieceCall {
     }
 }
 
-fn take<'a>(parts: &mut std::str::Split<'a, char>, name: &'static str) -> Result<&'a str, BadCall> {
+pub(super) fn take<'a>(
+    parts: &mut std::str::Split<'a, char>,
+    name: &'static str,
+) -> Result<&'a str, BadCall> {
     let part = parts.next().and_then(|part| part.strip_prefix(name)?.strip_prefix('='));
     part.ok_or(BadCall(name))
 }
@@ -175,7 +178,7 @@ fn number<T: FromStr>(
     take(parts, name)?.parse().map_err(|_| BadCall(name))
 }
 
-fn digest_of(hex: &str, name: &'static str) -> Result<Digest, BadCall> {
+pub(super) fn digest_of(hex: &str, name: &'static str) -> Result<Digest, BadCall> {
     Digest::from_hex(hex).map_err(|_| BadCall(name))
 }
 
@@ -186,7 +189,7 @@ fn tried_of(list: &str) -> Result<Vec<MemberId>, BadCall> {
 }
 
 /// Whether a scope can stand in a query as it is: names of repositories always can.
-fn is_plain(scope: &str) -> bool {
+pub(super) fn is_plain(scope: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/:[]@".contains(&byte);
     !scope.is_empty() && scope.len() <= 512 && scope.bytes().all(plain)
 }

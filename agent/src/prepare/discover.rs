@@ -112,7 +112,7 @@ async fn resolve_image(
             }
             files => files::discover_tag(&files, &label, last_tag_stands_in, origins).await?,
         };
-        image.imagename = format!("{}:{tag}", without_tag(&image.imagename));
+        image.imagename = format!("{}:{tag}", naming::without_tag(&image.imagename));
     }
     let wanted = draft.entry.modify.as_ref().map(|modify| &modify.only_with_labels);
     let has_labels = match wanted.filter(|labels| !labels.is_empty()) {
@@ -220,23 +220,4 @@ fn about(image: &Reference, error: RegistryError) -> DiscoverError {
         return DiscoverError::NotFound(image.clone().into());
     }
     DiscoverError::Registry { image: image.clone(), source: Box::new(error) }
-}
-
-/// The name up to its tag.
-fn without_tag(imagename: &str) -> &str {
-    match imagename.rsplit_once(':') {
-        Some((name, tag)) if !tag.contains('/') => name,
-        _ => imagename,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_port_is_not_a_tag() {
-        assert_eq!(without_tag("r:5000/a/b:t"), "r:5000/a/b");
-        assert_eq!(without_tag("r:5000/a/b"), "r:5000/a/b");
-    }
 }

@@ -1,14 +1,19 @@
 //! The file that deployment reads, under its header, and how files are put in place.
 
-use std::io::Write as _;
+use std::io;
 use std::path::{Path, PathBuf};
+
+use crate::host::file::{self, Lasting};
+
+/// Everybody may read it.
+const MODE: u32 = 0o644;
 
 /// A file that could not be written; what was there before is untouched.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {}", path.display())]
 pub struct WriteError {
     path: PathBuf,
-    source: std::io::Error,
+    source: io::Error,
 }
 
 /// `text` under a header that says when and by which command it was made.
@@ -24,12 +29,11 @@ pub fn with_header(text: &str, time: &str, command: &str) -> String {
 /// # Errors
 /// [`WriteError`] where the directory is absent or not writable, or the disk is full.
 pub fn write(path: &Path, text: &str) -> Result<(), WriteError> {
-    let write = || match std::fs::metadata(path) {
-        Ok(found) if found.is_file() => replace(&path.canonicalize()?, text),
-        Ok(found) if !found.is_dir() => std::fs::write(path, text),
-        _ => replace(path, text),
+    let write = || match place(path)? {
+        Some(place) => file::replace(&place, text.as_bytes(), MODE, Lasting::PowerCut),
+        None => std::fs::write(path, text),
     };
-    write().map_err(|source| WriteError { path: path.to_owned(), source })
+    write().map_err(failed(path))
 }
 
 /// Makes sure that [`write`] will find a directory it can write to, before hours of work.
@@ -37,26 +41,37 @@ pub fn write(path: &Path, text: &str) -> Result<(), WriteError> {
 /// # Errors
 /// [`WriteError`] where it would not.
 pub fn check(path: &Path) -> Result<(), WriteError> {
-    if std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
-        return Ok(());
-    }
-    temporary(path).map(drop).map_err(|source| WriteError { path: path.to_owned(), source })
+    let check = || match place(path)? {
+        Some(place) => temporary(&place).map(drop),
+        None => Ok(()),
+    };
+    check().map_err(failed(path))
 }
 
-fn temporary(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+/// The file to put in place of the one that `path` means; nothing where that is no file, and is
+/// written to.
+fn place(path: &Path) -> io::Result<Option<PathBuf>> {
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_file() => path.canonicalize().map(Some),
+        Ok(found) if found.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(path.to_owned())),
+        Err(error) => Err(error),
+    }
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> WriteError + use<> {
+    let path = path.to_owned();
+    move |source| WriteError { path, source }
+}
+
+/// A file like the one that [`write()`] makes first.
+fn temporary(path: &Path) -> io::Result<tempfile::NamedTempFile> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     tempfile::Builder::new()
         .prefix(".undermount-")
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(MODE))
         .tempfile_in(directory.unwrap_or(Path::new(".")))
-}
-
-fn replace(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut file = temporary(path)?;
-    file.write_all(text.as_bytes())?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
 }
 
 #[cfg(test)]
@@ -91,5 +106,20 @@ mod tests {
         assert!(check(&absent).is_err());
         let error = write(&absent, "x").unwrap_err().to_string();
         assert!(error.contains("absent/env.yaml"), "{error}");
+    }
+
+    #[test]
+    fn regression_what_cannot_be_replaced_is_told_before_the_work() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(check(directory.path()).is_err(), "a directory is no file");
+        // No file can be made beside it, not even by root.
+        let link = directory.path().join("link.yaml");
+        std::os::unix::fs::symlink("/proc/version", &link).unwrap();
+        assert!(check(&link).is_err(), "what counts is where the link goes");
+        let target = directory.path().join("target.yaml");
+        write(&target, "one").unwrap();
+        let good = directory.path().join("good.yaml");
+        std::os::unix::fs::symlink("target.yaml", &good).unwrap();
+        check(&good).unwrap();
     }
 }

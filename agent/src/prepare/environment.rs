@@ -147,7 +147,8 @@ fn merge_maps(earlier: &mut Map, later: Map) {
     }
 }
 
-/// The `*.yaml` files of an environment directory, sorted; none where it does not exist.
+/// The files `*.yaml` of an environment directory, sorted, without hidden ones; none where it does
+/// not exist.
 ///
 /// # Errors
 /// [`EnvironmentError::Directory`] where the directory exists and cannot be read.
@@ -160,7 +161,10 @@ pub fn files_in(directory: &Path) -> Result<Vec<PathBuf>, EnvironmentError> {
     };
     let paths: Result<Vec<_>, _> = entries.map(|entry| Ok(entry?.path())).collect();
     let mut paths = paths.map_err(read)?;
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+    paths.retain(|path| {
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        name.ends_with(b".yaml") && !name.starts_with(b".") && path.is_file()
+    });
     paths.sort();
     Ok(paths)
 }
@@ -228,5 +232,20 @@ mod tests {
         let names: Vec<_> = files_in(directory.path()).unwrap();
         assert_eq!(names, ["a.yaml", "b.yaml"].map(|name| directory.path().join(name)));
         assert!(files_in(&directory.path().join("absent")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn regression_what_is_no_visible_file_is_no_environment_of_a_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        for name in ["a.yaml", ".hidden.yaml", ".yaml"] {
+            std::fs::write(path(name), "").unwrap();
+        }
+        std::fs::create_dir(path("directory.yaml")).unwrap();
+        // The lock of an editor.
+        std::os::unix::fs::symlink("me@host.1234", path(".#a.yaml")).unwrap();
+        std::os::unix::fs::symlink("gone", path("dangling.yaml")).unwrap();
+        std::os::unix::fs::symlink("a.yaml", path("link.yaml")).unwrap();
+        assert_eq!(files_in(directory.path()).unwrap(), ["a.yaml", "link.yaml"].map(path));
     }
 }

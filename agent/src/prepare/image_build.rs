@@ -46,12 +46,14 @@ pub struct Settings {
 pub struct Container {
     /// Its name in the tree.
     pub name: String,
-    /// The image of this run that it is built on.
+    /// The image of this run whose directory its own lies in, which is built before.
     pub parent: Option<String>,
     /// Where its `Dockerfile` goes.
     pub directory: PathBuf,
     /// What it is called.
     pub target: String,
+    /// Whether it is built on its parent, and not on an image that its recipe names.
+    is_on_parent: bool,
     /// Ansible's variables.
     vars: Map,
 }
@@ -80,6 +82,13 @@ pub enum BuildError {
     Parent(String),
 }
 
+impl Container {
+    /// Whether it is built on the image `name` of this run.
+    fn stands_on(&self, name: &str) -> bool {
+        self.is_on_parent && self.parent.as_deref() == Some(name)
+    }
+}
+
 impl Settings {
     /// What `recipe` comes to, with its files below `work`.
     pub fn container(&self, recipe: &Recipe, work: &Path) -> Container {
@@ -93,12 +102,14 @@ impl Settings {
         if !self.labels.is_empty() {
             vars.insert("tcib_labels", self.labels_of(recipe));
         }
-        if !vars.contains("tcib_from") {
-            let parent = recipe.parent.as_deref();
-            vars.insert("tcib_from", parent.map_or(self.base.clone(), |name| self.target(name)));
+        let parent = recipe.parent.as_deref();
+        let on = parent.map_or(self.base.clone(), |name| self.target(name));
+        let is_on_parent = vars.get("tcib_from").is_none_or(|from| from.to_string() == on);
+        if is_on_parent {
+            vars.insert("tcib_from", on);
         }
         let (name, target) = (recipe.name.clone(), self.target(&recipe.name));
-        Container { name, parent: recipe.parent.clone(), directory, target, vars }
+        Container { name, parent: recipe.parent.clone(), is_on_parent, directory, target, vars }
     }
 
     fn target(&self, name: &str) -> String {
@@ -198,9 +209,9 @@ pub async fn build(containers: &[Container], options: &BuildOptions) -> Vec<(Str
     let mut failed = Vec::new();
     let mut lost: BTreeSet<&str> = BTreeSet::new();
     for level in levels(containers) {
-        let (ready, orphans): (Vec<_>, Vec<_>) = level.into_iter().partition(|container| {
-            container.parent.as_deref().is_none_or(|parent| !lost.contains(parent))
-        });
+        let (ready, orphans): (Vec<_>, Vec<_>) = level
+            .into_iter()
+            .partition(|container| !lost.iter().any(|lost| container.stands_on(lost)));
         for orphan in orphans {
             lost.insert(&orphan.name);
             let parent = orphan.parent.clone().unwrap_or_default();
@@ -279,6 +290,14 @@ mod tests {
     use super::*;
 
     fn container(name: &str, parent: Option<&str>) -> Container {
+        with_vars(name, parent, [])
+    }
+
+    fn with_vars<const N: usize>(
+        name: &str,
+        parent: Option<&str>,
+        own: [(&str, &str); N],
+    ) -> Container {
         let settings = Settings {
             base: "q.io/base:9".to_owned(),
             registry: "localhost".to_owned(),
@@ -289,7 +308,8 @@ mod tests {
             vars: Map::from_iter([("tcib_distro", "centos")]),
         };
         let (parent, place) = (parent.map(str::to_owned), PathBuf::from(name));
-        let vars = Map::from_iter([("tcib_distro", "mine"), ("tcib_user", "nova")]);
+        let vars = [("tcib_distro", "mine"), ("tcib_user", "nova")].into_iter().chain(own);
+        let vars = Map::from_iter(vars);
         let recipe = Recipe { name: name.to_owned(), parent, place, vars };
         settings.container(&recipe, Path::new("/w"))
     }
@@ -327,5 +347,15 @@ mod tests {
             .map(|level| level.iter().map(|container| container.name.as_str()).collect())
             .collect();
         assert_eq!(names, [vec!["base", "ee"], vec!["os", "cron"], vec!["nova"]]);
+    }
+
+    #[test]
+    fn regression_an_image_with_a_base_of_its_own_is_not_lost_with_its_directory() {
+        for (own, stands) in [("q.io/other:1", false), ("localhost/ns/openstack-os:t", true)] {
+            let nova = with_vars("nova", Some("os"), [("tcib_from", own)]);
+            assert_eq!(nova.stands_on("os"), stands, "{own}");
+            assert!(yaml::write(&nova.vars.into()).contains(&format!("tcib_from: {own}\n")));
+        }
+        assert!(container("nova", Some("os")).stands_on("os"));
     }
 }

@@ -40,6 +40,14 @@ pub enum ImageServeError {
         /// What the system said.
         source: io::Error,
     },
+    /// The file system failed where something is to be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
 }
 
 /// The tree below a directory.
@@ -54,6 +62,11 @@ impl ImageServe {
     /// The tree below `root`, made when the first file is written.
     pub fn new(root: &Path) -> Self {
         Self { v2: root.join("v2"), lists: Mutex::default() }
+    }
+
+    /// The directory that holds all of it.
+    pub fn root(&self) -> &Path {
+        &self.v2
     }
 
     fn directory(&self, repository: &Repository, kind: &str) -> PathBuf {
@@ -106,7 +119,7 @@ impl ImageServe {
     pub fn tagged(&self, from: &Repository, tag: &Tag) -> Option<RawManifest> {
         let digest = match fs::read_to_string(self.type_map(from, tag.as_str())) {
             Ok(map) => lists::digests_of(&map).next()?,
-            Err(_) => self.linked(from, tag.as_str())?,
+            Err(_) => self.linked(from, tag.as_str()).ok()??,
         };
         self.manifest(from, &digest)
     }
@@ -155,12 +168,21 @@ impl ImageServe {
         Ok(true)
     }
 
-    /// What belongs to the manifest `subject`.
+    /// What belongs to the manifest `subject`; nothing where that cannot be read.
     pub fn referrers(&self, from: &Repository, subject: &Digest) -> Vec<Descriptor> {
+        self.read_referrers(from, subject).unwrap_or_default()
+    }
+
+    /// What belongs to the manifest `subject`. A damaged list says nothing.
+    fn read_referrers(
+        &self,
+        from: &Repository,
+        subject: &Digest,
+    ) -> Result<Vec<Descriptor>, ImageServeError> {
         let path = self.directory(from, "referrers").join(subject.to_string()).join("index.json");
-        let bytes = fs::read(path).unwrap_or_default();
+        let bytes = if_there(&path, fs::read(&path))?.unwrap_or_default();
         let index = Document::parse(&bytes, Some(media_type::OCI_INDEX));
-        index.and_then(Document::into_index).map(|index| index.manifests).unwrap_or_default()
+        Ok(index.and_then(Document::into_index).map(|index| index.manifests).unwrap_or_default())
     }
 }
 
@@ -197,6 +219,15 @@ fn write_if_changed(path: &Path, bytes: &[u8]) -> Result<bool, ImageServeError> 
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), ImageServeError> {
     blob_file::write(path, bytes).map_err(|source| write_error(path, source))
+}
+
+/// What was read at `path`; nothing where nothing is there.
+fn if_there<T>(path: &Path, read: io::Result<T>) -> Result<Option<T>, ImageServeError> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ImageServeError::Read { path: path.to_owned(), source }),
+    }
 }
 
 fn write_error(path: &Path, source: io::Error) -> ImageServeError {
@@ -350,6 +381,71 @@ mod tests {
         assert!(!tree.directory(&outer, "manifests").exists());
         assert!(!tree.directory(&outer, "tags").exists());
         assert!(tree.manifest_path(&inner, &raw.digest).join("index.json").exists());
+    }
+
+    #[test]
+    fn regression_what_cannot_be_read_is_not_taken_for_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let tree = ImageServe::new(root.path());
+        let image: Repository = "h:1/ns/nova".parse().unwrap();
+        let layer = |raw: &RawManifest| {
+            let path = tree.blob_path(&image, &raw.digest, true);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, "layer").unwrap();
+            path
+        };
+        let (kept, gone) = (manifest("{\"a\":1}"), manifest("{\"a\":2}"));
+        for (tag, raw) in [("kept", &kept), ("gone", &gone)] {
+            tree.put_manifest(&image, raw).unwrap();
+            tree.put_tag(&image, tag, &[raw]).unwrap();
+        }
+        let layers = [layer(&kept), layer(&gone)];
+        let manifests = tree.directory(&image, "manifests");
+        let referrers = tree.directory(&image, "referrers").join(kept.digest.to_string());
+        fs::create_dir_all(&referrers).unwrap();
+        for unreadable in [
+            tree.type_map(&image, "kept"),
+            tree.manifest_path(&image, &kept.digest).join("index.json"),
+            referrers.join("index.json"),
+            manifests,
+        ] {
+            // Reading a loop of links fails, for root too.
+            let aside = root.path().join("aside");
+            let was_there = fs::rename(&unreadable, &aside).is_ok();
+            std::os::unix::fs::symlink(&unreadable, &unreadable).unwrap();
+            let error = tree.delete(&image, &"gone".parse().unwrap()).unwrap_err().to_string();
+            assert!(error.starts_with("cannot read"), "{error}");
+            assert!(layers.iter().all(|layer| layer.exists()), "{error}");
+            fs::remove_file(&unreadable).unwrap();
+            if was_there {
+                fs::rename(&aside, &unreadable).unwrap();
+            }
+            assert_eq!(tree.tags(&image), ["gone", "kept"], "{error}");
+        }
+        assert!(tree.delete(&image, &"gone".parse().unwrap()).unwrap());
+    }
+
+    #[test]
+    fn regression_a_link_to_a_damaged_manifest_keeps_its_layers() {
+        let root = tempfile::tempdir().unwrap();
+        let tree = ImageServe::new(root.path());
+        let image: Repository = "h:1/ns/nova".parse().unwrap();
+        let (old, new) = (manifest("{\"a\":1}"), manifest("{\"a\":2}"));
+        for raw in [&old, &new] {
+            tree.put_manifest(&image, raw).unwrap();
+        }
+        tree.put_tag(&image, "new", &[&new]).unwrap();
+        let link = tree.directory(&image, "manifests").join("old");
+        std::os::unix::fs::symlink(old.digest.to_string(), &link).unwrap();
+        let directory = tree.manifest_path(&image, &old.digest);
+        fs::write(directory.join("index.json"), "{!").unwrap();
+        let layer = tree.blob_path(&image, &old.digest, true);
+        fs::create_dir_all(layer.parent().unwrap()).unwrap();
+        fs::write(&layer, "layer").unwrap();
+        assert!(tree.delete(&image, &"new".parse().unwrap()).unwrap());
+        assert!(layer.exists() && directory.exists());
+        assert!(tree.delete(&image, &"old".parse().unwrap()).unwrap());
+        assert!(!layer.exists() && !link.is_symlink());
     }
 
     #[test]

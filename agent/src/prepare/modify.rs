@@ -135,22 +135,20 @@ pub fn jobs(plan: &Plan) -> Result<Vec<ModifyJob>, ModifyPlanError> {
 }
 
 /// Those of `jobs` whose result is not at its destination yet. The copies of the others' originals
-/// are taken out of `copies`, unless `plan` wants them unchanged too.
-///
-/// # Errors
-/// [`ModifyError::LookUp`] where a destination cannot be asked.
+/// are taken out of `copies`, unless `plan` wants them unchanged too. Then those whose destination
+/// cannot be asked, and why.
 pub async fn pending(
     jobs: Vec<ModifyJob>,
     plan: &Plan,
     copies: &mut Vec<CopyJob>,
     sources: &Sources,
-) -> Result<Vec<ModifyJob>, ModifyError> {
+) -> (Vec<ModifyJob>, Vec<(Reference, ModifyError)>) {
     let asked = jobs.into_iter().map(|job| async {
         let found = sources.client().resolve(&job.target).await;
         (job, found)
     });
     let asked: Vec<_> = stream::iter(asked).buffered(PARALLEL).collect().await;
-    let (mut pending, mut done) = (Vec::new(), BTreeSet::new());
+    let (mut pending, mut failures, mut done) = (Vec::new(), Vec::new(), BTreeSet::new());
     for (job, found) in asked {
         match found {
             Ok(None) => pending.push(job),
@@ -159,8 +157,8 @@ pub async fn pending(
                 done.insert(job.original.to_string());
             }
             Err(error) => {
-                let (image, source) = (Box::new(job.target), Box::new(error));
-                return Err(ModifyError::LookUp { image, source });
+                let (image, source) = (Box::new(job.target.clone()), Box::new(error));
+                failures.push((job.target, ModifyError::LookUp { image, source }));
             }
         }
     }
@@ -174,7 +172,7 @@ pub async fn pending(
         let target = copy.target.to_string();
         wanted.contains(&target) || !done.contains(&target)
     });
-    Ok(pending)
+    (pending, failures)
 }
 
 /// Changes images, one after the other: roles use the host's one image store.

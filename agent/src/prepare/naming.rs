@@ -54,6 +54,14 @@ fn name_in_files(imagename: &str) -> &str {
     }
 }
 
+/// The name of an image up to its tag.
+pub fn without_tag(imagename: &str) -> &str {
+    match imagename.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => imagename,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,5 +96,11 @@ mod tests {
             assert_eq!(registry(pull_source, imagename), host);
             assert_eq!(is_on_this_host(pull_source, imagename), host.is_none());
         }
+    }
+
+    #[test]
+    fn a_port_is_not_a_tag() {
+        assert_eq!(without_tag("r:5000/a/b:t"), "r:5000/a/b");
+        assert_eq!(without_tag("r:5000/a/b"), "r:5000/a/b");
     }
 }

@@ -105,4 +105,20 @@ mod tests {
         let error = slow.is_in(&"a".repeat(200)).unwrap_err().to_string();
         assert!(error.contains("takes too long on `aaaa"), "{error}");
     }
+
+    #[test]
+    fn regression_a_condition_may_name_its_group() {
+        for (pattern, matches) in [
+            ("(?P<a>n)?(?(a)o|x)va", true),
+            ("(n)?(?(1)o|x)va", true),
+            ("(?P<a>z)?(?(a)o|x)va", false),
+            ("^h(?P<a>z)?(?(a)o|:)", true),
+        ] {
+            let found = Pattern::parse(pattern).unwrap().is_in("h:5000/ns/nova-api").unwrap();
+            assert_eq!(found, matches, "{pattern}");
+        }
+        for pattern in ["(?(b)o|x)va", "(?(a-b)o)", "(?(a", "(?()a)"] {
+            assert!(Pattern::parse(pattern).is_err(), "{pattern}");
+        }
+    }
 }

@@ -27,8 +27,8 @@ impl Sources {
     /// Sources that `client` reaches, and files, which are unpacked below `scratch` where they
     /// have to be. Of an index the image for `platform` is taken.
     pub fn new(client: Client, platform: Platform, scratch: PathBuf) -> Self {
-        let (known, configs) = Default::default();
-        Self { client, platform, known, configs, files: Files::new(scratch) }
+        let files = Files::new(scratch);
+        Self { client, platform, known: Mutex::default(), configs: Mutex::default(), files }
     }
 
     /// Files of this host.

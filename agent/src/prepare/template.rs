@@ -175,6 +175,8 @@ fn to_jinja(value: &Value) -> minijinja::Value {
         Value::Null => minijinja::Value::from(()),
         Value::Bool(value) => minijinja::Value::from(*value),
         Value::Int(value) => minijinja::Value::from(*value),
+        // As text it would be true.
+        Value::Float(zero) if *zero == 0.0 => minijinja::Value::from(*zero),
         Value::Float(_) => minijinja::Value::from(value.to_string()),
         Value::Text(text) => minijinja::Value::from(text.as_str()),
         Value::List(items) => items.iter().map(to_jinja).collect(),
@@ -284,5 +286,24 @@ mod tests {
         }
         let absent = TemplateSource::File(directory.path().join("absent.j2"));
         assert!(ImageTemplate::load(&absent).is_err());
+    }
+
+    #[test]
+    fn regression_zero_is_false_and_looks_like_python_s() {
+        let mut template = ImageTemplate::load(&TemplateSource::BuiltIn(Release::Zed)).unwrap();
+        template.text =
+            "container_images_template: [{imagename: '{{ a }}{% if a %}!{% endif %}'}]".to_owned();
+        for (value, rendered) in [
+            ("0.0", "0.0"),
+            ("-0.0", "-0.0"),
+            ("0", "0"),
+            ("''", ""),
+            ("1.0", "1.0!"),
+            ("1e+20", "1e+20!"),
+            ("2.10", "2.1!"),
+        ] {
+            let images = template.render(&set(&format!("a: {value}"))).unwrap();
+            assert_eq!(images[0].imagename, rendered, "{value}");
+        }
     }
 }

@@ -3,13 +3,14 @@
 //! `<directory>/<12 hex digits of the manifest>-<8 of the command>.json`
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use undermount_fs::digest::Digest;
 
-use super::{FILE_MAX, ProfileError, StartRecord};
+use super::{ProfileError, StartRecord};
+use crate::host::file::{self, Lasting};
 
 /// The records that tell most of what the image `manifest` will read: its own, else those of the
 /// image that was recorded last. All of them are of one repository.
@@ -27,12 +28,7 @@ pub fn fitting(records: Vec<(SystemTime, StartRecord)>, manifest: &Digest) -> Ve
 /// [`ProfileError`] where there is none.
 pub fn read(path: &Path) -> Result<StartRecord, ProfileError> {
     let failed = failed("read", path);
-    let size = fs::metadata(path).map_err(&failed)?.len();
-    if size > FILE_MAX {
-        let what = format!("{size} bytes are too many for a profile (at most {FILE_MAX})");
-        return Err(ProfileError::Invalid { path: path.to_owned(), what });
-    }
-    StartRecord::from_json(&fs::read(path).map_err(&failed)?, path)
+    StartRecord::from_json(&file::read(path).map_err(failed)?, path)
 }
 
 /// A directory of profiles.
@@ -62,10 +58,8 @@ impl Profiles {
         };
         let failed = failed("write", &self.directory);
         fs::create_dir_all(&self.directory).map_err(&failed)?;
-        let mut file = tempfile::NamedTempFile::new_in(&self.directory).map_err(&failed)?;
-        file.write_all(&record.to_json()).map_err(&failed)?;
-        file.as_file().sync_data().map_err(&failed)?;
-        file.persist(self.path(&name)).map_err(|error| failed(error.error))?;
+        file::replace(&self.path(&name), &record.to_json(), 0o600, Lasting::PowerCut)
+            .map_err(&failed)?;
         Ok(name)
     }
 

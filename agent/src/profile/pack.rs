@@ -45,9 +45,11 @@ pub enum PackError {
 /// A layer with the index `tree`, whose contents are fetched in the name of `scope`.
 ///
 /// # Errors
-/// [`PackError`] where the index is malformed or there is no memory for it.
+/// [`PackError`] where the index is malformed, contradicts itself or there is no memory for it.
 pub fn packable_layer(tree: &Verified, scope: Scope) -> Result<Arc<Layer>, PackError> {
     let tree = LayerTree::new(Backing::sealed(tree.bytes())?)?;
+    // Whoever pushed it may have made it.
+    tree.check()?;
     Ok(Arc::new(Layer::new(Arc::new(tree), scope)))
 }
 
@@ -74,6 +76,9 @@ pub async fn make_pack(
     let scratch = tempfile::Builder::new().prefix("undermount-pack-").tempdir_in(scratch)?;
     let store = Store::open(scratch.path(), StoreLimits::default())?;
     let blobs = Blobs::open(&scratch.path().join("blobs"))?;
-    let filler = Filler::new(Arc::new(store), Arc::new(blobs), source, TIMEOUT);
-    Ok(Arc::new(filler).pack(profile, layers).await?)
+    let filler = Arc::new(Filler::new(Arc::new(store), Arc::new(blobs), source, TIMEOUT));
+    let packed = filler.pack(profile, layers).await;
+    // Before the directory goes.
+    filler.written().await;
+    Ok(packed?)
 }

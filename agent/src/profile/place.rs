@@ -11,7 +11,7 @@ use undermount_fs::tree::{ImageTree, Target};
 
 use super::FileUnit;
 
-/// A pack of a small image may hold all of it, in bytes of contents,
+/// A pack of a small image may hold all of it, in bytes,
 const ALL: u64 = 64 * 1024 * 1024;
 /// that of a larger one this part of it: a profile that names everything must not make every node
 /// fetch everything at the start.
@@ -70,11 +70,16 @@ pub fn is_all(profile: &Profile, tree: &ImageTree) -> bool {
     whole > ALL && profile.units().len() * 5 > files * 4
 }
 
+/// How many of the `whole` bytes of an image what starts have read may come to.
+pub fn most_of(whole: u64) -> u64 {
+    (whole / SHARE).max(ALL)
+}
+
 /// Where `units` are in `tree`, in their order: what the image has not is left out, and what is
 /// more than half of a large image.
 pub fn place_units(units: &[FileUnit], tree: &ImageTree) -> Profile {
     let whole: u64 = tree.layers().iter().map(|layer| layer.header().content_size.get()).sum();
-    let most = (whole / SHARE).max(ALL);
+    let most = most_of(whole);
     let mut bytes = 0;
     let placed = units.iter().filter_map(|unit| place(unit, tree)).take_while(|(_, length)| {
         bytes += length;

@@ -166,3 +166,13 @@ fn names_that_lead_nowhere_are_left_out() {
     let beyond = [FileUnit { path: "lib/a".to_owned(), number: u32::MAX }];
     assert_eq!(place_units(&beyond, &tree), Profile::default());
 }
+
+#[test]
+fn regression_a_pipe_in_place_of_a_profile_is_not_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let error = read(&pipe).unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("it is a pipe"), "{cause}");
+}

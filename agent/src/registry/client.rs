@@ -21,6 +21,7 @@ mod endpoint;
 mod error;
 mod handed;
 mod helper;
+mod lately;
 mod link;
 mod lists;
 mod manage;
@@ -28,6 +29,7 @@ mod manifests;
 mod privacy;
 mod profiles;
 mod progress;
+mod publish;
 mod registries_conf;
 mod response;
 mod retry;
@@ -51,19 +53,20 @@ pub use super::Secret;
 pub use attach::FoundArtifact;
 pub use blob::BlobReader;
 pub use certificates::CertificateError;
-pub use copy::{BlobSource, BlobStream, Listener, RemoteBlob};
+pub use copy::{BlobSource, BlobStream, Listener, MemoryBlob, RemoteBlob};
 pub use credentials::{Credential, CredentialError, Credentials};
 pub use elsewhere::Elsewhere;
 pub use error::{Fault, Message, RegistryError, Subject};
 pub use handed::{HandedError, keep as keep_handed_credentials};
 pub use manifests::{Image, RawManifest};
 pub use progress::Pace;
+pub use publish::Listed;
 pub use registries_conf::{RegistriesConf, RegistriesConfError};
 pub use response::Meter;
 pub use retry::RetryPolicy;
 pub use security::Security;
 pub use transport::install_crypto_provider;
-pub use upload::{Listed, Mount, Upload, UploadWriter};
+pub use upload::{Mount, Upload, UploadWriter};
 
 use auth::Access;
 use endpoint::Endpoint;
@@ -122,10 +125,12 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// How long the head of an answer may take.
     pub answer_timeout: Duration,
+    /// How long it is believed that a registry lacks the referrers API, or that a mirror hangs.
+    pub recall: Duration,
 }
 
 impl Default for ClientConfig {
-    /// TLS, no credentials, ten seconds to connect and fifteen to answer.
+    /// TLS, no credentials, ten seconds to connect, fifteen to answer, two minutes to be believed.
     fn default() -> Self {
         Self {
             user_agent: concat!("undermount/", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -140,6 +145,7 @@ impl Default for ClientConfig {
             pace: Pace::default(),
             connect_timeout: Duration::from_secs(10),
             answer_timeout: Duration::from_secs(15),
+            recall: Duration::from_secs(120),
         }
     }
 }

@@ -55,7 +55,7 @@ pub fn next_step(stage: Stage) -> &'static str {
     match stage {
         Stage::Settled => {
             "install this file on all nodes and on the undercloud (the Ansible roles do, given \
-             `undermount_cluster_key_file`)"
+             `undermount_cluster_key_host`)"
         }
         Stage::Announced => {
             "the new key is accepted and not used yet: install this file everywhere, then run \
@@ -114,5 +114,15 @@ mod tests {
         let error = change_key(&path, KeyChange::Rotate).unwrap_err();
         assert!(error.to_string().contains("cluster.key"), "{error}");
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn regression_the_variable_that_is_named_is_one_of_the_role() {
+        let words = next_step(Stage::Settled);
+        let variable = words.split('`').nth(1).unwrap();
+        let role = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .with_file_name("packaging/ansible/roles/undermount_agent/defaults/main.yml");
+        let defaults = std::fs::read_to_string(role).unwrap();
+        assert!(defaults.contains(&format!("\n{variable}:")), "{variable}");
     }
 }

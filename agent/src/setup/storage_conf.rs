@@ -21,6 +21,8 @@ const HINT: &str = "(`undermount setup podman --undo` removes it)";
 const WITH_HEADER: &str = "and this table ";
 /// Begins a file that was not there before.
 const COPIED: &str = "# undermount: this file (`undermount setup podman --undo` removes it)\n";
+const DEFAULTS: &str = "\n[storage]\ndriver = \"overlay\"\nrunroot = \"/run/containers/storage\"\n\
+                        graphroot = \"/var/lib/containers/storage\"\n";
 /// The store's option: references stand in its paths, so that the store knows whose layer it is.
 const OPTION: &str = ":ref";
 
@@ -46,18 +48,10 @@ pub enum StorageConfError {
     },
 }
 
-/// A file for a system that has none, with podman's own defaults: a file without them is refused.
-pub(super) fn fresh(store: &Path) -> String {
-    let text = format!(
-        "{COPIED}\n[storage]\ndriver = \"overlay\"\nrunroot = \"/run/containers/storage\"\n\
-         graphroot = \"/var/lib/containers/storage\"\n"
-    );
-    connect(&text, store).expect("the text is well-formed")
-}
-
-/// The distribution's file, to be edited as the system's own.
-pub(super) fn copied(text: &str) -> String {
-    format!("{COPIED}{text}")
+/// The file of a system that has none, before the store is in it: the distribution's, else podman's
+/// own defaults, for a file without them is refused.
+pub(super) fn begin(distribution: Option<&str>) -> String {
+    format!("{COPIED}{}", distribution.unwrap_or(DEFAULTS))
 }
 
 /// `text` with the layer store in it, and with no other one of ours.
@@ -80,14 +74,20 @@ pub(super) fn connect(text: &str, store: &Path) -> Result<String, StorageConfErr
     Ok(document.to_string())
 }
 
-/// `text` without a layer store of ours; `None` where the file itself is ours.
-pub(super) fn disconnect(text: &str) -> Result<Option<String>, StorageConfError> {
-    if text.starts_with(COPIED) {
-        return Ok(None);
-    }
+/// `text` without a layer store of ours; `None` where that is what we began the file with: one that
+/// somebody has edited since is his.
+pub(super) fn disconnect(
+    text: &str,
+    distribution: Option<&str>,
+) -> Result<Option<String>, StorageConfError> {
     let mut document = parse(text)?;
     take_out(&mut document)?;
-    Ok(Some(document.to_string()))
+    let rest = document.to_string();
+    let Some(own) = rest.strip_prefix(COPIED) else { return Ok(Some(rest)) };
+    let is_as_begun = [distribution, None].iter().any(|distribution| {
+        begin(*distribution).strip_prefix(COPIED).map(str::trim_end) == Some(own.trim_end())
+    });
+    Ok((!is_as_begun).then(|| own.to_owned()))
 }
 
 const NOT_A_LIST: StorageConfError =
@@ -221,7 +221,7 @@ mod tests {
                 assert!(line.starts_with("storage =") || connected.contains(line), "{connected}");
             }
             assert_eq!(connect(&connected, store()).unwrap(), connected, "once is enough");
-            let back = disconnect(&connected).unwrap().unwrap();
+            let back = disconnect(&connected, None).unwrap().unwrap();
             assert_eq!(back.trim_end(), text.trim_end(), "{connected}");
         }
     }
@@ -237,16 +237,31 @@ mod tests {
         let text =
             "[storage.options]\nadditionallayerstores = [\"/var/lib/undermount-store:ref\"]\n";
         assert_eq!(connect(text, store()).unwrap(), text);
-        assert_eq!(disconnect(text).unwrap().unwrap(), text);
+        assert_eq!(disconnect(text, None).unwrap().unwrap(), text);
     }
 
     #[test]
     fn a_file_of_ours_goes_as_a_whole() {
-        let text = fresh(store());
-        assert_eq!(stores(&text), ["/var/lib/undermount-store:ref"]);
-        assert!(text.contains("driver = \"overlay\""));
-        assert_eq!(disconnect(&text).unwrap(), None);
-        assert_eq!(disconnect(&copied("[storage]\n")).unwrap(), None);
+        let theirs = "# the distribution's\n[storage]\ndriver = \"overlay\"\n";
+        for distribution in [None, Some(theirs)] {
+            let text = connect(&begin(distribution), store()).unwrap();
+            assert_eq!(stores(&text), ["/var/lib/undermount-store:ref"]);
+            assert!(text.contains("driver = \"overlay\""));
+            assert_eq!(disconnect(&text, distribution).unwrap(), None);
+            let moved = connect(&text, Path::new("/other")).unwrap();
+            assert_eq!(disconnect(&moved, distribution).unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn regression_what_the_operator_wrote_into_a_file_of_ours_stays() {
+        let text = connect(&begin(None), store()).unwrap();
+        let edited = text.replace("/var/lib/containers/storage\"", "/srv/containers\" # more room");
+        assert_ne!(edited, text);
+        let rest = disconnect(&edited, None).unwrap().unwrap();
+        assert!(rest.contains("graphroot = \"/srv/containers\" # more room\n"), "{rest}");
+        assert!(!rest.contains("undermount"), "{rest}");
+        assert_eq!(disconnect(&rest, None).unwrap().unwrap(), rest, "it is the operator's now");
     }
 
     #[test]

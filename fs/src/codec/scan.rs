@@ -17,8 +17,8 @@ const CHUNK: usize = 256 * 1024;
 /// A checkpoint is wanted this many uncompressed bytes after the last one.
 pub const SPAN: u64 = 1024 * 1024;
 
-/// Where a checkpoint costs no window, half a span suffices.
-const FRESH_SPAN: u64 = SPAN / 2;
+/// Where a checkpoint costs no window, so many suffice. Only the last span of a layer has fewer.
+pub const SPAN_MIN: u64 = SPAN / 2;
 
 /// What a pass over a layer blob found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,7 +154,7 @@ impl<F: FnMut(Bytes) -> bool> Pass<F> {
                 self.drain();
                 return Ok(());
             }
-            if self.since_checkpoint() >= FRESH_SPAN {
+            if self.since_checkpoint() >= SPAN_MIN {
                 self.fresh_checkpoint();
             }
             inflate.reset();
@@ -207,7 +207,7 @@ impl<F: FnMut(Bytes) -> bool> Pass<F> {
             if between_frames && self.input.peek(1).is_empty() {
                 return Ok(());
             }
-            if between_frames && self.since_checkpoint() >= FRESH_SPAN {
+            if between_frames && self.since_checkpoint() >= SPAN_MIN {
                 self.fresh_checkpoint();
             }
             let chunk = self.input.chunk();

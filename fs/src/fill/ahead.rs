@@ -21,13 +21,25 @@ const NEAR: usize = 3;
 /// So many misses in order make a reader in order.
 const IN_ORDER: usize = 3;
 
-/// Where more than one of so many spans was wanted, the layer is wanted, if it takes no longer than
-const SHARE: usize = 2;
-/// so many seconds: else one who waits for a read would wait behind it.
+/// Where more than this part of its spans was wanted, the layer is wanted; where a miss costs more
+/// than a span that nobody reads, already where a smaller part was, but not below
+const SHARE: f64 = 0.5;
+/// this one: so few spans tell nothing of the others.
+const SHARE_LEAST: f64 = 0.2;
+/// A layer that takes longer, in seconds, is not wanted as a whole: one who waits for a read would
+/// wait behind it.
 const WHOLE_SECONDS: f64 = 1.0;
+/// The same where the link is far, and who waits for reads waits longer without it.
+const WHOLE_SECONDS_FAR: f64 = 2.0;
+
+/// What it takes a processor to inflate and hash a span, about, in seconds.
+const UNPACKING: f64 = 0.008;
 
 /// Neighbours that come along have at most this many bytes, compressed.
 const ALONG_MAX: u64 = 2 * 1024 * 1024;
+/// So many spans are fetched unasked at most, along with another one or as a group: what compresses
+/// to nearly nothing takes no time to fetch, and long to unpack.
+pub const UNASKED_MAX: usize = 64;
 
 /// What is fetched ahead of a reader who has not moved yet, in compressed bytes.
 const AHEAD_FIRST: u64 = 512 * 1024;
@@ -86,14 +98,20 @@ impl Misses {
     /// Notes that `spans` of a layer of `count` spans and `size` compressed bytes are missed, and
     /// says what to do beyond them over `link`.
     pub fn note(&mut self, spans: Range<usize>, count: usize, size: u64, link: Link) -> Beyond {
-        let follows = self.last.is_some_and(|last| (last..=last + NEAR).contains(&spans.start));
-        self.in_order = if follows { self.in_order + 1 } else { 1 };
-        self.last = spans.end.checked_sub(1);
+        let end = spans.end.checked_sub(1);
+        // Another file of the span before tells nothing.
+        if self.last != Some(spans.start) || self.last != end {
+            let follows = |last: usize| (last..=last + NEAR).contains(&spans.start);
+            self.in_order = if self.last.is_some_and(follows) { self.in_order + 1 } else { 1 };
+        }
+        self.last = end;
         self.spans.extend(spans);
         // What takes no longer than a few round trips is not worth them.
         let seconds = size as f64 / link.bytes_per_second;
         let is_quick = seconds <= 4.0 * link.round_trip;
-        let is_wanted = self.spans.len() * SHARE > count && seconds <= WHOLE_SECONDS;
+        let share = self.spans.len() as f64 / count.max(1) as f64;
+        let most = if is_far(size, count, link) { WHOLE_SECONDS_FAR } else { WHOLE_SECONDS };
+        let is_wanted = share > wanted_share(size, count, link) && seconds <= most;
         if is_quick || is_wanted {
             Beyond::Rest
         } else if self.in_order >= IN_ORDER {
@@ -104,13 +122,39 @@ impl Misses {
     }
 }
 
+/// Whether a round trip of `link` takes longer than what one of the `count` spans of a layer of
+/// `size` compressed bytes costs: what is fetched in vain is then cheaper than what is missed.
+pub fn is_far(size: u64, count: usize, link: Link) -> bool {
+    link.least_round_trip.is_finite() && span_cost(size, count, link) < link.least_round_trip
+}
+
+/// The part of the spans of a layer above which the others are worth fetching: with this chance for
+/// each to be read, those that are not cost as much as the round trips that the others save.
+fn wanted_share(size: u64, count: usize, link: Link) -> f64 {
+    let cost = span_cost(size, count, link);
+    let share = match link.least_round_trip {
+        round_trip if round_trip.is_finite() => cost / (cost + round_trip),
+        _ => SHARE,
+    };
+    share.clamp(SHARE_LEAST, SHARE)
+}
+
+/// What a span that nobody reads costs, in seconds: of the link, or of a processor.
+fn span_cost(size: u64, count: usize, link: Link) -> f64 {
+    (size as f64 / count.max(1) as f64 / link.bytes_per_second).max(UNPACKING)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const GIGABIT: Link = Link { bytes_per_second: 125e6, round_trip: 0.0005 };
-    const FAR: Link = Link { bytes_per_second: 50e6, round_trip: 0.02 };
-    const SLOW: Link = Link { bytes_per_second: 12.5e6, round_trip: 0.005 };
+    const GIGABIT: Link = link(125e6, 0.0005);
+    const FAR: Link = link(50e6, 0.02);
+    const SLOW: Link = link(12.5e6, 0.005);
+
+    const fn link(bytes_per_second: f64, round_trip: f64) -> Link {
+        Link { bytes_per_second, round_trip, least_round_trip: round_trip }
+    }
 
     /// The decision at the last of `misses` of a layer of `count` spans of 300 KiB.
     fn decision(misses: &[usize], count: usize, link: Link) -> Beyond {
@@ -136,6 +180,8 @@ mod tests {
         assert_eq!(decision(&[5, 6, 7], 200, FAR), Beyond::Follow);
         assert_eq!(decision(&[5, 7, 10], 200, FAR), Beyond::Follow, "some files are here");
         assert_eq!(decision(&[5, 6, 7, 100], 200, FAR), Beyond::Nothing, "no longer in order");
+        assert_eq!(decision(&[5, 5, 5, 6], 200, FAR), Beyond::Nothing, "files of one span");
+        assert_eq!(decision(&[5, 5, 6, 6, 7], 200, FAR), Beyond::Follow);
     }
 
     #[test]
@@ -149,6 +195,23 @@ mod tests {
     }
 
     #[test]
+    fn a_link_is_far_where_round_trips_take_longer_than_spans() {
+        let size = 100 * 300 * 1024;
+        assert!(is_far(size, 100, FAR));
+        assert!(!is_far(size, 100, GIGABIT) && !is_far(size, 100, SLOW));
+        assert!(!is_far(size, 100, link(125e6, 0.005)), "unpacking takes longer");
+    }
+
+    #[test]
+    fn where_round_trips_are_long_less_must_be_wanted() {
+        let scattered: Vec<usize> = (0..40).map(|i| i * 37 % 100).collect();
+        assert_eq!(decision(&scattered, 100, GIGABIT), Beyond::Nothing);
+        assert_eq!(decision(&scattered[..28], 100, FAR), Beyond::Nothing);
+        assert_eq!(decision(&scattered[..30], 100, FAR), Beyond::Rest);
+        assert_eq!(wanted_share(100 * 300 * 1024, 100, link(125e6, 0.2)), SHARE_LEAST);
+    }
+
+    #[test]
     fn a_layer_that_takes_a_few_round_trips_comes_whole() {
         assert_eq!(decision(&[7], 12, FAR), Beyond::Rest);
         assert_eq!(decision(&[7], 12, GIGABIT), Beyond::Nothing);
@@ -159,7 +222,7 @@ mod tests {
     fn along_comes_what_costs_less_than_a_round_trip() {
         assert!(along(GIGABIT) < 64 * 1024);
         assert_eq!(along(FAR), 500_000);
-        assert_eq!(along(Link { bytes_per_second: 1e12, round_trip: 1.0 }), ALONG_MAX);
+        assert_eq!(along(link(1e12, 1.0)), ALONG_MAX);
     }
 
     #[test]
@@ -167,13 +230,13 @@ mod tests {
         assert_eq!(distance(GIGABIT, 0), AHEAD_FIRST);
         assert_eq!(distance(GIGABIT, 1 << 20), AHEAD_FIRST + (2 << 20));
         assert_eq!(distance(FAR, u64::MAX), 25_000_000);
-        assert_eq!(distance(Link { bytes_per_second: 1.0, round_trip: 1.0 }, 1 << 30), AHEAD_MIN);
-        assert_eq!(distance(Link { bytes_per_second: 1e12, round_trip: 1.0 }, 1 << 30), AHEAD_MAX);
+        assert_eq!(distance(link(1.0, 1.0), 1 << 30), AHEAD_MIN);
+        assert_eq!(distance(link(1e12, 1.0), 1 << 30), AHEAD_MAX);
     }
 
     #[test]
     fn groups_do_not_keep_other_reads_waiting() {
         assert_eq!((group(GIGABIT), group(SLOW)), (GROUP.1, 625_000));
-        assert_eq!(group(Link { bytes_per_second: 1.0, round_trip: 1.0 }), GROUP.0);
+        assert_eq!(group(link(1.0, 1.0)), GROUP.0);
     }
 }

@@ -40,11 +40,10 @@ impl Caught {
 }
 
 impl<S> Catch<S> {
-    /// Catches the units `numbers` of `wanted` while everything goes to `inner`.
-    pub fn new(inner: S, wanted: Arc<Content>, numbers: Vec<usize>) -> (Self, Caught) {
-        let caught = Caught::default();
+    /// Puts the units `numbers` of `wanted` into `caught` while everything goes to `inner`.
+    pub fn new(inner: S, wanted: Arc<Content>, numbers: Vec<usize>, caught: Caught) -> Self {
         let (coming, position) = Default::default();
-        (Self { inner, wanted, coming, position, numbers, caught: caught.clone() }, caught)
+        Self { inner, wanted, coming, position, numbers, caught }
     }
 
     /// Copies what of `bytes`, which come next, belongs to a unit.
@@ -97,18 +96,21 @@ impl<S: ObjectSink> ObjectSink for Catch<S> {
 mod tests {
     use super::*;
     use crate::digest::Digest;
+    use crate::index::Extents;
     use crate::layer::NoSink;
 
     const SIZE: u64 = 2 * CHUNK + 10;
 
     fn wanted() -> Arc<Content> {
         let chunks: Vec<Digest> = vec![Digest::of(b"chunk"); 3];
-        Arc::new(Content { key: ObjectKey::small(b"key"), size: SIZE, chunks, runs: Vec::new() })
+        let (chunks, extents) = (chunks.into(), Extents::Whole(None));
+        Arc::new(Content { key: ObjectKey::small(b"key"), size: SIZE, chunks, extents })
     }
 
     #[test]
     fn units_of_the_content_that_turns_out_to_be_the_one_are_caught() {
-        let (mut catch, caught) = Catch::new(NoSink, wanted(), vec![1, 2]);
+        let caught = Caught::default();
+        let mut catch = Catch::new(NoSink, wanted(), vec![1, 2], caught.clone());
         for (key, byte) in [(&b"other"[..], 1), (b"key", 2), (b"another", 3)] {
             catch.begin(SIZE);
             catch.data(&vec![byte; CHUNK as usize - 3]);
@@ -124,7 +126,8 @@ mod tests {
 
     #[test]
     fn a_content_of_another_size_is_not_copied() {
-        let (mut catch, caught) = Catch::new(NoSink, wanted(), vec![0]);
+        let caught = Caught::default();
+        let mut catch = Catch::new(NoSink, wanted(), vec![0], caught.clone());
         catch.begin(7);
         catch.data(b"content");
         catch.end(ObjectKey::small(b"key"));

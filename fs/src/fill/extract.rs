@@ -1,13 +1,15 @@
 //! From a decoded stretch of a tar to objects in the store.
 
-use std::collections::HashMap;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use zerocopy::little_endian::U32;
 
+use super::behind::{Batch, Behind};
 use super::unit::{Content, Unit};
+use super::waiters::Waiters;
 use crate::digest::{Verified, WrongDigest};
 use crate::index::{IndexError, LayerTree};
 use crate::object::{CHUNK, Object, ObjectKey, Store, StoreError};
@@ -26,69 +28,139 @@ pub enum ExtractError {
     Wrong(#[from] WrongDigest),
 }
 
-/// Walks over `range` of the tar, which `reader` gives, and keeps every unit in `store` that lies
-/// within it whole. The `wanted` units of a content are also returned, so that a reader is served
-/// even where the store cannot keep them.
+/// Walks over `range` of the tar, which `reader` gives, and has every unit that lies within it
+/// whole kept `behind` the `waiters`. What a read wants is also given to it, so that it
+/// is served even where the store cannot keep it.
 ///
 /// # Errors
 /// [`ExtractError`] where the bytes are not what the index says; nothing wrong is kept.
 pub fn extract(
     tree: &LayerTree,
-    store: &Store,
+    behind: &Behind,
     range: Range<u64>,
     reader: &mut dyn Read,
-    wanted: Option<&(ObjectKey, Vec<usize>)>,
-) -> Result<HashMap<usize, Bytes>, ExtractError> {
+    waiters: &mut Waiters,
+) -> Result<(), ExtractError> {
+    let store = behind.store();
     let mut decoded = Decoded { reader, position: range.start };
-    let mut answers = HashMap::new();
-    for (content, unit) in units_within(tree, &range)? {
-        let is_wanted =
-            wanted.is_some_and(|(key, units)| content.key == *key && units.contains(&unit.number));
-        if !is_wanted && store.contains(&content.key) {
-            continue;
+    let mut batch = Batch::new(behind);
+    for found in units_within(tree, &range)? {
+        let (content, unit) = found?;
+        let is_wanted = waiters.wants(&content, unit.number);
+        if is_wanted || !content.is_here(store) {
+            let bytes = decoded.read(&unit)?;
+            if content.is_large() {
+                keep_chunk(store, &content, unit.number, bytes.clone())?;
+            } else {
+                batch.push(verified(&content, bytes.clone())?);
+            }
+            // Whoever is told finds it here.
+            if is_wanted && waiters.found(unit.number, bytes) {
+                batch.hold();
+                waiters.answer();
+            }
         }
-        let bytes = decoded.read(&unit)?;
-        let bytes = keep(store, &content, unit.number, bytes)?;
-        if is_wanted {
-            answers.insert(unit.number, bytes);
+        let end = unit.tar_range().map_or(range.start, |data| data.end);
+        if waiters.is_awaited(end) {
+            batch.hold();
+            waiters.passed(end);
         }
     }
-    Ok(answers)
+    Ok(())
 }
 
-/// Whether `store` lacks any unit that lies within `range` of the tar whole.
-pub(super) fn lacks_any(tree: &LayerTree, store: &Store, range: &Range<u64>) -> bool {
+/// Which units of a stretch of the tar count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Units {
+    /// Those that it holds whole. A span is hardly longer than a unit of a large file: as a rule it
+    /// holds two in part and none whole.
+    Whole,
+    /// Those of which it holds anything.
+    InPart,
+}
+
+/// Whether `store` lacks any of the `units` in `range` of the tar.
+pub(super) fn lacks_any(tree: &LayerTree, store: &Store, range: &Range<u64>, units: Units) -> bool {
+    let is_missing = |found: Result<(Arc<Content>, Unit), IndexError>| {
+        found.is_ok_and(|(content, unit)| !content.is_unit_stored(store, unit.number))
+    };
     // Of a damaged index nothing is known that could be fetched.
-    let units = units_within(tree, range).unwrap_or_default();
-    units.iter().any(|(content, unit)| !content.is_unit_stored(store, unit.number))
+    match units {
+        Units::Whole => units_within(tree, range).is_ok_and(|mut found| found.any(is_missing)),
+        Units::InPart => Reaching::new(tree, range).is_ok_and(|mut found| found.any(is_missing)),
+    }
 }
 
 /// The units whose data lies in `range` of the tar, in the order of the tar.
-fn units_within(
-    tree: &LayerTree,
+fn units_within<'t>(
+    tree: &'t LayerTree,
     range: &Range<u64>,
-) -> Result<Vec<(Arc<Content>, Unit)>, IndexError> {
-    let order = tree.order();
-    let first = first_at(tree, range.start)?;
-    let mut found = Vec::new();
-    // The file before the first one may reach into the range.
-    for number in &order[first.saturating_sub(1)..] {
-        let Some(content) = Content::of(tree, tree.inode(number.get())?)? else { continue };
-        if content.position().is_some_and(|position| position >= range.end) {
-            break;
-        }
-        let content = Arc::new(content);
-        for unit in content.all_units().map(|number| content.unit(number)) {
-            let Some(data) = unit.tar_range() else { continue };
-            if data.start >= range.end {
-                break;
+) -> Result<impl Iterator<Item = Result<(Arc<Content>, Unit), IndexError>> + use<'t>, IndexError> {
+    let outer = range.clone();
+    let is_within = move |data: Range<u64>| data.start >= outer.start && data.end <= outer.end;
+    let units = Reaching::new(tree, range)?;
+    Ok(units.filter(move |found| match found {
+        Ok((_, unit)) => unit.tar_range().is_some_and(&is_within),
+        Err(_) => true,
+    }))
+}
+
+/// The units of whose data some lies in a range of the tar, in the order of the tar. They come one
+/// by one: a range of some MiB may hold millions.
+struct Reaching<'t> {
+    tree: &'t LayerTree,
+    range: Range<u64>,
+    order: std::slice::Iter<'t, U32>,
+    /// The present content and its units that are still to come.
+    present: Option<(Arc<Content>, std::vec::IntoIter<usize>)>,
+}
+
+impl<'t> Reaching<'t> {
+    fn new(tree: &'t LayerTree, range: &Range<u64>) -> Result<Self, IndexError> {
+        // The file before the first one may reach into the range.
+        let first = first_at(tree, range.start)?.saturating_sub(1);
+        let order = tree.order()[first..].iter();
+        Ok(Self { tree, range: range.clone(), order, present: None })
+    }
+
+    /// The next content that has data before the end of the range.
+    fn content(&mut self) -> Result<Option<Content>, IndexError> {
+        for number in &mut self.order {
+            let content = Content::of(self.tree, self.tree.inode(number.get())?)?;
+            let Some(content) = content else { continue };
+            match content.position() {
+                Some(position) if position >= self.range.end => break,
+                Some(_) => return Ok(Some(content)),
+                None => {}
             }
-            if data.start >= range.start && data.end <= range.end {
-                found.push((content.clone(), unit));
+        }
+        self.order = [].iter();
+        Ok(None)
+    }
+}
+
+impl Iterator for Reaching<'_> {
+    type Item = Result<(Arc<Content>, Unit), IndexError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some((content, units)) = &mut self.present
+                && let Some(number) = units.next()
+            {
+                return Some(Ok((content.clone(), content.unit(number))));
+            }
+            match self.content().transpose()? {
+                Ok(content) => {
+                    let units = content.units_in(&self.range).into_iter();
+                    self.present = Some((Arc::new(content), units));
+                }
+                Err(error) => {
+                    (self.order, self.present) = ([].iter(), None);
+                    return Some(Err(error));
+                }
             }
         }
     }
-    Ok(found)
 }
 
 /// The first place in the tree's order whose content begins at `position` or later.
@@ -140,24 +212,21 @@ impl Decoded<'_> {
     }
 }
 
-/// Verifies a unit and puts it into the store.
-pub(super) fn keep(
+/// Verifies a chunk of a large content and puts it into the store.
+pub(super) fn keep_chunk(
     store: &Store,
     content: &Content,
     unit: usize,
     bytes: Bytes,
-) -> Result<Bytes, ExtractError> {
-    let kept = if content.is_large() {
-        let no_chunk = IndexError::Damaged { kind: "tree", what: "a chunk has no digest" };
-        let digest = content.chunks.get(unit).ok_or(no_chunk)?;
-        keep_chunk(store, content, unit, &Verified::check(bytes.clone(), digest)?)
-    } else {
-        store.insert(&verified(content, bytes.clone())?)
-    };
-    if let Err(error) = kept {
-        note_unkept(&content.key, &error);
+) -> Result<(), ExtractError> {
+    let damaged = |what| IndexError::Damaged { kind: "tree", what };
+    let digest = content.chunks.get(unit).ok_or_else(|| damaged("a chunk has no digest"))?;
+    match fill_chunk(store, content, unit, &Verified::check(bytes, digest)?) {
+        Err(StoreError::Name { .. }) => Err(damaged("a key is not the one of its chunks"))?,
+        Err(error) => note_unkept(&content.key, &error),
+        Ok(()) => {}
     }
-    Ok(bytes)
+    Ok(())
 }
 
 /// The object that is the small `content`, if `bytes` are it.
@@ -178,15 +247,15 @@ pub(super) fn note_unkept(object: &ObjectKey, error: &StoreError) {
     }
 }
 
-fn keep_chunk(
+fn fill_chunk(
     store: &Store,
     content: &Content,
     unit: usize,
     chunk: &Verified,
 ) -> Result<(), StoreError> {
-    let partial = store.large_or_new(&content.key, content.size)?;
-    if store.has_chunk(&content.key, &partial, unit, chunk.digest()) {
+    let partial = store.large_or_new(content.large_name())?;
+    if store.has_chunk(&partial, unit) {
         return Ok(());
     }
-    store.fill_chunk(&content.key, &partial, unit, chunk, &content.chunks)
+    store.fill_chunk(&partial, unit, chunk)
 }

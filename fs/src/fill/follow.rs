@@ -5,7 +5,8 @@
 //!                                              ^ as long as the reader comes after it
 //! ```
 //!
-//! A group holds the turns of its spans, so that who misses one of them waits for the group.
+//! A group holds the turns of its spans, so that who misses one of them waits until the group has
+//! come so far.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,11 +16,12 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{StreamExt as _, unfold};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::ahead::{Beyond, along, distance, group};
-use super::extract::lacks_any;
+use super::ahead::{Beyond, UNASKED_MAX, along, distance, group, is_far};
+use super::extract::{Units, lacks_any};
 use super::plan::SpanRun;
+use super::run::TakenRun;
 use super::windowless::remote_window;
-use super::{FillError, Filler, Layer};
+use super::{FillError, Filler, Layer, blocking};
 use crate::index::SpanTable;
 use crate::object::Store;
 use crate::source::Priority;
@@ -46,10 +48,12 @@ impl Filler {
         table: &Arc<SpanTable>,
         run: SpanRun,
     ) -> Result<SpanRun, FillError> {
-        let most = along(self.gauge.link());
+        let link = self.gauge.link();
+        let far = is_far(layer.tree.header().layer_size.get(), table.count(), link);
+        let (most, units) = (along(link), units_ahead(far));
         let (layer, table, store) = (layer.clone(), table.clone(), self.store.clone());
-        let work = move || widened(&layer, &table, &store, run, most);
-        tokio::task::spawn_blocking(work).await.map_err(|_| FillError::Interrupted)
+        let work = move || widened(&layer, &table, &store, run, most, units);
+        blocking(work).await
     }
 
     /// Fetches beyond a miss where that is worth it.
@@ -76,6 +80,7 @@ impl Filler {
             rest: rest.clone(),
             next: run.spans.end,
             begin: None,
+            is_second_round: false,
         };
         let task = tokio::spawn(self.clone().follow(path));
         *follower = Some(Follower { rest, task: AbortOnDropHandle::new(task) });
@@ -113,7 +118,7 @@ impl Filler {
         if run.is_oversized(table) {
             return Ok(());
         }
-        let _turns = layer.turns(spans.clone()).await;
+        let turns = layer.turns(spans.clone()).await;
         let before = spans.start.saturating_sub(1);
         let pieces = spans.clone().map(|span| table.piece(span));
         let pieces = pieces.chain(remote_window(&layer, table, before)).collect();
@@ -121,25 +126,39 @@ impl Filler {
         // Files reach across borders: the span before is decoded once more. It has come just now,
         // with the group before, whose turn is not waited for: that one may still be decoding.
         let start = if self.has_recent(table, before) { before } else { spans.start };
-        let run = SpanRun { spans: start..spans.end };
+        let run = TakenRun { run: SpanRun { spans: start..spans.end }, turns };
         self.fetch_run(&layer, table, run, Priority::Pack, None).await.map(drop)
     }
 }
 
+/// What to fetch unasked, over a link that is far or not. A start reads little of large files, and
+/// over a near link it needs the processor more than it would gain by having them.
+fn units_ahead(is_far: bool) -> Units {
+    if is_far { Units::InPart } else { Units::Whole }
+}
+
 /// `run` with the wanted spans after it, up to `most` more compressed bytes.
-fn widened(layer: &Layer, table: &SpanTable, store: &Store, run: SpanRun, most: u64) -> SpanRun {
+fn widened(
+    layer: &Layer,
+    table: &SpanTable,
+    store: &Store,
+    run: SpanRun,
+    most: u64,
+    units: Units,
+) -> SpanRun {
     let end = table.piece(run.spans.end - 1).range.end;
     let comes_along = |span: &usize| {
         let fits = table.piece(*span).range.end - end <= most;
-        fits && is_wanted(layer, table, store, *span)
+        fits && is_wanted(layer, table, store, *span, units)
     };
-    let neighbours = (run.spans.end..table.count()).take_while(comes_along).count();
+    let next = (run.spans.end..table.count()).take(UNASKED_MAX);
+    let neighbours = next.take_while(comes_along).count();
     SpanRun { spans: run.spans.start..run.spans.end + neighbours }
 }
 
 /// Whether `span` holds something that is not here: of a rebuilt layer most is.
-fn is_wanted(layer: &Layer, table: &SpanTable, store: &Store, span: usize) -> bool {
-    !layer.was_fetched(span) && lacks_any(&layer.tree, store, &table.output(span))
+fn is_wanted(layer: &Layer, table: &SpanTable, store: &Store, span: usize, units: Units) -> bool {
+    !layer.was_fetched(span) && lacks_any(&layer.tree, store, &table.output(span), units)
 }
 
 /// The first wanted spans from `next` on, up to `bytes` compressed bytes and one at least.
@@ -149,12 +168,13 @@ fn wanted_group(
     store: &Store,
     next: usize,
     bytes: u64,
+    units: Units,
 ) -> Option<Range<usize>> {
-    let wanted = |span: &usize| is_wanted(layer, table, store, *span);
+    let wanted = |span: &usize| is_wanted(layer, table, store, *span, units);
     let start = (next..table.count()).find(wanted)?;
     let limit = table.piece(start).range.start + bytes;
     let fits = |span: &usize| table.piece(*span).range.end <= limit && wanted(span);
-    let more = (start + 1..table.count()).take_while(fits).count();
+    let more = (start + 1..table.count()).take(UNASKED_MAX).take_while(fits).count();
     Some(start..start + 1 + more)
 }
 
@@ -167,27 +187,49 @@ struct Path {
     next: usize,
     /// The first byte of the layer that was asked for; none before the first group.
     begin: Option<u64>,
+    /// Whether it has come to the end of the layer and has begun again at its beginning.
+    is_second_round: bool,
 }
 
 impl Path {
-    /// The next spans to fetch, once it is time; `None` at the end of the layer, or of the reader.
+    /// The next spans to fetch, once it is time; `None` at the end of the reader, of the layer, or,
+    /// where all of it is wanted over a far link, of what lies before the place where this began.
     async fn next_group(&mut self, filler: &Filler) -> Option<Range<usize>> {
         self.wait_for_reader(filler).await?;
-        let layer = self.layer.upgrade()?;
-        let (table, store, next) = (self.table.clone(), filler.store.clone(), self.next);
-        let bytes = group(filler.gauge.link());
-        let work = move || wanted_group(&layer, &table, &store, next, bytes);
-        let spans = tokio::task::spawn_blocking(work).await.ok()??;
+        let mut spans = self.wanted_group(filler).await;
+        if spans.is_none() && self.is_rest() && self.is_far(filler)? && !self.is_second_round {
+            (self.is_second_round, self.next) = (true, 0);
+            spans = self.wanted_group(filler).await;
+        }
+        let spans = spans?;
         self.next = spans.end;
         self.begin.get_or_insert(self.table.piece(spans.start).range.start);
         Some(spans)
+    }
+
+    async fn wanted_group(&self, filler: &Filler) -> Option<Range<usize>> {
+        let layer = self.layer.upgrade()?;
+        let (table, store, next) = (self.table.clone(), filler.store.clone(), self.next);
+        let bytes = group(filler.gauge.link());
+        let units = units_ahead(self.is_far(filler)?);
+        let work = move || wanted_group(&layer, &table, &store, next, bytes, units);
+        blocking(work).await.ok()?
+    }
+
+    fn is_rest(&self) -> bool {
+        self.rest.load(Ordering::Relaxed)
+    }
+
+    fn is_far(&self, filler: &Filler) -> Option<bool> {
+        let size = self.layer.upgrade()?.tree.header().layer_size.get();
+        Some(is_far(size, self.table.count(), filler.gauge.link()))
     }
 
     /// Waits until the reader is near enough; `None` where he has stopped or gone elsewhere.
     async fn wait_for_reader(&self, filler: &Filler) -> Option<()> {
         let mut position = None;
         let mut since = Instant::now();
-        while !self.rest.load(Ordering::Relaxed) && self.next < self.table.count() {
+        while !self.is_rest() && self.next < self.table.count() {
             let reader = self.layer.upgrade()?.reader();
             let ahead = self.table.piece(self.next).range.start;
             let behind = self.table.piece(self.table.at(reader)).range.start;

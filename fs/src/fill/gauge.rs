@@ -10,7 +10,11 @@ const SMALL: u64 = 128 * 1024;
 const WEIGHT: f64 = 0.25;
 
 /// A link of which nothing was seen yet is taken for one of 1 Gbit/s with 1 ms.
-const DEFAULT: Link = Link { bytes_per_second: 125e6, round_trip: 0.001 };
+const DEFAULT: Link =
+    Link { bytes_per_second: 125e6, round_trip: 0.001, least_round_trip: f64::INFINITY };
+
+/// By so much the least round trip grows with each request that takes longer: links change.
+const GROWTH: f64 = 1.01;
 
 /// A link as it was seen.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -19,6 +23,9 @@ pub struct Link {
     pub bytes_per_second: f64,
     /// Seconds from a request to its first bytes.
     pub round_trip: f64,
+    /// The same of the quickest among the latest requests: what the link itself takes, while on a
+    /// busy machine most of a round trip is waiting for a processor. Infinite before the first.
+    pub least_round_trip: f64,
 }
 
 impl Link {
@@ -33,7 +40,9 @@ impl Link {
         let mean = |old: f64, new: f64| old + (new - old) * WEIGHT;
         if bytes <= SMALL {
             let rest = (seconds - bytes as f64 / self.bytes_per_second).max(1e-5);
-            return Self { round_trip: mean(self.round_trip, rest), ..self };
+            let least = (self.least_round_trip * GROWTH).min(rest);
+            let round_trip = mean(self.round_trip, rest);
+            return Self { round_trip, least_round_trip: least, ..self };
         }
         // No request is faster than a round trip: what is more is the transfer.
         let transfer = (seconds - self.round_trip).max(seconds / 8.0);
@@ -84,6 +93,17 @@ mod tests {
             assert!((link.bytes_per_second / rate - 1.0).abs() < 0.1, "{link:?}");
             assert!((link.round_trip / round_trip - 1.0).abs() < 0.1, "{link:?}");
         }
+    }
+
+    #[test]
+    fn the_least_round_trip_is_that_of_the_quickest_and_follows_the_link() {
+        let gauge = Gauge::new();
+        let note = |milliseconds| gauge.note(0, Duration::from_millis(milliseconds));
+        [30, 2, 50, 20].into_iter().for_each(note);
+        let busy = gauge.link();
+        assert!(busy.least_round_trip < 0.0025 && busy.round_trip > 0.01, "{busy:?}");
+        std::iter::repeat_n(20, 300).for_each(note);
+        assert!(gauge.link().least_round_trip > 0.019, "{:?}", gauge.link());
     }
 
     #[test]

@@ -213,22 +213,30 @@ impl Filler {
         pace: Pace,
         progress: &Progress,
     ) -> Result<LayerIndex, IngestError> {
-        self.complete_into(layer, pace, progress, Box::new(self.store_sink())).await
+        self.complete_into(layer, pace, progress, || Box::new(self.store_sink())).await
     }
 
-    /// The same, with the contents going to `sink`.
+    /// The same, with the contents going to a `sink` for each attempt.
     pub(super) async fn complete_into(
         &self,
         layer: &Layer,
         pace: Pace,
         progress: &Progress,
-        sink: Box<dyn ObjectSink>,
+        sink: impl Fn() -> Box<dyn ObjectSink>,
     ) -> Result<LayerIndex, IngestError> {
         let header = layer.tree.header();
-        let (scope, digest) = (layer.scope.clone(), header.layer);
+        let (scope, digest) = (layer.scope(), header.layer);
         let blob = Blob { scope, digest, size: header.layer_size.get() };
         let pieces = self.pieces(layer).await;
-        let index = self.take_in(&blob, pieces, pace, progress, sink).await?;
+        let has_pieces = !pieces.is_empty();
+        let index = match self.take_in(&blob, pieces, pace, progress, sink()).await {
+            // The pieces are the index's, which may lie about them. The blob has one digest.
+            Err(IngestError::Source(SourceError::Wrong { .. })) if has_pieces => {
+                progress.expect(blob.size);
+                self.take_in(&blob, Arc::default(), pace, progress, sink()).await?
+            }
+            outcome => outcome?,
+        };
         if index.tree != layer.tree.bytes() {
             return Err(IngestError::WrongIndex { layer: digest, right: Arc::new(index) });
         }

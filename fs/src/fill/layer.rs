@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::{OnceCell, OwnedMutexGuard};
+use tokio::sync::OnceCell;
 
 use super::FillError;
 use super::ahead::Misses;
 use super::follow::Follower;
+use super::scopes::Scopes;
+use super::waiters::Turns;
 use crate::digest::Digest;
 use crate::index::{LayerTree, SpanTable};
 use crate::source::Scope;
@@ -19,8 +21,7 @@ use crate::source::Scope;
 pub struct Layer {
     /// Its index.
     pub tree: Arc<LayerTree>,
-    /// In whose name its bytes are fetched.
-    pub scope: Scope,
+    pub(super) scopes: Scopes,
     tree_digest: OnceLock<Digest>,
     pub(super) table: OnceCell<Arc<SpanTable>>,
     /// Whether its index was held against its bytes.
@@ -28,7 +29,7 @@ pub struct Layer {
     /// One fetch at a time for each span.
     running: Mutex<HashMap<usize, Arc<tokio::sync::Mutex<()>>>>,
     misses: Mutex<Misses>,
-    /// Spans that were fetched and kept.
+    /// Spans that were fetched and decoded.
     fetched: Mutex<BTreeSet<usize>>,
     /// Where in the tar the latest read was.
     reader: AtomicU64,
@@ -42,7 +43,7 @@ impl Layer {
     pub fn new(tree: Arc<LayerTree>, scope: Scope) -> Self {
         Self {
             tree,
-            scope,
+            scopes: Scopes::new(scope),
             tree_digest: OnceLock::new(),
             table: OnceCell::default(),
             checked: AtomicBool::default(),
@@ -53,6 +54,17 @@ impl Layer {
             follower: Mutex::default(),
             windowless: Mutex::default(),
         }
+    }
+
+    /// In whose name its bytes are fetched.
+    pub fn scope(&self) -> Scope {
+        self.scopes.first()
+    }
+
+    /// Has its bytes fetched in the name of `scope`, an image that has the layer, too, and in
+    /// names that it had before where that is in vain.
+    pub fn prefer(&self, scope: &Scope) {
+        self.scopes.prefer(scope);
     }
 
     /// The digest of the layer blob.
@@ -80,12 +92,12 @@ impl Layer {
         self.misses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that what `spans` hold was kept.
+    /// Notes that `spans` were decoded.
     pub(super) fn note_fetched(&self, spans: Range<usize>) {
         self.fetched().extend(spans);
     }
 
-    /// Whether what `span` holds was kept once.
+    /// Whether `span` was decoded once.
     pub(super) fn was_fetched(&self, span: usize) -> bool {
         self.fetched().contains(&span)
     }
@@ -98,21 +110,18 @@ impl Layer {
         FillError::Index { layer: self.digest(), reason: reason.to_string() }
     }
 
-    /// Waits until nobody else fetches `span`, and keeps others from it.
-    pub(super) async fn turn(&self, span: usize) -> OwnedMutexGuard<()> {
-        let turn = {
+    /// Waits until nobody else fetches any of `spans`, and keeps others from them. All take them in
+    /// this order, so nobody waits for ever.
+    pub(super) async fn turns(&self, spans: impl IntoIterator<Item = usize>) -> Turns {
+        let waiting: Vec<_> = {
             let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
             running.retain(|_, turn| Arc::strong_count(turn) > 1);
-            running.entry(span).or_default().clone()
+            let turn = |span| (span, running.entry(span).or_default().clone());
+            spans.into_iter().map(turn).collect()
         };
-        turn.lock_owned().await
-    }
-
-    /// The same for each of `spans`. All take them in this order, so nobody waits for ever.
-    pub(super) async fn turns(&self, spans: Range<usize>) -> Vec<OwnedMutexGuard<()>> {
-        let mut turns = Vec::with_capacity(spans.len());
-        for span in spans {
-            turns.push(self.turn(span).await);
+        let mut turns = Turns::default();
+        for (span, turn) in waiting {
+            turns.0.push_back((span, turn.lock_owned().await));
         }
         turns
     }

@@ -290,11 +290,13 @@ fn forget_old(slowest: &mut Vec<SlowRead>, now: SystemTime) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::Extents;
     use crate::object::ObjectKey;
     use crate::trail;
 
     fn content() -> Content {
-        Content { key: ObjectKey::small(b"x"), size: 10, chunks: Vec::new(), runs: Vec::new() }
+        let (chunks, extents) = (Vec::new().into(), Extents::Whole(None));
+        Content { key: ObjectKey::small(b"x"), size: 10, chunks, extents }
     }
 
     fn wanted() -> Wanted {

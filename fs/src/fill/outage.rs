@@ -173,9 +173,9 @@ impl Filler {
             let range = range.clone();
             async move { filler.read(&layer, &content, range).await }
         };
-        let late =
-            SourceError::Deadline { origin: layer.scope.host().to_owned(), blob: layer.digest() };
-        let outcome = persist(&self.outages, &layer.scope, self.patience, late, attempt).await;
+        let scope = layer.scope();
+        let late = SourceError::Deadline { origin: scope.host().to_owned(), blob: layer.digest() };
+        let outcome = persist(&self.outages, &scope, self.patience, late, attempt).await;
         if let Err(error) = &outcome
             && error.outage().is_some()
         {

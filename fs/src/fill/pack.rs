@@ -71,7 +71,7 @@ impl Filler {
 }
 
 /// The content that `name` is a unit of, if there is one.
-fn content(layer: &Layer, name: &UnitName) -> Result<Option<Content>, FillError> {
+pub(super) fn content(layer: &Layer, name: &UnitName) -> Result<Option<Content>, FillError> {
     let tree = &layer.tree;
     if name.inode as usize >= tree.inodes().len() {
         return Ok(None);

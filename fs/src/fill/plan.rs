@@ -10,8 +10,10 @@ use crate::index::SpanTable;
 /// A window is at most this long when it is decompressed, in bytes (RFC 1951).
 pub const WINDOW_MAX: usize = 32 * 1024;
 
-/// A run of spans with more compressed bytes than this is not fetched into memory.
+/// A run of spans with more compressed bytes than this is not fetched into memory,
 const RUN_MAX: u64 = 32 * 1024 * 1024;
+/// nor is one of more spans: each is a piece that is asked for.
+const SPANS_MAX: usize = 4096;
 
 /// A run of spans: neighbours that are decoded in one go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,10 +28,11 @@ impl SpanRun {
         table.output(self.spans.start).start..table.output(self.spans.end - 1).end
     }
 
-    /// Whether its pieces are too large for memory, as those of a layer that is one zstd frame.
+    /// Whether its pieces are too large for memory, as those of a layer that is one zstd frame, or
+    /// too many.
     pub fn is_oversized(&self, table: &SpanTable) -> bool {
         let start = table.piece(self.spans.start).range.start;
-        table.piece(self.spans.end - 1).range.end - start > RUN_MAX
+        table.piece(self.spans.end - 1).range.end - start > RUN_MAX || self.spans.len() > SPANS_MAX
     }
 }
 

@@ -1,10 +1,10 @@
 //! Pieces asked of the source: only those that did not come a moment ago.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{FillError, Filler, Layer};
 use crate::digest::Verified;
-use crate::source::{Piece, PieceRequest, Priority};
+use crate::source::{Piece, Priority};
 use crate::trail::{self, Wait};
 
 impl Filler {
@@ -36,12 +36,7 @@ impl Filler {
             .collect();
         let mut fetched = Vec::new();
         if !missing.is_empty() {
-            let (scope, asked) = (layer.scope.clone(), Instant::now());
-            let deadline = asked + patience;
-            let request = PieceRequest { scope, pieces: missing, priority, deadline };
-            fetched = self.source.fetch(request).await?;
-            let bytes = fetched.iter().map(|piece| piece.bytes().len() as u64).sum();
-            self.gauge.note(bytes, asked.elapsed());
+            fetched = self.ask(layer, missing, priority, patience).await?;
         }
         fetched.iter().for_each(|piece| self.recent.put(piece));
         let mut fetched = fetched.into_iter();

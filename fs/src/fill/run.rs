@@ -5,16 +5,23 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::behind::Behind;
 use super::extract::{ExtractError, extract};
 use super::plan::{self, SpanRun};
+use super::waiters::{Turns, Waiters, WantedUnits};
 use super::{Content, FillError, Filler, Layer, chain};
 use crate::codec::decode::Entry;
 use crate::codec::{CodecError, decode};
 use crate::digest::Verified;
 use crate::index::SpanTable;
-use crate::object::{ObjectKey, Store};
 use crate::source::Priority;
 use crate::trail::{self, Wait};
+
+/// A run of spans that nobody else fetches meanwhile.
+pub(super) struct TakenRun {
+    pub run: SpanRun,
+    pub turns: Turns,
+}
 
 impl Filler {
     /// Fetches and decodes a run of spans; returns those of the content's `units` that it held.
@@ -22,18 +29,19 @@ impl Filler {
         &self,
         layer: &Arc<Layer>,
         table: &Arc<SpanTable>,
-        run: SpanRun,
+        taken: TakenRun,
         content: &Arc<Content>,
         units: Vec<usize>,
     ) -> Result<HashMap<usize, Bytes>, FillError> {
+        let run = taken.run.clone();
         if run.is_oversized(table) {
             return self.units_of_whole(layer, content, units).await;
         }
         if self.knows_no_window(layer, table, run.spans.start) {
             return self.fetch_windowless(layer, table, run, content, units).await;
         }
-        let wanted = Some((content.key, units.clone()));
-        match self.fetch_run(layer, table, run.clone(), Priority::Demand, wanted).await {
+        let wanted = WantedUnits { key: content.key, units: units.clone() };
+        match self.fetch_run(layer, table, taken, Priority::Demand, Some(wanted)).await {
             Err(error @ FillError::Window { .. }) if self.source.shares() => {
                 self.note_no_window(layer, &error);
                 self.fetch_windowless(layer, table, run, content, units).await
@@ -42,32 +50,38 @@ impl Filler {
         }
     }
 
-    /// Fetches and decodes a run of spans and keeps what they hold; returns the `wanted` units of
-    /// a content.
+    /// Fetches and decodes a run of spans and keeps what they hold; returns what is `wanted` as
+    /// soon as all of it is here, or what there is of it at the end of the run.
     pub(super) async fn fetch_run(
         &self,
         layer: &Arc<Layer>,
         table: &Arc<SpanTable>,
-        run: SpanRun,
+        TakenRun { run, turns }: TakenRun,
         priority: Priority,
-        wanted: Option<(ObjectKey, Vec<usize>)>,
+        wanted: Option<WantedUnits>,
     ) -> Result<HashMap<usize, Bytes>, FillError> {
         let pieces = run.spans.clone().map(|span| table.piece(span)).collect();
         let window = self.window(layer, table, run.spans.start, priority);
         let pieces = self.request_within(layer, pieces, priority, self.patience.timeout);
         let both = async { tokio::try_join!(window, pieces) };
         let (window, pieces) = trail::waiting(Wait::Fetch, both).await?;
-        let spans = run.spans.clone();
-        let (decoded, table, store) = (layer.clone(), table.clone(), self.store.clone());
-        let decoding = tokio::task::spawn_blocking(move || {
+        let (mut waiters, answer) = Waiters::new(table, wanted, turns);
+        let decoder = trail::waiting(Wait::Decode, self.behind.decoder()).await;
+        let (layer, table, behind) = (layer.clone(), table.clone(), self.behind.clone());
+        tokio::task::spawn_blocking(move || {
+            let spans = run.spans.clone();
             let fetched = FetchedRun { run, window, pieces };
-            decode_run(&decoded, &table, &store, fetched, wanted.as_ref())
-                .map_err(|error| decoded.damaged(chain(&error)))
+            let decoded = decode_run(&layer, &table, &behind, fetched, &mut waiters);
+            if decoded.is_ok() {
+                layer.note_fetched(spans);
+            }
+            let outcome = decoded.map_err(|error| layer.damaged(chain(&error)));
+            if let Err(error) = waiters.finish(outcome) {
+                tracing::warn!(error = &error as &dyn std::error::Error, "found after a read");
+            }
+            drop(decoder);
         });
-        let held = trail::waiting(Wait::Decode, decoding).await;
-        let held = held.map_err(|_| FillError::Interrupted)??;
-        layer.note_fetched(spans);
-        Ok(held)
+        trail::waiting(Wait::Decode, answer).await.map_err(|_| FillError::Interrupted)?
     }
 }
 
@@ -81,10 +95,10 @@ struct FetchedRun {
 fn decode_run(
     layer: &Layer,
     table: &SpanTable,
-    store: &Store,
+    behind: &Behind,
     fetched: FetchedRun,
-    wanted: Option<&(ObjectKey, Vec<usize>)>,
-) -> Result<HashMap<usize, Bytes>, ExtractError> {
+    waiters: &mut Waiters,
+) -> Result<(), ExtractError> {
     let FetchedRun { run, window, pieces } = fetched;
     let first = run.spans.start;
     let window = match window {
@@ -100,5 +114,5 @@ fn decode_run(
     };
     let broken = |error: CodecError| ExtractError::Decode(std::io::Error::other(error));
     let mut reader = decode(entry, plan::join(table, &run, pieces)).map_err(broken)?;
-    extract(&layer.tree, store, run.output(table), &mut reader, wanted)
+    extract(&layer.tree, behind, run.output(table), &mut reader, waiters)
 }

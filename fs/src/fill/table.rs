@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::request::no_answer;
-use super::{FillError, Filler, Layer, Pace, Progress};
+use super::{FillError, Filler, Layer, Pace, Progress, blocking};
 use crate::digest::Verified;
 use crate::index::{Backing, SpanTable};
 use crate::source::{Piece, Priority, SourceError};
@@ -25,6 +25,12 @@ impl Filler {
         layer.table.get_or_try_init(|| self.load_table(layer)).await.cloned()
     }
 
+    /// The span table of `layer`, where it can be had without the layer.
+    pub(super) async fn known_table(&self, layer: &Layer) -> Result<Arc<SpanTable>, FillError> {
+        let load = || async { open_table(layer, self.table_bytes(layer).await?).await };
+        layer.table.get_or_try_init(load).await.cloned()
+    }
+
     /// The pieces that make the whole of `layer`; none where the source has no use for them, or
     /// where they are not known. Never fetches the layer itself.
     pub(super) async fn pieces(&self, layer: &Layer) -> Arc<[Piece]> {
@@ -34,7 +40,7 @@ impl Filler {
         let table = match layer.table.get() {
             Some(table) => Ok(table.clone()),
             None => match self.table_bytes(layer).await {
-                Ok(bytes) => open_table(layer, &bytes),
+                Ok(bytes) => open_table(layer, bytes).await,
                 Err(error) => Err(error),
             },
         };
@@ -54,14 +60,14 @@ impl Filler {
             }
             bytes => bytes?,
         };
-        open_table(layer, &bytes)
+        open_table(layer, bytes).await
     }
 
     /// A layer that was indexed here has its whole spans file on disk, any other the table only.
     async fn table_bytes(&self, layer: &Layer) -> Result<Verified, FillError> {
-        let header = layer.tree.header();
-        let stored = self.blobs.get(&header.spans).or_else(|| self.blobs.get(&header.span_table));
-        match stored {
+        let (whole, table) = (layer.tree.header().spans, layer.tree.header().span_table);
+        let blobs = self.blobs.clone();
+        match blocking(move || blobs.get(&whole).or_else(|| blobs.get(&table))).await? {
             Some(stored) => Ok(stored),
             None => self.fetch_table(layer).await,
         }
@@ -76,7 +82,7 @@ impl Filler {
         let piece = Piece { blob: header.spans, range, digest: header.span_table };
         let fetched = self.request(layer, vec![piece], Priority::Demand).await?;
         let table = fetched.into_iter().next().ok_or_else(|| no_answer(layer))?;
-        self.keep_blob(layer, &table);
+        self.keep_blob(layer, &table).await;
         Ok(table)
     }
 
@@ -87,22 +93,31 @@ impl Filler {
         let pace = Pace::unlimited(Priority::Demand);
         let index = self.complete(layer, pace, &Progress::default()).await?;
         let spans = Verified::name(index.spans);
-        self.keep_blob(layer, &spans);
+        self.keep_blob(layer, &spans).await;
         Ok(spans)
     }
 
-    fn keep_blob(&self, layer: &Layer, blob: &Verified) {
-        if let Err(error) = self.blobs.put(blob) {
+    async fn keep_blob(&self, layer: &Layer, blob: &Verified) {
+        let (blobs, blob) = (self.blobs.clone(), blob.clone());
+        if let Ok(Err(error)) = blocking(move || blobs.put(&blob)).await {
             tracing::warn!(layer = %layer.digest(), %error, "cannot keep a span table");
         }
     }
 }
 
-fn open_table(layer: &Layer, bytes: &Verified) -> Result<Arc<SpanTable>, FillError> {
-    let backing = Backing::sealed(bytes.bytes()).map_err(|error| layer.damaged(error))?;
-    let table = SpanTable::new(backing).map_err(|error| layer.damaged(error))?;
+async fn open_table(layer: &Layer, bytes: Verified) -> Result<Arc<SpanTable>, FillError> {
+    let backing = blocking(move || Backing::sealed(bytes.bytes())).await?;
+    let backing = backing.map_err(|error| layer.damaged(error))?;
+    let table = blocking(move || SpanTable::new(backing)).await?;
+    let table = table.map_err(|error| layer.damaged(error))?;
     if *table.layer() != layer.digest() {
         return Err(layer.damaged("its span table belongs to another layer"));
+    }
+    let header = layer.tree.header();
+    let ((blob, tar), (layer_size, tar_size)) =
+        (table.end(), (header.layer_size.get(), header.tar_size.get()));
+    if blob > layer_size || tar != tar_size {
+        return Err(layer.damaged("its spans end elsewhere than the layer"));
     }
     Ok(Arc::new(table))
 }

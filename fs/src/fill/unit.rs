@@ -13,8 +13,8 @@ use bytes::Bytes;
 
 use super::extract::note_unkept;
 use crate::digest::Digest;
-use crate::index::{IndexError, InodeRecord, LayerTree};
-use crate::object::{CHUNK, Object, ObjectKey, Partial, Store};
+use crate::index::{Extent, Extents, IndexError, InodeRecord, LayerTree, Records};
+use crate::object::{CHUNK, LargeName, Object, ObjectKey, Store};
 
 /// A file with content.
 pub struct Content {
@@ -23,8 +23,8 @@ pub struct Content {
     /// Size in bytes.
     pub size: u64,
     /// Digests of the chunks of a large file, empty for a small one.
-    pub chunks: Vec<Digest>,
-    pub(super) runs: Vec<DataRun>,
+    pub chunks: Records<Digest>,
+    pub(super) extents: Extents,
 }
 
 /// A run of bytes that the tar holds.
@@ -36,6 +36,17 @@ pub struct DataRun {
     pub position: u64,
     /// How many.
     pub length: u64,
+}
+
+impl DataRun {
+    fn of(extent: &Extent) -> Self {
+        let Extent { offset, data, length } = extent;
+        Self { offset: offset.get(), position: data.get(), length: length.get() }
+    }
+
+    fn end(&self) -> u64 {
+        self.offset.saturating_add(self.length)
+    }
 }
 
 /// A part of a file that is verified at once.
@@ -58,17 +69,8 @@ impl Content {
         let Some(key) = tree.key(inode)?.filter(|_| inode.is_file() && inode.size != 0) else {
             return Ok(None);
         };
-        let runs = tree
-            .extents(inode)?
-            .iter()
-            .map(|extent| DataRun {
-                offset: extent.offset.get(),
-                position: extent.data.get(),
-                length: extent.length.get(),
-            })
-            .collect();
-        let chunks = tree.chunks(inode)?.to_vec();
-        Ok(Some(Self { key, size: inode.size.get(), chunks, runs }))
+        let (chunks, extents) = (tree.chunks(inode)?, tree.extents(inode)?);
+        Ok(Some(Self { key, size: inode.size.get(), chunks, extents }))
     }
 
     /// The contents of all files of a layer, each with its inode, in the order of the tar. What
@@ -79,6 +81,11 @@ impl Content {
             let content = tree.inode(number).and_then(|inode| Self::of(tree, inode));
             content.map(|content| Some((number, content?))).transpose()
         })
+    }
+
+    /// What the index says of it as a large object.
+    pub fn large_name(&self) -> LargeName<'_> {
+        LargeName { key: &self.key, size: self.size, chunks: &self.chunks }
     }
 
     /// Whether it is verified chunk by chunk.
@@ -100,17 +107,37 @@ impl Content {
         self.units(0..self.size)
     }
 
+    /// The units of whose data some lies in `range` of the tar.
+    pub fn units_in(&self, range: &Range<u64>) -> Vec<usize> {
+        let runs = self.extents.iter().map(DataRun::of);
+        let first = self.extents.partition_point(|extent| {
+            let run = DataRun::of(extent);
+            run.position.saturating_add(run.length) <= range.start
+        });
+        let within = runs.skip(first).take_while(|run| run.position < range.end);
+        let mut units: Vec<usize> = within
+            .flat_map(|run| {
+                let from = range.start.saturating_sub(run.position);
+                let to = (range.end - run.position).min(run.length);
+                self.units(run.offset.saturating_add(from)..run.offset.saturating_add(to))
+            })
+            .collect();
+        units.dedup();
+        units
+    }
+
     /// Unit `number`.
     pub fn unit(&self, number: usize) -> Unit {
         let start = number as u64 * CHUNK;
         let end = (start + CHUNK).min(self.size);
-        let first = self.runs.partition_point(|run| run.offset.saturating_add(run.length) <= start);
-        let runs = self.runs[first..]
+        let first = self.extents.partition_point(|extent| DataRun::of(extent).end() <= start);
+        let runs = self.extents[first..]
             .iter()
+            .map(DataRun::of)
             .take_while(|run| run.offset < end)
             .map(|run| {
                 let from = run.offset.max(start);
-                let to = run.offset.saturating_add(run.length).min(end);
+                let to = run.end().min(end);
                 DataRun {
                     offset: from - start,
                     position: run.position.saturating_add(from - run.offset),
@@ -137,26 +164,19 @@ impl Content {
             let file = store.get(&self.key, self.size);
             return file.is_some_and(|file| file.read_exact_at(bytes, offset).is_ok());
         }
-        let Some(partial) = store.large(&self.key, self.size) else { return false };
+        let Some(partial) = store.large(self.large_name()) else { return false };
         let end = offset.saturating_add(bytes.len() as u64);
-        self.units(offset..end).all(|unit| self.has_unit(store, &partial, unit))
+        self.units(offset..end).all(|unit| store.has_chunk(&partial, unit))
             && partial.file().read_exact_at(bytes, offset).is_ok()
     }
 
-    /// Whether the store has a unit, without reading one that it has whole.
+    /// Whether the store has a unit, be it in memory, without reading one that it has whole.
     pub fn is_unit_stored(&self, store: &Store, unit: usize) -> bool {
-        if self.is_stored(store) {
+        if self.is_here(store) {
             return true;
         }
         self.is_large()
-            && store
-                .large(&self.key, self.size)
-                .is_some_and(|partial| self.has_unit(store, &partial, unit))
-    }
-
-    fn has_unit(&self, store: &Store, partial: &Partial, unit: usize) -> bool {
-        let digest = self.chunks.get(unit);
-        digest.is_some_and(|digest| store.has_chunk(&self.key, partial, unit, digest))
+            && store.large(self.large_name()).is_some_and(|partial| store.has_chunk(&partial, unit))
     }
 
     /// The file that holds all of the content and nothing else; `None` where not all of it is
@@ -164,26 +184,37 @@ impl Content {
     /// that may be all of it, which takes a second for 2 GB.
     pub fn whole_file(&self, store: &Store) -> Option<Arc<File>> {
         if !self.is_large() {
-            if let Some(held) = store.held(&self.key)
+            if !self.is_stored(store)
+                && let Some(held) = store.held(&self.key)
                 && let Err(error) = store.insert(&Object::name(held))
             {
                 note_unkept(&self.key, &error);
             }
             return store.get(&self.key, self.size);
         }
-        let partial = store.large(&self.key, self.size)?;
-        let whole = partial.is_complete(&self.chunks);
+        let partial = store.large(self.large_name())?;
+        let whole = partial.is_complete();
         whole.then(|| partial.file().try_clone().ok().map(Arc::new)).flatten()
     }
 
-    /// Whether the store has the whole content.
+    /// Whether it is in memory and not on the disk yet.
+    pub fn is_unwritten(&self, store: &Store) -> bool {
+        !self.is_stored(store) && store.holds(&self.key)
+    }
+
+    /// Whether the store has the whole content, on the disk or in memory.
+    pub fn is_here(&self, store: &Store) -> bool {
+        store.holds(&self.key) || self.is_stored(store)
+    }
+
+    /// Whether the disk has the whole content.
     pub fn is_stored(&self, store: &Store) -> bool {
         store.contains(&self.key)
     }
 
     /// Where the first byte of the file's data lies in the tar.
     pub fn position(&self) -> Option<u64> {
-        self.runs.first().map(|run| run.position)
+        self.extents.first().map(|extent| extent.data.get())
     }
 }
 
@@ -209,15 +240,16 @@ impl Unit {
 mod tests {
     use super::*;
 
+    fn extent(&(offset, data, length): &(u64, u64, u64)) -> Extent {
+        Extent { offset: offset.into(), data: data.into(), length: length.into() }
+    }
+
     fn content(size: u64, runs: &[(u64, u64, u64)]) -> Content {
         Content {
             key: ObjectKey::small(b""),
             size,
-            chunks: Vec::new(),
-            runs: runs
-                .iter()
-                .map(|&(offset, position, length)| DataRun { offset, position, length })
-                .collect(),
+            chunks: Vec::new().into(),
+            extents: Extents::Sparse(runs.iter().map(extent).collect::<Vec<_>>().into()),
         }
     }
 
@@ -232,6 +264,23 @@ mod tests {
             (2 * CHUNK + 10..2 * CHUNK + 11, 0..0),
         ] {
             assert_eq!(content.units(range.clone()), units, "{range:?}");
+        }
+    }
+
+    #[test]
+    fn a_range_of_the_tar_names_the_units_that_it_reaches_into() {
+        let content =
+            content(4 * CHUNK, &[(10, 5000, 20), (40, 5020, CHUNK), (3 * CHUNK, u64::MAX, 1)]);
+        let second = 5020 + CHUNK - 40;
+        for (range, units) in [
+            (0..5000, &[][..]),
+            (0..5001, &[0]),
+            (5019..second, &[0]),
+            (5019..second + 1, &[0, 1]),
+            (second..u64::MAX, &[1]),
+            (5020 + CHUNK..u64::MAX, &[]),
+        ] {
+            assert_eq!(content.units_in(&range), units, "{range:?}");
         }
     }
 

@@ -14,25 +14,23 @@
 //! the unpacking: whatever is still missing then comes span by span, as without a pack.
 
 mod frames;
-mod writer;
+mod opening;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use futures_util::stream::{StreamExt as _, iter};
-use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tokio_util::task::AbortOnDropHandle;
 
 use self::frames::{Came, Wanted, local_units, next_group, take, wanted_frames};
-use self::writer::Writer;
+use self::opening::Beginning;
 use super::awaited::Arrivals;
 use super::{Filler, Layer, chain};
 use crate::digest::{Digest, Verified};
-use crate::object::Store;
-use crate::pack::{HEAD_MAX, PackError, Table, UnitName};
-use crate::source::{Piece, PieceRequest, Priority, Scope, SourceError};
+use crate::pack::{PackError, Table, UnitName};
+use crate::source::{Scope, SourceError};
+
+pub use self::opening::Opening;
 
 /// The first group is small, so that the first reads are answered early, in compressed bytes.
 const FIRST_GROUP: u64 = 1024 * 1024;
@@ -42,9 +40,6 @@ const LAST_GROUP: u64 = 4 * 1024 * 1024;
 const GROUP_SECONDS: f64 = 0.25;
 /// Groups that are on their way at the same time: one arrives while the next one is asked for.
 const GROUPS: usize = 2;
-/// What a pack brought is held in memory for this long after its end: until the start that it is
-/// for has read it.
-const HELD: Duration = Duration::from_secs(10);
 
 /// Who wants to know which units of a pack can be read without waiting, in the order of the pack.
 pub type Told = mpsc::UnboundedSender<Vec<UnitName>>;
@@ -122,19 +117,6 @@ pub enum UnpackError {
     },
 }
 
-/// A pack whose beginning is on its way.
-pub struct Opening {
-    pack: PackBlob,
-    beginning: AbortOnDropHandle<Result<Beginning, UnpackError>>,
-}
-
-/// The beginning of a pack.
-struct Beginning {
-    table: Table,
-    /// The first frames, by their digests.
-    frames: HashMap<Digest, Verified>,
-}
-
 /// Frames that arrived together.
 struct Group {
     wanted: Vec<Wanted>,
@@ -142,35 +124,6 @@ struct Group {
 }
 
 impl Filler {
-    /// Begins to fetch `pack`, whatever is here of what it holds.
-    pub fn open_pack(self: &Arc<Self>, pack: PackBlob) -> Opening {
-        let (filler, blob) = (self.clone(), pack.clone());
-        let beginning = async move { filler.pack_beginning(&blob, FIRST_GROUP).await };
-        let beginning = tokio::spawn(beginning);
-        Opening { pack, beginning: AbortOnDropHandle::new(beginning) }
-    }
-
-    /// The table of a pack and as many of its first frames as have `most` bytes.
-    async fn pack_beginning(&self, pack: &PackBlob, most: u64) -> Result<Beginning, UnpackError> {
-        let table = self.pack_table(pack).await?;
-        let mut bytes = 0;
-        let first: Vec<Piece> = table
-            .frames()
-            .iter()
-            .take_while(|frame| {
-                bytes += frame.range.end - frame.range.start;
-                bytes <= most
-            })
-            .map(|frame| table.piece(frame))
-            .collect();
-        let digests: Vec<Digest> = first.iter().map(|piece| piece.digest).collect();
-        let frames = match first.is_empty() {
-            true => Vec::new(),
-            false => self.pack_pieces(pack, first).await?,
-        };
-        Ok(Beginning { table, frames: digests.into_iter().zip(frames).collect() })
-    }
-
     /// Brings in what `pack` holds of `layers`. Reads of what is on its way wait for it; `told`
     /// hears of what is here.
     ///
@@ -229,7 +182,6 @@ impl Filler {
             .iter()
             .flat_map(|frame| frame.known_units().into_iter().map(|unit| (unit, frame.position)));
         let arrivals = self.awaited.announce(announced);
-        let _brought = Brought(Arc::downgrade(&self.store));
         let (sender, arrived) = mpsc::channel(1);
         // Side by side: the link does not wait for what is unpacked, nor the other way round.
         let (fetched, unpacked) = tokio::join!(
@@ -290,8 +242,6 @@ impl Filler {
         told: Option<&Told>,
         outcome: &mut Unpacked,
     ) -> Result<(), UnpackError> {
-        let interrupted = |_| UnpackError::Interrupted { pack: pack.digest };
-        let writer = Writer::new(self.store.clone()).map_err(interrupted)?;
         while let Some(Group { wanted, frames }) = arrived.recv().await {
             for (wanted, bytes) in wanted.into_iter().zip(frames) {
                 let (position, units) = (wanted.position, wanted.known_units());
@@ -303,42 +253,11 @@ impl Filler {
                 self.meter.unread.add(&units);
                 arrivals.settle(position, &units);
                 tell(told, names);
-                writer.write(came.objects).await.map_err(interrupted)?;
+                self.behind.write(came.load).await;
             }
         }
-        writer.finish().await.map_err(interrupted)
-    }
-
-    async fn pack_table(&self, pack: &PackBlob) -> Result<Table, UnpackError> {
-        if pack.head_size > HEAD_MAX.min(pack.size) {
-            let (head, size) = (pack.head_size, pack.size);
-            return Err(UnpackError::Size { pack: pack.digest, head, size });
-        }
-        let range = 0..pack.head_size;
-        let head = Piece { blob: pack.digest, range, digest: pack.head };
-        let head = self.pack_pieces(pack, vec![head]).await?;
-        let no_answer = || SourceError::Wrong {
-            origin: pack.scope.to_string(),
-            blob: pack.digest,
-            reason: "no answer to a request for its head".to_owned(),
-        };
-        let head = head.into_iter().next().ok_or_else(no_answer).map_err(failed(pack))?;
-        let table = Table::parse(pack.digest, head.bytes());
-        table.map_err(|source| UnpackError::Pack { pack: pack.digest, source })
-    }
-
-    async fn pack_pieces(
-        &self,
-        pack: &PackBlob,
-        pieces: Vec<Piece>,
-    ) -> Result<Vec<Verified>, UnpackError> {
-        let deadline = Instant::now() + self.patience.timeout;
-        let (scope, priority) = (pack.scope.clone(), Priority::Pack);
-        let request = PieceRequest { scope, pieces, priority, deadline };
-        let asked = Instant::now();
-        let pieces = self.source.fetch(request).await.map_err(failed(pack))?;
-        self.gauge.note(pieces.iter().map(length).sum(), asked.elapsed());
-        Ok(pieces)
+        self.behind.written().await;
+        Ok(())
     }
 
     /// The frames that hold something which is missing here.
@@ -359,33 +278,15 @@ impl Filler {
         wanted: Wanted,
         bytes: Verified,
     ) -> Result<Came, UnpackError> {
-        let (store, pack) = (self.store.clone(), pack.digest);
+        let (behind, pack) = (self.behind.clone(), pack.digest);
         let work = move || {
             let contents = wanted.frame.contents(&bytes);
             let contents = contents.map_err(|source| UnpackError::Pack { pack, source })?;
-            let came = take(&store, wanted.units, contents);
+            let came = take(&behind, wanted.units, contents);
             came.map_err(|error| UnpackError::Wrong { pack, reason: chain(&error) })
         };
         let came = tokio::task::spawn_blocking(work).await;
         came.map_err(|_| UnpackError::Interrupted { pack })?
-    }
-}
-
-/// What a pack brought into the memory of a store: given back once the start is over, also where
-/// the unpacking was given up.
-struct Brought(Weak<Store>);
-
-impl Drop for Brought {
-    fn drop(&mut self) {
-        // Without a runtime the process is about to end.
-        let Ok(runtime) = Handle::try_current() else { return };
-        let store = std::mem::take(&mut self.0);
-        runtime.spawn(async move {
-            tokio::time::sleep(HELD).await;
-            if let Some(store) = store.upgrade() {
-                store.release_held(HELD);
-            }
-        });
     }
 }
 
@@ -398,9 +299,4 @@ fn tell(told: Option<&Told>, units: Vec<UnitName>) {
 
 fn length(frame: &Verified) -> u64 {
     frame.bytes().len() as u64
-}
-
-fn failed(pack: &PackBlob) -> impl Fn(SourceError) -> UnpackError + use<> {
-    let pack = pack.digest;
-    move |source| UnpackError::Source { pack, source }
 }

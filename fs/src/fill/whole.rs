@@ -8,8 +8,9 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use super::catch::Catch;
+use super::catch::{Catch, Caught};
 use super::{Content, FillError, Filler, IngestError, Layer, Pace, Progress};
+use crate::layer::ObjectSink;
 use crate::source::Priority;
 use crate::trail::{self, Wait};
 
@@ -35,7 +36,7 @@ impl Filler {
     /// # Errors
     /// As [`Self::complete`].
     pub async fn fetch_whole(&self, layer: &Layer, priority: Priority) -> Result<(), IngestError> {
-        let _turn = layer.turn(usize::MAX).await;
+        let _turn = layer.turns([usize::MAX]).await;
         if layer.is_checked() {
             return Ok(());
         }
@@ -49,14 +50,18 @@ impl Filler {
         content: &Arc<Content>,
         units: Vec<usize>,
     ) -> Result<HashMap<usize, Bytes>, FillError> {
-        let _turn = trail::waiting(Wait::Turn, layer.turn(usize::MAX)).await;
+        let _turn = trail::waiting(Wait::Turn, layer.turns([usize::MAX])).await;
         let stored = self.stored(content, units.clone()).await?;
         if stored.len() == units.len() {
             return Ok(stored);
         }
         let (pace, progress) = (Pace::unlimited(Priority::Demand), Progress::default());
-        let (sink, caught) = Catch::new(self.store_sink(), content.clone(), units);
-        let coming = self.complete_into(layer, pace, &progress, Box::new(sink));
+        let caught = Caught::default();
+        let sink = || -> Box<dyn ObjectSink> {
+            let (content, units) = (content.clone(), units.clone());
+            Box::new(Catch::new(self.store_sink(), content, units, caught.clone()))
+        };
+        let coming = self.complete_into(layer, pace, &progress, sink);
         trail::waiting(Wait::Fetch, coming).await?;
         Ok(caught.take().collect())
     }

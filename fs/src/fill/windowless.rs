@@ -14,6 +14,8 @@ use bytes::Bytes;
 
 use super::plan::SpanRun;
 use super::request::no_answer;
+use super::run::TakenRun;
+use super::waiters::WantedUnits;
 use super::{Content, FillError, Filler, Layer};
 use crate::digest::Verified;
 use crate::index::SpanTable;
@@ -92,12 +94,13 @@ impl Filler {
         if run.is_oversized(table) {
             return self.units_of_whole(layer, content, units).await;
         }
-        let _turn = trail::waiting(Wait::Turn, layer.turn(TURN)).await;
+        let turns = trail::waiting(Wait::Turn, layer.turns([TURN])).await;
         // Whoever had the turn before may have brought them.
         let stored = self.stored(content, units.clone()).await?;
         if stored.len() == units.len() {
             return Ok(stored);
         }
-        self.fetch_run(layer, table, run, Priority::Demand, Some((content.key, units))).await
+        let (run, wanted) = (TakenRun { run, turns }, WantedUnits { key: content.key, units });
+        self.fetch_run(layer, table, run, Priority::Demand, Some(wanted)).await
     }
 }

@@ -1,8 +1,9 @@
-//! Where the bytes of an index live.
+//! Where the bytes of an index live: in a sealed memfd, which does not count as the process's own
+//! memory.
 //!
-//! A mapped file that is truncated kills the process that reads it (SIGBUS). Files below 64 MiB
-//! are therefore copied into a sealed memfd, whose size cannot change; a larger one is mapped as
-//! it is, and only root can truncate it.
+//! A mapped file that is truncated kills the process that reads it (SIGBUS). So files of up to
+//! 64 MiB, packs that were just built, are copied, too; a larger one is mapped as it is, and only
+//! root can truncate it.
 
 use std::fs::File;
 use std::io::{self, Read, Write};

@@ -41,6 +41,10 @@ pub const VERSION: u32 = 2;
 /// Stands for "no xattr set" and "no object".
 pub const NONE: u32 = u32::MAX;
 
+/// The holes of all sparse files of a layer have no more bytes; every MiB of them takes a digest.
+/// The login record of the highest user id makes a hole of 1.25 TB.
+pub const HOLES_MAX: u64 = 2 << 40;
+
 /// Checks how a file of `kind` begins; its codec.
 pub fn check_head(
     kind: &'static str,

@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::format::{SPANS_MAGIC, SpanRecord, SpansHeader, VERSION, check_head};
 use super::{Backing, IndexError};
-use crate::codec::{Codec, Scan, Start};
+use crate::codec::{Codec, SPAN_MIN, Scan, Start};
 use crate::digest::{Digest, Verified};
 use crate::source::Piece;
 
@@ -126,6 +126,13 @@ impl SpanTable {
         if !ascending || !from_zero {
             return damaged("positions do not ascend from zero");
         }
+        // The last span is as long as what is left.
+        let is_long = |pair: &[SpanRecord]| {
+            pair[1].out.get() - pair[0].out.get() >= SPAN_MIN && pair[0].bit < pair[1].bit
+        };
+        if !records[..self.count].windows(2).all(is_long) {
+            return damaged("a span is shorter than spans can be");
+        }
         if records.iter().any(|record| record.window_length.get() > WINDOW_LENGTH_MAX) {
             return damaged("a window is longer than windows can be");
         }
@@ -163,6 +170,12 @@ impl SpanTable {
     pub fn output(&self, span: usize) -> Range<u64> {
         let records = self.records();
         records[span].out.get()..records[span + 1].out.get()
+    }
+
+    /// Where the last piece ends in the blob, and the last span in the tar, in bytes.
+    pub fn end(&self) -> (u64, u64) {
+        let end = &self.records()[self.count];
+        (end.bit.get().div_ceil(8), end.out.get())
     }
 
     /// The compressed bytes that decode `span`.
@@ -206,7 +219,10 @@ mod tests {
     use super::*;
     use crate::codec::Checkpoint;
 
-    fn scan() -> Scan {
+    /// Where spans begin, and the last one ends.
+    const OUT: [u64; 4] = [0, 600_000, 1_300_000, 1_300_007];
+
+    fn scan(out: [u64; 4]) -> Scan {
         let checkpoint = |bit, out, start, window: &[u8]| Checkpoint {
             bit,
             out,
@@ -216,23 +232,23 @@ mod tests {
         Scan {
             codec: Codec::Gzip,
             checkpoints: vec![
-                checkpoint(0, 0, Start::Fresh, b""),
-                checkpoint(8003, 5000, Start::Block, &[7; 9000]),
-                checkpoint(16000, 9000, Start::Fresh, b""),
+                checkpoint(0, out[0], Start::Fresh, b""),
+                checkpoint(8003, out[1], Start::Block, &[7; 9000]),
+                checkpoint(16000, out[2], Start::Fresh, b""),
             ],
             pieces: vec![Digest::of(b"0"), Digest::of(b"1"), Digest::of(b"2")],
             end: 3000,
-            size: 12_000,
+            size: out[3],
         }
     }
 
     #[test]
     fn a_table_reads_back_as_written() {
         let layer = Digest::of(b"layer");
-        let (file, table_size) = encode_spans(&layer, &scan()).unwrap();
+        let (file, table_size) = encode_spans(&layer, &scan(OUT)).unwrap();
         let table = SpanTable::new(file[..table_size].to_vec().into()).unwrap();
         assert_eq!((table.count(), table.codec(), *table.layer()), (3, Codec::Gzip, layer));
-        assert_eq!(table.output(1), 5000..9000);
+        assert_eq!(table.output(1), OUT[1]..OUT[2]);
         assert_eq!(table.piece(0).range, 0..1001);
         let piece = table.piece(1);
         assert_eq!((piece.range, piece.digest), (1000..2000, Digest::of(b"1")));
@@ -242,7 +258,10 @@ mod tests {
         assert_eq!(window.digest, Digest::of(bytes));
         assert_eq!(zstd::bulk::decompress(bytes, 9000).unwrap(), [7; 9000]);
         assert_eq!(table.window(2), None);
-        for (position, span) in [(0, 0), (4999, 0), (5000, 1), (8999, 1), (9000, 2), (99_999, 2)] {
+        let [_, second, third, end] = OUT;
+        for (position, span) in
+            [(0, 0), (second - 1, 0), (second, 1), (third - 1, 1), (third, 2), (end + 9, 2)]
+        {
             assert_eq!(table.at(position), span, "{position}");
         }
     }
@@ -250,7 +269,8 @@ mod tests {
     /// What changes these bytes, a new zstd for instance, needs another format version.
     #[test]
     fn the_format_is_pinned() {
-        let (file, _) = encode_spans(&Digest::of(b"layer"), &scan()).unwrap();
+        let (file, _) =
+            encode_spans(&Digest::of(b"layer"), &scan([0, 5000, 9000, 12_000])).unwrap();
         assert_eq!(
             Digest::of(&file).to_string(),
             "sha256:d215d2b83d3d0961ac170eba1db4d9565e9410af9139b32e2fc01a529162a400"
@@ -259,7 +279,7 @@ mod tests {
 
     #[test]
     fn damaged_tables_are_refused() {
-        let (file, table_size) = encode_spans(&Digest::of(b"layer"), &scan()).unwrap();
+        let (file, table_size) = encode_spans(&Digest::of(b"layer"), &scan(OUT)).unwrap();
         assert!(SpanTable::new(file[..table_size - 1].to_vec().into()).is_err());
         assert!(SpanTable::new(file[..20].to_vec().into()).is_err());
         for position in [0, 8, 12, 48, HEADER + RECORD + 7] {
@@ -269,10 +289,26 @@ mod tests {
         }
     }
 
+    /// Who reads a byte takes every span that holds it: of spans without bytes there could be any
+    /// number.
+    #[test]
+    fn regression_spans_of_no_length_are_refused() {
+        let read = |out| {
+            let (file, _) = encode_spans(&Digest::of(b"layer"), &scan(out)).unwrap();
+            SpanTable::new(file.into()).map(drop)
+        };
+        assert_eq!(read([0, SPAN_MIN, 2 * SPAN_MIN, 2 * SPAN_MIN]), Ok(()));
+        for out in [[0, 0, SPAN_MIN, 12], [0, 1, 1 + SPAN_MIN, 12], [0, SPAN_MIN, SPAN_MIN, 12]] {
+            let out = [out[0], out[1], out[2], out[2] + out[3]];
+            let error = read(out).unwrap_err();
+            assert!(error.to_string().contains("shorter than spans can be"), "{out:?}: {error}");
+        }
+    }
+
     /// Nobody fetches 4 GiB of what is to be a window.
     #[test]
     fn regression_a_window_of_impossible_length_is_refused() {
-        let (file, _) = encode_spans(&Digest::of(b"layer"), &scan()).unwrap();
+        let (file, _) = encode_spans(&Digest::of(b"layer"), &scan(OUT)).unwrap();
         let with_window = |length: u32| {
             let mut file = file.clone();
             let (_, records) = file.split_at_mut(HEADER);

@@ -1,6 +1,7 @@
 //! The tree file: everything about a layer but its bytes.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -9,7 +10,7 @@ use super::format::{
     DirectoryEntry, EntryKind, Extent, InodeFlags, InodeRecord, NONE, Section, TREE_MAGIC,
     TreeHeader, TreeSections, VERSION, check_head,
 };
-use super::{Backing, IndexError};
+use super::{Backing, Extents, IndexError, Records};
 use crate::codec::Codec;
 use crate::digest::Digest;
 use crate::object::{CHUNK, ObjectKey};
@@ -68,7 +69,7 @@ pub type Xattr<'a> = (&'a [u8], &'a [u8]);
 
 /// A tree file, used where it lies.
 pub struct LayerTree {
-    bytes: Backing,
+    bytes: Arc<Backing>,
     header: TreeHeader,
     codec: Codec,
     inodes: Range<usize>,
@@ -109,6 +110,7 @@ impl LayerTree {
         if inodes.is_empty() {
             return Err(damaged("it has no root"));
         }
+        let bytes = Arc::new(bytes);
         Ok(Self { bytes, header, codec, inodes, entries, order, extents, digests, names, xattrs })
     }
 
@@ -234,16 +236,21 @@ impl LayerTree {
     ///
     /// # Errors
     /// [`IndexError::Damaged`] where they lie outside their section.
-    pub fn chunks(&self, inode: &InodeRecord) -> Result<&[Digest], IndexError> {
+    pub fn chunks(&self, inode: &InodeRecord) -> Result<Records<Digest>, IndexError> {
         let size = inode.size.get();
         if size <= CHUNK || inode.key == NONE {
-            return Ok(&[]);
+            return Ok(Records::new(self.bytes.clone(), 0..0));
         }
         let outside = || damaged("chunk digests lie outside their section");
         let count = usize::try_from(size.div_ceil(CHUNK)).map_err(|_| outside())?;
-        let first = inode.key.get() as usize + 1;
-        let end = first.checked_add(count).ok_or_else(outside)?;
-        self.array(&self.digests).get(first..end).ok_or_else(outside)
+        self.records(&self.digests, inode.key.get() as usize + 1, count).ok_or_else(outside)
+    }
+
+    /// So many records of a section from `first` on, to be kept; `None` where it has not so many.
+    fn records<T>(&self, section: &Range<usize>, first: usize, count: usize) -> Option<Records<T>> {
+        let start = section.start.checked_add(first.checked_mul(size_of::<T>())?)?;
+        let end = start.checked_add(count.checked_mul(size_of::<T>())?)?;
+        (end <= section.end).then(|| Records::new(self.bytes.clone(), start..end))
     }
 
     fn digest(&self, index: usize) -> Result<Digest, IndexError> {
@@ -258,19 +265,18 @@ impl LayerTree {
     ///
     /// # Errors
     /// [`IndexError::Damaged`] where extents lie outside their section or the file.
-    pub fn extents(&self, inode: &InodeRecord) -> Result<Vec<Extent>, IndexError> {
+    pub fn extents(&self, inode: &InodeRecord) -> Result<Extents, IndexError> {
         let size = inode.size.get();
         if inode.flags.get() & InodeFlags::SPARSE == 0 {
             let whole = Extent { offset: 0.into(), data: inode.data, length: size.into() };
-            return Ok(if size == 0 { Vec::new() } else { vec![whole] });
+            return Ok(Extents::Whole((size > 0).then_some(whole)));
         }
         let (first, count) = halves(inode.data.get());
-        let extents: &[Extent] = self
-            .array(&self.extents)
-            .get(first..first + count)
+        let extents: Records<Extent> = self
+            .records(&self.extents, first, count)
             .ok_or_else(|| damaged("extents lie outside their section"))?;
         let mut end = 0;
-        for extent in extents {
+        for extent in extents.iter() {
             if extent.offset.get() < end {
                 return Err(damaged("extents overlap"));
             }
@@ -279,7 +285,7 @@ impl LayerTree {
         if end > size {
             return Err(damaged("an extent lies outside its file"));
         }
-        Ok(extents.to_vec())
+        Ok(Extents::Sparse(extents))
     }
 
     /// The extended attributes of an inode, by name.
@@ -298,6 +304,16 @@ impl LayerTree {
     /// How many extents of sparse files there are.
     pub(super) fn extent_count(&self) -> usize {
         self.extents.len() / size_of::<Extent>()
+    }
+
+    /// How many digests there are: keys and those of chunks.
+    pub(super) fn digest_count(&self) -> usize {
+        self.digests.len() / size_of::<Digest>()
+    }
+
+    /// How many bytes all sets of extended attributes take.
+    pub(super) fn xattrs_length(&self) -> usize {
+        self.xattrs.len()
     }
 
     /// How many directory entries there are.

@@ -6,13 +6,14 @@
 //! something is put below it, markers never hide what the same layer adds, a character device 0:0
 //! is a whiteout under its own name.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use super::LayerError;
 use super::archive::{Content, Member, MemberKind};
 use super::content::{ContentHasher, ObjectSink};
 use super::layout::{Layout, count};
 use super::limits::{Budget, NAME_MAX, check_limits};
+use super::node::{Directory, FileContent, Node, NodeId, NodeKind, Place, ROOT};
 use super::stream::TarStream;
 use crate::digest::Digest;
 use crate::index::{Extent, NONE, Sections};
@@ -27,64 +28,12 @@ const LINKS_MAX: usize = 40;
 
 const NOT_A_DIRECTORY: &str = "a parent of it is not a directory";
 
-pub(super) type NodeId = usize;
-pub(super) const ROOT: NodeId = 0;
-
 /// The arrays of a tree and what was summed up on the way.
 pub struct TreeParts {
     /// The arrays.
     pub sections: Sections,
     /// Bytes of all distinct objects.
     pub content_size: u64,
-}
-
-/// The content of a file: where it lies and what it is called.
-#[derive(Clone)]
-pub struct FileContent {
-    pub(super) size: u64,
-    pub(super) key: u32,
-    pub(super) place: Place,
-}
-
-/// Where in the tar a content is.
-#[derive(Clone)]
-pub(super) enum Place {
-    /// In one run at this position of the tar stream.
-    Whole(u64),
-    /// In these runs.
-    Sparse(Vec<Extent>),
-}
-
-/// A thing in the tree, under one name or several.
-pub(super) struct Node {
-    pub kind: NodeKind,
-    pub mode: u32,
-    pub uid: u32,
-    pub gid: u32,
-    pub mtime: (i64, u32),
-    pub rdev: u32,
-    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-}
-
-/// What a node is.
-pub(super) enum NodeKind {
-    Directory(Directory),
-    File(FileContent),
-    Symlink(Vec<u8>),
-    LowerLink(Vec<u8>),
-    /// A character device 0:0. Unlike a marker it has the name that it hides, and is replaced and
-    /// linked like any other member: overlayfs gives all its whiteouts one inode.
-    Whiteout,
-    Special,
-}
-
-/// What a directory holds and hides.
-#[derive(Default)]
-pub(super) struct Directory {
-    pub children: BTreeMap<Vec<u8>, NodeId>,
-    pub whiteouts: BTreeSet<Vec<u8>>,
-    pub opaque: bool,
-    pub implicit: bool,
 }
 
 /// How far a path leads within the layer.
@@ -430,66 +379,4 @@ fn read_sparse(
     hasher.zeros(content.size - position);
     sink.zeros(content.size - position);
     Ok(extents)
-}
-
-impl Node {
-    fn new(kind: NodeKind, member: &Member) -> Self {
-        let (kind_bits, rdev) = match member.kind {
-            MemberKind::File(_) => (libc::S_IFREG, 0),
-            MemberKind::Directory => (libc::S_IFDIR, 0),
-            MemberKind::Symlink(_) => (libc::S_IFLNK, 0),
-            MemberKind::Fifo => (libc::S_IFIFO, 0),
-            MemberKind::Device(kind, major, minor) => (kind, device_number(major, minor)),
-            MemberKind::HardLink(_) => (0, 0),
-        };
-        let permissions = if kind_bits == libc::S_IFLNK { 0o777 } else { member.mode };
-        Self {
-            kind,
-            mode: kind_bits | permissions,
-            uid: member.uid,
-            gid: member.gid,
-            mtime: member.mtime,
-            rdev,
-            xattrs: member.xattrs.clone(),
-        }
-    }
-
-    /// A directory that the archive has not listed: owned by root, 0755, of 1970.
-    fn implicit_directory() -> Self {
-        let directory = Directory { implicit: true, ..Directory::default() };
-        Self {
-            kind: NodeKind::Directory(directory),
-            mode: libc::S_IFDIR | 0o755,
-            uid: 0,
-            gid: 0,
-            mtime: (0, 0),
-            rdev: 0,
-            xattrs: BTreeMap::new(),
-        }
-    }
-
-    fn lower_link(target: Vec<u8>) -> Self {
-        Self { kind: NodeKind::LowerLink(target), mode: 0, ..Self::implicit_directory() }
-    }
-
-    pub fn is_directory(&self) -> bool {
-        matches!(self.kind, NodeKind::Directory(_))
-    }
-
-    /// Gives a directory the metadata of its member.
-    fn describe(&mut self, member: &Member) {
-        if let NodeKind::Directory(directory) = &mut self.kind {
-            directory.implicit = false;
-        }
-        self.mode = libc::S_IFDIR | member.mode;
-        self.uid = member.uid;
-        self.gid = member.gid;
-        self.mtime = member.mtime;
-        self.xattrs = member.xattrs.clone();
-    }
-}
-
-/// The device number as the kernel hands it out in 32 bits: 12 bits of major, 20 of minor.
-fn device_number(major: u32, minor: u32) -> u32 {
-    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
 }

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use super::builder::{Builder, Node, NodeId, NodeKind, Place, ROOT};
+use super::builder::Builder;
+use super::node::{Node, NodeId, NodeKind, Place, ROOT};
 use crate::index::{
     DirectoryEntry, EntryKind, IndexError, InodeFlags, InodeRecord, NONE, Sections,
 };

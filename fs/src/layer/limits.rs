@@ -4,6 +4,8 @@
 //! not hold is refused, and so is what would take memory out of all proportion.
 
 use super::archive::{Content, Member, MemberKind};
+use crate::index::HOLES_MAX;
+use crate::object::CHUNK;
 
 /// The longest name, path and link target of Linux, in bytes.
 pub const NAME_MAX: usize = 255;
@@ -27,9 +29,11 @@ const XATTRS_MAX: usize = 64 << 20;
 const IMPLIED_PER_MEMBER: usize = 8;
 const IMPLIED_MAX: usize = 1 << 16;
 
-/// The holes of all sparse files of a layer, in bytes; every MiB of them takes a digest. The login
-/// record of the highest user id makes a hole of 1.25 TB.
-const HOLES_MAX: u64 = 2 << 40;
+/// The zeros that have to be hashed, in bytes, because they share a MiB with data or end a file: so
+/// many for each byte that the layer stores, and so many more. A map of a few MB, which compresses
+/// to nothing, could put one byte into each of 500,000 MiB, and take minutes.
+const ZEROS_PER_BYTE: u64 = 16;
+const ZEROS_MAX: u64 = 16 << 30;
 
 /// Names that are walked because a symbolic link on the way to a member says so: so many for each
 /// member, and so many more. Forty links of 4 KB each, which compress to nothing, could name 80,000
@@ -46,6 +50,8 @@ pub struct Budget {
     implied: usize,
     detour: usize,
     holes: u64,
+    stored: u64,
+    zeros: u64,
 }
 
 impl Budget {
@@ -108,8 +114,26 @@ impl Budget {
         if self.holes > HOLES_MAX {
             return Err("the holes of the layer's sparse files exceed 2 TiB");
         }
+        self.stored = self.stored.saturating_add(content.stored);
+        self.zeros = self.zeros.saturating_add(hashed_zeros(content));
+        if self.zeros > self.stored.saturating_mul(ZEROS_PER_BYTE).saturating_add(ZEROS_MAX) {
+            return Err("the data of the layer's sparse files is scattered over far too many MiB");
+        }
         Ok(())
     }
+}
+
+/// The bytes of the holes of a file but for those that make a whole chunk, whose digest is known.
+fn hashed_zeros(content: &Content) -> u64 {
+    let Some(runs) = &content.data else { return 0 };
+    let starts = runs.iter().map(|run| run.offset).chain([content.size]);
+    let ends = [0].into_iter().chain(runs.iter().map(|run| run.offset + run.length));
+    let holes = ends.zip(starts).filter(|(from, to)| from < to);
+    let hashed = holes.map(|(from, to)| {
+        let chunks = (to / CHUNK).saturating_sub(from.div_ceil(CHUNK));
+        to - from - chunks * CHUNK
+    });
+    hashed.sum()
 }
 
 /// Checks what can be said of a member alone.
@@ -139,6 +163,7 @@ pub fn check_limits(member: &Member) -> Result<(), &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::sparse::DataRun;
     use super::*;
 
     #[test]
@@ -151,6 +176,43 @@ mod tests {
         let name = vec![b'n'; METADATA_MAX / 2];
         assert_eq!(budget.take_directory(&name), Ok(()));
         assert!(budget.take_directory(&name).is_err());
+    }
+
+    #[test]
+    fn zeros_are_hashed_where_they_do_not_make_a_chunk() {
+        let sparse = |size, runs: &[(u64, u64)]| Content {
+            size,
+            stored: runs.iter().map(|(_, length)| length).sum(),
+            data: Some(runs.iter().map(|&(offset, length)| DataRun { offset, length }).collect()),
+        };
+        for (content, hashed) in [
+            (Content { size: 9, stored: 9, data: None }, 0),
+            (sparse(5, &[]), 5),
+            (sparse(3 * CHUNK + 5, &[]), 5),
+            (sparse(CHUNK, &[(1, 2)]), CHUNK - 2),
+            (sparse(4 * CHUNK, &[(2 * CHUNK - 1, 1)]), CHUNK - 1),
+            (sparse(4 * CHUNK, &[(CHUNK + 7, 1), (3 * CHUNK - 1, 2)]), 3 * CHUNK - 3),
+        ] {
+            assert_eq!(hashed_zeros(&content), hashed, "{content:?}");
+        }
+    }
+
+    #[test]
+    fn regression_data_that_is_scattered_over_a_huge_file_is_refused() {
+        let runs = |count, length| Content {
+            size: count * CHUNK,
+            stored: count * length,
+            data: Some((0..count).map(|n| DataRun { offset: n * CHUNK, length }).collect()),
+        };
+        let scattered = "scattered over far too many MiB";
+        let take = |content: &Content| Budget::default().take_holes(content);
+        assert_eq!(take(&runs(500_000, CHUNK / 16)), Ok(()));
+        assert_eq!(take(&runs(16_000, 1)), Ok(()));
+        assert!(take(&runs(500_000, 1)).unwrap_err().contains(scattered));
+        let mut budget = Budget::default();
+        let almost = Content { size: CHUNK - 1, stored: 0, data: Some(Vec::new()) };
+        let first = (0..500_000).find_map(|_| budget.take_holes(&almost).err());
+        assert!(first.unwrap().contains(scattered), "many small files cost as much");
     }
 
     #[test]

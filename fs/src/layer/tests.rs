@@ -216,7 +216,10 @@ fn contents_have_keys_and_places() {
     assert_eq!(tree.key(&inode(b"e")).unwrap(), None);
     let chunks = tree.chunks(&inode(b"l")).unwrap();
     assert_eq!(chunks.len(), 3);
-    assert_eq!(tree.key(&inode(b"l")).unwrap(), Some(ObjectKey::large(large.len() as u64, chunks)));
+    assert_eq!(
+        tree.key(&inode(b"l")).unwrap(),
+        Some(ObjectKey::large(large.len() as u64, &chunks))
+    );
     for (name, content) in [(&b"s"[..], &b"small"[..]), (b"l", &large)] {
         let extent = tree.extents(&inode(name)).unwrap()[0];
         let start = extent.data.get() as usize;

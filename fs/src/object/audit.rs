@@ -8,7 +8,7 @@ use nix::unistd::{Whence, lseek};
 
 use super::store::Store;
 use super::survey::{State, Surveyed};
-use super::{CHUNK, ObjectKey};
+use super::{CHUNK, LargeName, ObjectKey};
 use crate::digest::Digest;
 use crate::disk::{Access, is_damage, open_regular};
 
@@ -41,30 +41,25 @@ impl Store {
         };
         let damaged = hashed != Some(key);
         if damaged {
-            match self.large(&key, object.length).filter(|_| object.length > CHUNK) {
-                Some(partial) => {
-                    // The disk has changed what it gives without anybody's touching the file.
-                    partial.doubt();
-                    self.demote(&key, &partial);
-                }
-                None => self.drop_damaged(&key, &object.path),
+            match object.length > CHUNK {
+                true => self.doubt_large(&key),
+                false => self.drop_damaged(&key, &object.path),
             }
         }
         Audited { bytes: object.length, damaged }
     }
 
-    /// Hashes what is here of an incomplete object, whose chunks have the digests `chunks`. A
-    /// damaged chunk becomes a hole; returns what was found and the damaged chunks.
-    pub fn audit_incomplete(
-        &self,
-        key: &ObjectKey,
-        size: u64,
-        chunks: &[Digest],
-    ) -> (Audited, Vec<usize>) {
+    /// Hashes what is here of an incomplete object. A damaged chunk becomes a hole; returns what
+    /// was found and the damaged chunks, or `None` where the name is not right.
+    pub fn audit_incomplete(&self, name: LargeName<'_>) -> Option<(Audited, Vec<usize>)> {
+        let LargeName { key, size, chunks } = name;
+        if !name.is_right() {
+            return None;
+        }
         let mut audited = Audited::default();
         let mut holes = Vec::new();
         let path = self.layout.incomplete(key);
-        let Ok(file) = open_regular(&path, Access::Write) else { return (audited, holes) };
+        let Ok(file) = open_regular(&path, Access::Write) else { return Some((audited, holes)) };
         let mut buffer = Vec::new();
         for (number, digest) in chunks.iter().enumerate() {
             let start = number as u64 * CHUNK;
@@ -85,7 +80,7 @@ impl Store {
             }
         }
         forget_pages(&file);
-        (audited, holes)
+        Some((audited, holes))
     }
 }
 

@@ -49,6 +49,11 @@ impl Store {
         Ok(())
     }
 
+    /// Whether `size` more bytes may be kept without anything being dropped.
+    pub(crate) fn has_room(&self, size: u64) -> bool {
+        self.excess(size) == 0
+    }
+
     fn excess(&self, size: u64) -> u64 {
         let StoreLimits { reserve, .. } = self.limits;
         // Where the file system does not tell, writing will.

@@ -1,13 +1,14 @@
 //! Large objects: what is here of them, and their way from incomplete to complete and back.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::{fs, io};
 
+use super::chunks::{Chunks, LargeName};
 use super::partial::Place;
 use super::store::{Store, StoreError, Verify, lock};
 use super::{ObjectKey, Partial};
-use crate::digest::{Digest, Verified};
+use crate::digest::Verified;
 use crate::disk::{Draft, is_regular};
 
 impl Store {
@@ -24,6 +25,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`] where it cannot be renamed.
     pub(crate) fn publish(&self, draft: Draft, key: &ObjectKey) -> Result<(), StoreError> {
+        if self.verify == Verify::Insert {
+            draft.sync().map_err(StoreError::io("sync", &self.layout.temporary))?;
+        }
         self.place(draft, key)?;
         let incomplete = self.layout.incomplete(key);
         if is_regular(&incomplete) {
@@ -32,100 +36,131 @@ impl Store {
         Ok(())
     }
 
-    /// What is here of the large object of `size` bytes: all of it, some chunks, or nothing.
-    pub fn large(&self, key: &ObjectKey, size: u64) -> Option<Arc<Partial>> {
+    /// What is here of a large object: all of it, some chunks, or nothing. Nothing is here of what
+    /// has a name that is not right.
+    pub fn large(&self, name: LargeName<'_>) -> Option<Arc<Partial>> {
+        let LargeName { key, size, .. } = name;
         if let Some(partial) = self.known_large(key) {
             return (partial.size() == size).then_some(partial);
         }
-        let complete = self.layout.object(key);
-        match self.open_large(key, Place::Complete(&complete), size) {
-            Ok(partial) => return Some(partial),
-            Err(error) => self.note_unreadable(key, &complete, &error),
+        let (complete, incomplete) = (self.layout.object(key), self.layout.incomplete(key));
+        // To look whether anything is here costs less than to look whether the name is right.
+        if fs::symlink_metadata(&complete).is_ok() {
+            match self.open_large(Place::Complete(&complete), Chunks::prove(name)?) {
+                Ok(partial) => return Some(partial),
+                Err(error) => self.note_unreadable(key, &complete, &error),
+            }
         }
-        let incomplete = self.layout.incomplete(key);
-        let is_here = is_regular(&incomplete);
-        is_here.then(|| self.open_large(key, Place::Incomplete(&incomplete), size).ok()).flatten()
+        if !is_regular(&incomplete) {
+            return None;
+        }
+        self.open_large(Place::Incomplete(&incomplete), Chunks::prove(name)?).ok()
     }
 
     /// As [`Self::large`], for writing: made where nothing is here.
     ///
     /// # Errors
-    /// [`StoreError`] where its file cannot be opened.
-    pub fn large_or_new(&self, key: &ObjectKey, size: u64) -> Result<Arc<Partial>, StoreError> {
-        if let Some(partial) = self.large(key, size) {
+    /// [`StoreError`] where the name is not right, or its file cannot be opened.
+    pub fn large_or_new(&self, name: LargeName<'_>) -> Result<Arc<Partial>, StoreError> {
+        if let Some(partial) = self.large(name) {
             return Ok(partial);
         }
-        let path = self.layout.incomplete(key);
-        self.open_large(key, Place::Incomplete(&path), size).map_err(StoreError::io("open", &path))
+        let path = self.layout.incomplete(name.key);
+        let chunks = Chunks::prove(name).ok_or(StoreError::Name { key: *name.key })?;
+        self.open_large(Place::Incomplete(&path), chunks).map_err(StoreError::io("open", &path))
     }
 
     fn known_large(&self, key: &ObjectKey) -> Option<Arc<Partial>> {
         lock(&self.partials).get(key).filter(|partial| !partial.is_touched()).cloned()
     }
 
-    fn open_large(&self, key: &ObjectKey, place: Place<'_>, size: u64) -> io::Result<Arc<Partial>> {
-        let mut partials = lock(&self.partials);
-        if let Some(partial) = partials.get(key).filter(|partial| !partial.is_touched()) {
+    fn open_large(&self, place: Place<'_>, chunks: Chunks) -> io::Result<Arc<Partial>> {
+        let (mut partials, key) = (lock(&self.partials), *chunks.key());
+        if let Some(partial) = partials.get(&key).filter(|partial| !partial.is_touched()) {
             return Ok(partial.clone());
         }
-        let partial = Partial::open(&self.disk, place, size)?;
+        let partial = Partial::open(&self.disk, place, chunks)?;
         if self.verify == Verify::Insert && partial.is_placed() {
             partial.trust();
         }
         let partial = Arc::new(partial);
-        partials.put(*key, partial.clone());
+        partials.put(key, partial.clone());
         Ok(partial)
     }
 
-    /// Whether a large object's chunk with this number and digest is here. A complete object that
-    /// turns out not to have it is incomplete from then on.
-    pub fn has_chunk(
-        &self,
-        key: &ObjectKey,
-        partial: &Partial,
-        chunk: usize,
-        digest: &Digest,
-    ) -> bool {
-        if partial.has(chunk, digest) {
+    /// Whether a large object's chunk with this number is here. A complete object that turns out
+    /// not to have it is incomplete from then on.
+    pub fn has_chunk(&self, partial: &Partial, chunk: usize) -> bool {
+        if partial.has(chunk) {
             return true;
         }
-        if partial.is_placed() {
-            self.demote(key, partial);
+        if !partial.is_placed() {
+            return false;
         }
-        false
+        self.demote(partial.key(), |step| partial.withdraw(chunk, step));
+        // Whoever brought it meanwhile has also given the object its place.
+        partial.has(chunk)
     }
 
-    /// A complete large object with a damaged chunk is incomplete.
-    pub(super) fn demote(&self, key: &ObjectKey, partial: &Partial) {
+    /// A complete large object turns out to be damaged, whichever of its chunks: it is incomplete,
+    /// and whoever reads it finds out what of it is right.
+    pub(super) fn doubt_large(&self, key: &ObjectKey) {
+        if let Some(partial) = self.known_large(key) {
+            // The disk has changed what it gives without anybody's touching the file.
+            partial.doubt();
+            return self.demote(key, |step| partial.transfer(false, step).map(|()| true));
+        }
+        // Nobody opens it meanwhile.
+        let mut partials = lock(&self.partials);
+        partials.pop(key);
+        self.demote(key, |step| step().map(|()| true));
+    }
+
+    /// Moves a damaged object to the incomplete ones by `transfer`, which says whether it did.
+    fn demote(
+        &self,
+        key: &ObjectKey,
+        transfer: impl FnOnce(&dyn Fn() -> io::Result<()>) -> io::Result<bool>,
+    ) {
+        let (from, to) = (self.layout.object(key), self.layout.incomplete(key));
+        let moved = transfer(&|| self.disk.rename(&from, &to));
+        if matches!(moved, Ok(false)) {
+            return;
+        }
         tracing::warn!(object = %key, "damaged chunk in a complete object");
         self.damaged.fetch_add(1, Ordering::Relaxed);
-        let (from, to) = (self.layout.object(key), self.layout.incomplete(key));
-        if let Err(error) = partial.transfer(false, || self.disk.rename(&from, &to)) {
+        if let Err(error) = moved {
             tracing::warn!(path = %from.display(), %error, "cannot move a damaged object");
         }
     }
 
     /// Writes a chunk of a large object, and moves the object to its place when it was the last
-    /// one missing; `chunks` are the digests of all of them.
+    /// one missing.
     ///
     /// # Errors
-    /// [`StoreError`] where it cannot be written or renamed.
+    /// [`StoreError`] where `bytes` are not those of the chunk, or cannot be written or renamed.
     pub fn fill_chunk(
         &self,
-        key: &ObjectKey,
         partial: &Partial,
         chunk: usize,
         bytes: &Verified,
-        chunks: &[Digest],
     ) -> Result<(), StoreError> {
+        let key = partial.key();
+        if !partial.is_chunk(chunk, bytes) {
+            return Err(StoreError::Name { key: *key });
+        }
         let from = self.layout.incomplete(key);
         let size = bytes.bytes().len() as u64;
         let write = || partial.fill(chunk, bytes).map_err(StoreError::io("write", &from));
         if self.keep(size, write)? {
             self.used.fetch_add(size, Ordering::Relaxed);
         }
-        if partial.is_placed() || !partial.is_complete(chunks) {
+        if partial.is_placed() || !partial.is_complete() {
             return Ok(());
+        }
+        if self.verify == Verify::Insert {
+            // It is believed from now on: after a power cut its holes must not be taken for zeros.
+            self.disk.sync(partial.file()).map_err(StoreError::io("sync", &from))?;
         }
         let to = self.layout.object(key);
         match partial.transfer(true, || self.disk.rename(&from, &to)) {

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use lru::LruCache;
 
 use super::evict::{Evictor, Pins};
-use super::fresh::Fresh;
+use super::fresh::{Fresh, Unwritten};
 use super::stamp::{self, Stamp};
 use super::survey::{Layout, Surveyed, entries};
 use super::{CHUNK, Object, ObjectKey, Partial, StoreLimits};
@@ -27,6 +27,12 @@ const PARTIALS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
 
 /// Objects that are known to be undamaged without another look.
 const PROVEN: NonZeroUsize = NonZeroUsize::new(1 << 16).expect("not zero");
+
+/// Bytes that are held in memory at most, of packs: what a start reads comes some seconds before.
+const HELD_OF_PACKS: usize = 48 * 1024 * 1024;
+
+/// The same of misses: what is read later is on the disk by then.
+const HELD_OF_MISSES: usize = 16 * 1024 * 1024;
 
 /// The store cannot be used, or an object cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +53,12 @@ pub enum StoreError {
         /// Bytes that were to be kept.
         size: u64,
     },
+    /// Somebody gives the chunks of one large object the key of another.
+    #[error("object store: {key} is not the key of the chunks that are to make it")]
+    Name {
+        /// The key.
+        key: ObjectKey,
+    },
 }
 
 impl StoreError {
@@ -59,6 +71,7 @@ impl StoreError {
     pub fn is_full(&self) -> bool {
         match self {
             Self::Full { .. } => true,
+            Self::Name { .. } => false,
             Self::Io { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }
@@ -75,6 +88,15 @@ pub enum Verify {
     Boot,
     /// When it comes in; later the disk is trusted with all complete objects.
     Insert,
+}
+
+/// For whom objects are held in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holding {
+    /// The start that a pack is for.
+    Pack,
+    /// Reads around the one that missed something.
+    Miss,
 }
 
 /// What the store uses, and what befell it since it was opened.
@@ -115,7 +137,8 @@ pub struct Store {
     pub(super) partials: Mutex<LruCache<ObjectKey, Arc<Partial>>>,
     pub(super) pins: Mutex<Option<Arc<dyn Pins>>>,
     pub(super) evictor: Mutex<Evictor>,
-    fresh: Fresh,
+    packed: Fresh,
+    missed: Fresh,
 }
 
 impl Store {
@@ -157,7 +180,8 @@ impl Store {
             partials: Mutex::new(LruCache::new(PARTIALS)),
             pins: Mutex::default(),
             evictor: Mutex::default(),
-            fresh: Fresh::default(),
+            packed: Fresh::new(HELD_OF_PACKS),
+            missed: Fresh::new(HELD_OF_MISSES),
         })
     }
 
@@ -240,8 +264,12 @@ impl Store {
         (file.metadata().ok()?.len() == size).then_some(file)
     }
 
-    /// Hashes an object, and drops it if it is damaged.
+    /// Hashes an object, and drops it if it is damaged. Of a file that is larger than the object
+    /// can be nothing is known: whoever gives it that size may lie.
     fn prove(&self, key: &ObjectKey, size: u64, path: &Path, file: &File) -> Option<()> {
+        if Stamp::of(file)?.size > CHUNK {
+            return None;
+        }
         stamp::note_use(&*self.disk, file);
         let stamp = Stamp::of(file)?;
         let settled = stamp.is_settled(SystemTime::now());
@@ -274,10 +302,12 @@ impl Store {
     /// # Errors
     /// [`StoreError`] where it cannot be written; nothing of it stays.
     pub fn insert(&self, object: &Object) -> Result<(), StoreError> {
-        if self.contains(object.key()) {
-            return Ok(());
+        let (path, size) = (self.layout.object(object.key()), object.bytes().len() as u64);
+        match std::fs::symlink_metadata(&path) {
+            Ok(file) if file.is_file() && file.len() == size => return Ok(()),
+            Ok(file) if file.is_file() => self.drop_damaged(object.key(), &path),
+            _ => {}
         }
-        let size = object.bytes().len() as u64;
         self.keep(size, || {
             let mut draft = self.draft()?;
             draft
@@ -287,20 +317,30 @@ impl Store {
         })
     }
 
-    /// Holds `objects`, which share one piece of memory, until others need the room, so that they
-    /// can be read before [`Self::insert`] has kept them.
-    pub fn hold(&self, objects: &[Object]) {
-        self.fresh.hold(Instant::now(), objects);
+    /// Holds `objects`, which came in together, so that they can be read before [`Self::insert`] has
+    /// kept them: as long as the answer is kept, and until others need the room.
+    pub fn hold(&self, holding: Holding, objects: &[Object]) -> Unwritten {
+        let fresh = match holding {
+            Holding::Pack => &self.packed,
+            Holding::Miss => &self.missed,
+        };
+        fresh.hold(Instant::now(), objects)
     }
 
     /// The content of an object that is held in memory.
     pub fn held(&self, key: &ObjectKey) -> Option<Bytes> {
-        self.fresh.get(key)
+        self.packed.get(key).or_else(|| self.missed.get(key))
     }
 
-    /// Lets go of what is held for `age` or longer.
-    pub fn release_held(&self, age: Duration) {
-        self.fresh.forget(Instant::now(), age);
+    /// Whether an object is held in memory.
+    pub fn holds(&self, key: &ObjectKey) -> bool {
+        self.packed.has(key) || self.missed.has(key)
+    }
+
+    /// Lets go of what is held for `age` or longer, and written; whether anything else is held.
+    pub fn release_held(&self, age: Duration) -> bool {
+        let now = Instant::now();
+        self.packed.forget(now, age) | self.missed.forget(now, age)
     }
 
     /// Carries out `step`, which keeps `size` bytes, where there is room or room can be made.
@@ -375,9 +415,6 @@ fn make_directories(disk: &dyn Disk, layout: &Layout) -> Result<(), StoreError> 
 }
 
 fn hashes_to(file: &File, size: u64, key: &ObjectKey) -> bool {
-    if size > CHUNK {
-        return false;
-    }
     let mut content = vec![0; usize::try_from(size).unwrap_or_default()];
     file.read_exact_at(&mut content, 0).is_ok() && ObjectKey::small(&content) == *key
 }

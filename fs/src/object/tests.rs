@@ -2,7 +2,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -139,59 +139,173 @@ fn what_is_pinned_or_open_stays_and_a_store_full_of_it_takes_nothing_more() {
     drop(open);
 }
 
-/// A large content, and the store in `root` that has all of it.
-fn with_large(root: &Path) -> (Store, ObjectKey, Vec<Verified>, Vec<Digest>) {
-    let content = vec![7; 2 * CHUNK as usize + 5];
-    let chunks: Vec<Verified> = content
-        .chunks(CHUNK as usize)
-        .map(|chunk| Verified::name(Bytes::copy_from_slice(chunk)))
-        .collect();
-    let digests: Vec<Digest> = chunks.iter().map(|chunk| *chunk.digest()).collect();
-    let key = ObjectKey::large(content.len() as u64, &digests);
-    (open(root), key, chunks, digests)
+const LARGE: u64 = 2 * CHUNK + 5;
+
+/// A content of [`LARGE`] bytes.
+struct Large {
+    key: ObjectKey,
+    chunks: Vec<Verified>,
+    digests: Vec<Digest>,
 }
 
-const LARGE: u64 = 2 * CHUNK + 5;
+impl Large {
+    fn of(byte: u8) -> Self {
+        let content = Bytes::from(vec![byte; LARGE as usize]);
+        let starts = (0..content.len()).step_by(CHUNK as usize);
+        let end = |start: usize| content.len().min(start + CHUNK as usize);
+        let chunks: Vec<Verified> =
+            starts.map(|start| Verified::name(content.slice(start..end(start)))).collect();
+        let digests: Vec<Digest> = chunks.iter().map(|chunk| *chunk.digest()).collect();
+        Self { key: ObjectKey::large(LARGE, &digests), chunks, digests }
+    }
+
+    fn name(&self) -> LargeName<'_> {
+        LargeName { key: &self.key, size: LARGE, chunks: &self.digests }
+    }
+
+    /// Puts all of it into `store`.
+    fn keep(&self, store: &Store) -> Arc<Partial> {
+        let partial = store.large_or_new(self.name()).unwrap();
+        for (number, chunk) in self.chunks.iter().enumerate() {
+            store.fill_chunk(&partial, number, chunk).unwrap();
+        }
+        assert!(store.contains(&self.key));
+        partial
+    }
+}
 
 #[test]
 fn regression_an_audit_that_finds_a_decayed_chunk_is_believed_by_who_reads_the_object() {
     let root = tempfile::tempdir().unwrap();
-    let (store, key, chunks, digests) = with_large(root.path());
-    let partial = store.large_or_new(&key, LARGE).unwrap();
-    for (number, chunk) in chunks.iter().enumerate() {
-        store.fill_chunk(&key, &partial, number, chunk, &digests).unwrap();
-    }
+    let (store, large) = (open(root.path()), Large::of(7));
+    let (partial, key) = (large.keep(&store), large.key);
     // As a disk that decays does: nothing but the bytes tells.
     let decay = || fs::File::options().write(true).open(store.layout.object(&key));
     partial.transfer(true, || decay()?.write_all_at(b"decay", CHUNK + 9)).unwrap();
-    assert!(partial.has(1, &digests[1]) && !partial.is_touched(), "nobody could know");
+    assert!(partial.has(1) && !partial.is_touched(), "nobody could know");
 
     let survey = store.survey().unwrap();
     let object = survey.iter().find(|object| object.key == Some(key)).unwrap();
     assert!(store.audit(object).damaged);
-    let partial = store.large(&key, LARGE).unwrap();
-    let has = |chunk: usize| store.has_chunk(&key, &partial, chunk, &digests[chunk]);
-    assert_eq!([has(0), has(1), has(2)], [true, false, true]);
-    store.fill_chunk(&key, &partial, 1, &chunks[1], &digests).unwrap();
+    let partial = store.large(large.name()).unwrap();
+    assert_eq!([0, 1, 2].map(|chunk| store.has_chunk(&partial, chunk)), [true, false, true]);
+    store.fill_chunk(&partial, 1, &large.chunks[1]).unwrap();
     assert!(store.contains(&key));
 }
 
 #[test]
 fn regression_who_completes_an_evicted_object_gives_no_other_file_its_place() {
     let root = tempfile::tempdir().unwrap();
-    let (store, key, chunks, digests) = with_large(root.path());
-    let evicted = store.large_or_new(&key, LARGE).unwrap();
-    store.fill_chunk(&key, &evicted, 0, &chunks[0], &digests).unwrap();
-    let found = store.survey().unwrap().into_iter().find(|object| object.key == Some(key));
+    let (store, large) = (open(root.path()), Large::of(7));
+    let Large { key, chunks, .. } = &large;
+    let evicted = store.large_or_new(large.name()).unwrap();
+    store.fill_chunk(&evicted, 0, &chunks[0]).unwrap();
+    let found = store.survey().unwrap().into_iter().find(|object| object.key == Some(*key));
     assert!(store.discard(&found.unwrap()) > 0);
-    let begun_again = store.large_or_new(&key, LARGE).unwrap();
-    store.fill_chunk(&key, &begun_again, 2, &chunks[2], &digests).unwrap();
+    let begun_again = store.large_or_new(large.name()).unwrap();
+    store.fill_chunk(&begun_again, 2, &chunks[2]).unwrap();
     for number in [1, 2] {
-        store.fill_chunk(&key, &evicted, number, &chunks[number], &digests).unwrap();
+        store.fill_chunk(&evicted, number, &chunks[number]).unwrap();
     }
-    assert!(!store.contains(&key), "the file that was begun again lacks two chunks");
+    assert!(!store.contains(key), "the file that was begun again lacks two chunks");
     for number in [0, 1] {
-        store.fill_chunk(&key, &begun_again, number, &chunks[number], &digests).unwrap();
+        store.fill_chunk(&begun_again, number, &chunks[number]).unwrap();
     }
-    assert!(store.contains(&key));
+    assert!(store.contains(key));
+}
+
+#[test]
+fn regression_nobody_puts_chunks_of_his_own_in_the_place_of_a_large_object() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, large, other) = (open(root.path()), Large::of(7), Large::of(8));
+    let lie = LargeName { chunks: &other.digests, ..large.name() };
+    let error = store.large_or_new(lie).map(drop).unwrap_err();
+    assert!(matches!(error, StoreError::Name { key } if key == large.key), "{error}");
+    // Also where the object has begun to come in.
+    let partial = store.large_or_new(large.name()).unwrap();
+    assert!(store.fill_chunk(&partial, 0, &other.chunks[0]).is_err());
+    store.fill_chunk(&partial, 0, &large.chunks[0]).unwrap();
+    assert_eq!([0, 1, 2].map(|chunk| store.has_chunk(&partial, chunk)), [true, false, false]);
+    // An audit by his chunks finds nothing wrong with those of others.
+    assert!(store.audit_incomplete(lie).is_none());
+    let (audited, holes) = store.audit_incomplete(large.name()).unwrap();
+    assert!(!audited.damaged && holes.is_empty());
+    drop((partial, store));
+    let store = open(root.path());
+    assert!(store.large(lie).is_none());
+    let partial = store.large(large.name()).unwrap();
+    assert!(store.has_chunk(&partial, 0), "it is here all the same");
+}
+
+#[test]
+fn regression_a_size_that_is_wrong_drops_no_object() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, large, small) = (open(root.path()), Large::of(7), object("small"));
+    large.keep(&store);
+    store.insert(&small).unwrap();
+    let other = Large::of(8);
+    for store in [store, open(root.path())] {
+        assert!(store.get(&large.key, 5).is_none());
+        assert!(store.large(LargeName { key: small.key(), ..other.name() }).is_none());
+        assert!(store.contains(&large.key) && store.contains(small.key()));
+        assert_eq!(store.usage().damaged, 0);
+    }
+}
+
+#[test]
+fn a_small_object_that_somebody_made_large_is_replaced_when_it_comes_in() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, small) = (open(root.path()), object("small"));
+    store.insert(&small).unwrap();
+    let path = store.layout.object(small.key());
+    fs::File::options().write(true).open(path).unwrap().set_len(CHUNK + 1).unwrap();
+    assert!(store.get(small.key(), 5).is_none());
+    store.insert(&small).unwrap();
+    assert!(store.get(small.key(), 5).is_some());
+    assert_eq!(store.usage().damaged, 1);
+}
+
+/// Who looks for a chunk while somebody else brings the last one finds it or not; the object is
+/// whole in any case.
+#[test]
+fn regression_who_looks_while_a_chunk_comes_finds_no_damage() {
+    let root = tempfile::tempdir().unwrap();
+    let large = Large::of(7);
+    for round in 0..100 {
+        let store = open(root.path());
+        for (number, chunk) in large.chunks.iter().enumerate().skip(1) {
+            let partial = store.large_or_new(large.name()).unwrap();
+            store.fill_chunk(&partial, number, chunk).unwrap();
+        }
+        drop(store);
+        // What is here has to be hashed once more.
+        let store = open(root.path());
+        let partial = store.large(large.name()).unwrap();
+        let begin = Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                begin.wait();
+                store.has_chunk(&partial, 0);
+            });
+            begin.wait();
+            store.fill_chunk(&partial, 0, &large.chunks[0]).unwrap();
+        });
+        assert!(store.has_chunk(&partial, 0), "round {round}");
+        assert!(store.contains(&large.key), "round {round}");
+        assert_eq!(store.usage().damaged, 0, "round {round}");
+        let found = store.survey().unwrap().into_iter().find(|it| it.key == Some(large.key));
+        store.discard(&found.unwrap());
+    }
+}
+
+#[test]
+fn regression_a_chunk_that_has_come_meanwhile_is_not_damaged() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, large) = (open(root.path()), Large::of(7));
+    let partial = store.large_or_new(large.name()).unwrap();
+    assert!(!partial.has(1));
+    large.keep(&store);
+    // As who has looked before.
+    let moved = partial.withdraw(1, || panic!("it is sound"));
+    assert!(!moved.unwrap() && store.contains(&large.key));
 }

@@ -78,6 +78,18 @@ impl Contents {
         if directory == NodeId::LAYERS { &self.layers } else { &self.images }
     }
 
+    /// Whether anything is in a slot.
+    pub fn is_taken(&self, slot: u32) -> bool {
+        !matches!(self.slots.get(slot as usize), None | Some(Slot::Empty))
+    }
+
+    /// How many images and views show the files of the layer in `slot`.
+    pub fn users(&self, slot: u32) -> usize {
+        let shows =
+            |other: &&Slot| matches!(other, Slot::Tree(tree) if tree.layers().contains(&slot));
+        self.slots.iter().filter(shows).count()
+    }
+
     /// Puts `content` into a slot.
     pub fn put(&mut self, slot: u32, content: Slot) {
         let index = slot as usize;
@@ -87,9 +99,11 @@ impl Contents {
         self.slots[index] = content;
     }
 
-    /// Shows the files of a layer in a slot, or what is shown there already.
+    /// Shows the files of a layer in a slot, or what is shown there already, whose bytes can be
+    /// fetched in the name of the new one, too.
     pub fn share_layer(&mut self, slot: u32, new: Shown) -> Shown {
         if let Some(Slot::Layer(shown)) = self.slots.get(slot as usize) {
+            shown.layer.prefer(&new.layer.scope());
             return shown.clone();
         }
         self.put(slot, Slot::Layer(new.clone()));

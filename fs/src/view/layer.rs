@@ -173,12 +173,6 @@ fn directories_of<'a>(
 }
 
 impl View {
-    /// Whether a layer view with this name is shown.
-    pub fn has_layer(&self, name: &Digest) -> bool {
-        let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
-        contents.layers.contains_key(&name.hex())
-    }
-
     /// Shows a layer below `/layers`; returns its name there. Layers that are shown already are
     /// shared.
     ///
@@ -189,15 +183,53 @@ impl View {
         let files = slots.slot(SlotName::layer(&view.layer))?;
         let slot = slots.slot(SlotName::View { name })?;
         let mut contents = self.contents.write().unwrap_or_else(PoisonError::into_inner);
-        if contents.layers.contains_key(&name.hex()) {
-            return Ok(name);
+        if !contents.is_taken(slot) {
+            let LayerView { layer, opaque, hidden } = view;
+            let shown = contents.share_layer(files, Shown { layer, extra_links: Arc::default() });
+            let tree = ShownLayer { files, shown, opaque, hidden };
+            contents.put(slot, Slot::Tree(Arc::new(tree)));
         }
-        let LayerView { layer, opaque, hidden } = view;
-        let shown = contents.share_layer(files, Shown { layer, extra_links: Arc::default() });
-        let tree = ShownLayer { files, shown, opaque, hidden };
-        contents.put(slot, Slot::Tree(Arc::new(tree)));
         contents.layers.insert(name.hex(), slot);
         Ok(name)
+    }
+
+    /// Gives a hidden layer view its name again, if it is still there.
+    pub fn unhide_layer(&self, name: &Digest, slots: &SlotTable) {
+        let Some(slot) = slots.known(&SlotName::View { name: *name }) else { return };
+        let mut contents = self.contents.write().unwrap_or_else(PoisonError::into_inner);
+        if contents.is_taken(slot) {
+            contents.layers.insert(name.hex(), slot);
+        }
+    }
+
+    /// Takes away the name of a layer view. Whoever uses it goes on to do so.
+    pub fn hide_layer(&self, name: &Digest) {
+        let mut contents = self.contents.write().unwrap_or_else(PoisonError::into_inner);
+        contents.layers.remove(&name.hex());
+    }
+
+    /// Drops the hidden view `name` of the layer whose tree is `tree`, where the kernel knows none
+    /// of its nodes any more. Returns who has no slot then, for [`SlotTable::give_up`]; nobody where
+    /// it stays.
+    pub fn drop_layer(&self, name: &Digest, tree: &Digest, slots: &SlotTable) -> Vec<SlotName> {
+        let (view, layer) = (SlotName::View { name: *name }, SlotName::Layer { tree: *tree });
+        let (Some(slot), Some(files)) = (slots.known(&view), slots.known(&layer)) else {
+            return Vec::new();
+        };
+        let mut contents = self.contents.write().unwrap_or_else(PoisonError::into_inner);
+        if contents.layers.contains_key(&name.hex()) || !self.is_forgotten(slot) {
+            return Vec::new();
+        }
+        let is_shared = contents.users(files) > 1;
+        if !is_shared && !self.is_forgotten(files) {
+            return Vec::new();
+        }
+        contents.put(slot, Slot::Empty);
+        if is_shared {
+            return vec![view];
+        }
+        contents.put(files, Slot::Empty);
+        vec![view, layer]
     }
 }
 

@@ -23,8 +23,8 @@ const SLOW: Duration = Duration::from_secs(5);
 pub enum Open {
     /// The whole content, checked; `None` where not all of it is here.
     Done(Option<Arc<File>>),
-    /// A content that is too large to be checked while the kernel waits, to be checked by
-    /// [`View::finish_open`].
+    /// A content that takes too long for a thread that takes requests: it is large and has to be
+    /// checked, or has yet to be written. For [`View::finish_open`].
     Unchecked(Box<Content>),
 }
 
@@ -53,10 +53,11 @@ impl View {
         let Some((layer, content)) = self.content(node)? else { return Ok(Open::Done(None)) };
         // What the kernel will read of it nobody tells.
         self.record(node, &layer, &content, 0..1);
-        if content.is_large() {
+        let store = self.filler.store();
+        if content.is_large() || content.is_unwritten(store) {
             return Ok(Open::Unchecked(Box::new(content)));
         }
-        Ok(Open::Done(content.whole_file(self.filler.store())))
+        Ok(Open::Done(content.whole_file(store)))
     }
 
     /// Checks what [`Self::begin_open`] found unchecked. Takes as long as hashing it may.

@@ -5,14 +5,19 @@
 //! ```text
 //! layer sha256:<digest of the tree file>      slot 1
 //! image sha256:<name of the image view>       slot 2
-//! view sha256:<name of the layer view>        slot 3
+//! gone 2                                      slots 3 and 4, which were given up
+//! view sha256:<name of the layer view>        slot 5
 //! ...
 //! ```
 //!
 //! A worker that takes over a mount reads it back and gives everything the slot that the kernel
 //! knows. Slot 0 is the root's.
+//!
+//! A slot that is given up is never used again, though the kernel has forgotten it: there are four
+//! billions of them. If it had not, it would be told that the node is gone, and not be shown the
+//! files of another layer.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::Path;
 
@@ -63,14 +68,24 @@ impl SlotTable {
         let (log, lines) = LineLog::open(path)?;
         let mut table = Self { log, slots: HashMap::new(), next: 1 };
         for line in lines.lines() {
-            let name = parse(line).ok_or_else(|| {
+            table.read(line).ok_or_else(|| {
                 let message = format!("{}: `{line}` is not a slot", path.display());
                 io::Error::new(io::ErrorKind::InvalidData, message)
             })?;
-            table.slots.insert(name, table.next);
-            table.next += 1;
         }
         Ok(table)
+    }
+
+    fn read(&mut self, line: &str) -> Option<()> {
+        let slots = match line.strip_prefix("gone ") {
+            Some(slots) => slots.parse().ok()?,
+            None => {
+                self.slots.insert(parse(line)?, self.next);
+                1
+            }
+        };
+        self.next = self.next.checked_add(slots)?;
+        Some(())
     }
 
     /// The slot of `name`, the next free one where it has none yet.
@@ -81,16 +96,54 @@ impl SlotTable {
         if let Some(&slot) = self.slots.get(&name) {
             return Ok(slot);
         }
-        let line = match name {
-            SlotName::Layer { tree } => format!("layer {tree}"),
-            SlotName::Image { name } => format!("image {name}"),
-            SlotName::View { name } => format!("view {name}"),
-        };
-        self.log.append(&line)?;
-        let slot = self.next;
+        let next = self.next.checked_add(1).ok_or_else(|| io::Error::other("no slot is left"))?;
+        self.log.append(&line(name))?;
+        let slot = std::mem::replace(&mut self.next, next);
         self.slots.insert(name, slot);
-        self.next += 1;
         Ok(slot)
+    }
+
+    /// The slot of `name`, if it has one.
+    pub fn known(&self, name: &SlotName) -> Option<u32> {
+        self.slots.get(name).copied()
+    }
+
+    /// Gives up the slots of `names`, of which the kernel knows no node any more.
+    ///
+    /// # Errors
+    /// Those of writing; the names keep their slots then.
+    pub fn give_up(&mut self, names: &[SlotName]) -> io::Result<()> {
+        let mut left = self.slots.clone();
+        left.retain(|name, _| !names.contains(name));
+        self.log.replace(&lines(&left, self.next))?;
+        self.slots = left;
+        Ok(())
+    }
+}
+
+/// The log of a table whose next slot is `next`.
+fn lines(slots: &HashMap<SlotName, u32>, next: u32) -> Vec<String> {
+    let by_slot: BTreeMap<u32, SlotName> =
+        slots.iter().map(|(name, slot)| (*slot, *name)).collect();
+    let mut lines = Vec::new();
+    let mut expected = 1;
+    for (slot, text) in
+        by_slot.into_iter().map(|(slot, name)| (slot, Some(line(name)))).chain([(next, None)])
+    {
+        if slot > expected {
+            lines.push(format!("gone {}", slot - expected));
+        }
+        lines.extend(text);
+        expected = slot + 1;
+    }
+    lines
+}
+
+fn line(name: SlotName) -> String {
+    match name {
+        SlotName::Layer { tree } => format!("layer {tree}"),
+        SlotName::Image { name } => format!("image {name}"),
+        SlotName::View { name } => format!("view {name}"),
     }
 }
 
@@ -126,11 +179,36 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_that_was_given_up_is_never_used_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("slots");
+        let name = |n: u32| SlotName::View { name: Digest::of(&n.to_le_bytes()) };
+        let mut table = SlotTable::open(&path).unwrap();
+        for n in 1..=5 {
+            assert_eq!(table.slot(name(n)).unwrap(), n);
+        }
+        table.give_up(&[name(2), name(3), name(5)]).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let kinds = text.lines().map(|line| line.split(' ').next().unwrap());
+        assert!(kinds.eq(["view", "gone", "view", "gone"]), "{text}");
+        assert_eq!(table.slot(name(5)).unwrap(), 6);
+        drop(table);
+        let mut table = SlotTable::open(&path).unwrap();
+        let slots = [4, 5, 1, 2].map(|n| table.slot(name(n)).unwrap());
+        assert_eq!(slots, [4, 6, 1, 7]);
+        table.give_up(&[1, 2, 4, 5].map(name)).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "gone 7\n");
+        assert_eq!(SlotTable::open(&path).unwrap().slot(name(1)).unwrap(), 8);
+    }
+
+    #[test]
     fn a_damaged_table_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("slots");
-        std::fs::write(&path, "layer sha256:12\n").unwrap();
-        let error = SlotTable::open(&path).err().unwrap();
-        assert!(error.to_string().contains("is not a slot"), "{error}");
+        for line in ["layer sha256:12", "gone", "gone -1", "gone 4294967295"] {
+            std::fs::write(&path, format!("{line}\n")).unwrap();
+            let error = SlotTable::open(&path).err().unwrap();
+            assert!(error.to_string().contains("is not a slot"), "{error}");
+        }
     }
 }

@@ -17,8 +17,9 @@ use undermount_fs::fill::{Filler, Layer};
 use undermount_fs::index::LayerTree;
 use undermount_fs::layer::{Indexer, LayerIndex};
 use undermount_fs::object::{Store, StoreLimits};
+use undermount_fs::session::Lookups;
 use undermount_fs::source::{
-    BlobRequest, BlobStream, Piece, PieceRequest, Scope, Source, SourceError,
+    BlobRequest, BlobStream, Piece, PieceRequest, Priority, Scope, Source, SourceError,
 };
 use undermount_fs::tree::ImageTree;
 use undermount_fs::view::{Lookup, NewImage, NodeId, Read, SlotTable, View, ViewError};
@@ -28,17 +29,52 @@ use undermount_fs::view::{Lookup, NewImage, NodeId, Read, SlotTable, View, ViewE
 pub struct MemorySource {
     pub blobs: Mutex<HashMap<Digest, Bytes>>,
     pub fetched: AtomicU64,
+    /// The blobs of pieces that were asked for, and how urgent each was.
+    pub asked: Mutex<Vec<(Digest, Priority)>>,
     pub down: AtomicBool,
+    /// How long a request takes.
+    pub round_trip_ms: AtomicU64,
     /// Whether whole blobs come in pieces.
     pub shares: AtomicBool,
     /// What nobody has of this blob: what begins at this byte or later.
     pub lost: Mutex<Option<(Digest, u64)>>,
+    /// The repository that was deleted.
+    pub deleted: Mutex<Option<Scope>>,
 }
 
 impl MemorySource {
+    /// A piece, verified.
+    fn piece(&self, piece: &Piece) -> Result<Verified, SourceError> {
+        let blob = self.blob(&piece.blob)?;
+        let bytes = blob.slice(piece.range.start as usize..piece.range.end as usize);
+        self.fetched.fetch_add(bytes.len() as u64, Ordering::SeqCst);
+        Verified::check(bytes, &piece.digest).map_err(|wrong| SourceError::Wrong {
+            origin: "memory".into(),
+            blob: piece.blob,
+            reason: wrong.to_string(),
+        })
+    }
+
+    /// A blob piece by piece, of which neighbours may share bytes.
+    fn joined(&self, pieces: &[Piece]) -> Vec<Result<Bytes, SourceError>> {
+        let mut end = 0;
+        let part = |piece: &Piece| {
+            let shared = (end - piece.range.start) as usize;
+            end = piece.range.end;
+            Ok(self.piece(piece)?.into_bytes().slice(shared..))
+        };
+        pieces.iter().map(part).collect()
+    }
+
     fn is_lost(&self, piece: &Piece) -> bool {
         let lost = *self.lost.lock().unwrap();
         lost.is_some_and(|(blob, from)| piece.blob == blob && piece.range.start >= from)
+    }
+
+    fn exists(&self, scope: &Scope, blob: &Digest) -> Result<(), SourceError> {
+        let missing = || SourceError::NotFound { origin: "memory".into(), blob: *blob };
+        let deleted = self.deleted.lock().unwrap().as_ref() == Some(scope);
+        if deleted { Err(missing()) } else { Ok(()) }
     }
 
     fn blob(&self, digest: &Digest) -> Result<Bytes, SourceError> {
@@ -63,25 +99,30 @@ impl MemorySource {
 impl Source for MemorySource {
     fn fetch(&self, request: PieceRequest) -> BoxFuture<'_, Result<Vec<Verified>, SourceError>> {
         let one = |piece: &Piece| {
+            self.asked.lock().unwrap().push((piece.blob, request.priority));
             if self.is_lost(piece) {
                 let (origin, reason) = ("memory".into(), "lost".into());
                 return Err(SourceError::Unavailable { origin, reason });
             }
-            let blob = self.blob(&piece.blob)?;
-            let bytes = blob.slice(piece.range.start as usize..piece.range.end as usize);
-            self.fetched.fetch_add(bytes.len() as u64, Ordering::SeqCst);
-            Verified::check(bytes, &piece.digest).map_err(|wrong| SourceError::Wrong {
-                origin: "memory".into(),
-                blob: piece.blob,
-                reason: wrong.to_string(),
-            })
+            self.exists(&request.scope, &piece.blob)?;
+            self.piece(piece)
         };
         let answer = request.pieces.iter().map(one).collect();
-        async move { answer }.boxed()
+        let round_trip = Duration::from_millis(self.round_trip_ms.load(Ordering::SeqCst));
+        let answered = async move {
+            tokio::time::sleep(round_trip).await;
+            answer
+        };
+        answered.boxed()
     }
 
     fn stream(&self, request: BlobRequest) -> BoxFuture<'_, Result<BlobStream, SourceError>> {
-        let answer = self.blob(&request.blob).map(|blob| {
+        if self.shares() && !request.pieces.is_empty() {
+            let parts = stream::iter(self.joined(&request.pieces)).boxed();
+            return async move { Ok(parts) }.boxed();
+        }
+        let exists = self.exists(&request.scope, &request.blob);
+        let answer = exists.and_then(|()| self.blob(&request.blob)).map(|blob| {
             self.fetched.fetch_add(blob.len() as u64, Ordering::SeqCst);
             let chunks: Vec<_> = blob.chunks(10_000).map(Bytes::copy_from_slice).map(Ok).collect();
             stream::iter(chunks).boxed()
@@ -112,7 +153,8 @@ impl Machine {
         let blobs = Arc::new(Blobs::open(&directory.path().join("blobs")).unwrap());
         let timeout = Duration::from_secs(10);
         let filler = Filler::new(store, blobs, source, timeout);
-        Self { directory, view: View::new(Arc::new(filler)), layers: Mutex::default() }
+        let view = View::new(Arc::new(filler)).with_lookups(Lookups::create().unwrap());
+        Self { directory, view, layers: Mutex::default() }
     }
 
     pub fn mount(&self, indexes: &[LayerIndex]) -> NodeId {
@@ -120,11 +162,14 @@ impl Machine {
     }
 
     pub fn mount_as(&self, indexes: &[LayerIndex], manifest: &[u8]) -> NodeId {
+        self.mount_in(Scope::new("registry/image"), indexes, manifest)
+    }
+
+    pub fn mount_in(&self, scope: Scope, indexes: &[LayerIndex], manifest: &[u8]) -> NodeId {
         let trees: Vec<Arc<LayerTree>> = indexes
             .iter()
             .map(|index| Arc::new(LayerTree::new(index.tree.to_vec().into()).unwrap()))
             .collect();
-        let scope = Scope::new("registry/image");
         let layers: Vec<_> =
             trees.iter().map(|tree| Arc::new(Layer::new(tree.clone(), scope.clone()))).collect();
         *self.layers.lock().unwrap() = layers.clone();

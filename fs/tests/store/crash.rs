@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use undermount_fs::blob::Blobs;
 use undermount_fs::digest::{Digest, Verified};
-use undermount_fs::object::{Store, StoreError, StoreLimits};
+use undermount_fs::object::{Store, StoreError, StoreLimits, Verify};
 
 use super::Content;
 use super::cut::{Cut, Loss};
@@ -104,6 +104,33 @@ fn a_cut_between_any_two_steps_of_the_store_leaves_no_half_object() {
             assert!(ended.is_ok() || point < whole.steps(), "cut after {point}: {ended:?}");
             disk.lose(loss);
             assert_sound(root.path(), &contents);
+        }
+    }
+}
+
+/// A large file that arrives in chunks has its size from the beginning.
+#[test]
+fn regression_a_cut_leaves_no_holes_where_the_disk_is_trusted() {
+    let large = Content::of(7, (1 << 20) + 5);
+    let open = |disk: &Arc<Cut>, root: &Path| {
+        Store::open_on(disk.clone(), root, limits()).map(|store| store.with_verify(Verify::Insert))
+    };
+    let fill = |disk: &Arc<Cut>, root: &Path| {
+        let store = open(disk, root)?;
+        (0..2).try_for_each(|chunk| large.keep(&store, chunk))
+    };
+    let root = tempfile::tempdir().unwrap();
+    let whole = Arc::new(Cut::after(usize::MAX));
+    fill(&whole, root.path()).unwrap();
+    for point in 0..=whole.steps() {
+        for loss in [Loss::Nothing, Loss::Emptied, Loss::Zeroed] {
+            Store::open(root.path(), limits()).unwrap().make_room(u64::MAX).unwrap();
+            let disk = Arc::new(Cut::after(point));
+            let kept = fill(&disk, root.path()).is_ok();
+            disk.lose(loss);
+            let store = open(&Arc::new(Cut::after(usize::MAX)), root.path()).unwrap();
+            let read = (0..2).filter(|chunk| large.is_read(&store, *chunk)).count();
+            assert!(read == 2 || !kept || point < whole.steps(), "after {point}: {read} chunks");
         }
     }
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use undermount_fs::digest::{Digest, Verified};
-use undermount_fs::object::{CHUNK, Object, ObjectKey, Store, StoreError};
+use undermount_fs::object::{CHUNK, LargeName, Object, ObjectKey, Store, StoreError};
 
 /// A file content and the names it goes by.
 struct Content {
@@ -48,6 +48,10 @@ impl Content {
         self.bytes.len() as u64
     }
 
+    fn name(&self) -> LargeName<'_> {
+        LargeName { key: &self.key, size: self.size(), chunks: &self.chunks }
+    }
+
     fn chunk(&self, number: usize) -> &[u8] {
         self.bytes.chunks(CHUNK as usize).nth(number).unwrap()
     }
@@ -57,9 +61,9 @@ impl Content {
         if self.chunks.is_empty() {
             return store.insert(&Object::name(Bytes::copy_from_slice(&self.bytes)));
         }
-        let partial = store.large_or_new(&self.key, self.size())?;
+        let partial = store.large_or_new(self.name())?;
         let chunk = Verified::name(Bytes::copy_from_slice(self.chunk(number)));
-        store.fill_chunk(&self.key, &partial, number, &chunk, &self.chunks)
+        store.fill_chunk(&partial, number, &chunk)
     }
 
     fn keep_all(&self, store: &Store) -> Result<(), StoreError> {
@@ -72,8 +76,8 @@ impl Content {
             let Some(file) = store.get(&self.key, self.size()) else { return false };
             (&self.bytes[..], file.try_clone().unwrap())
         } else {
-            let Some(partial) = store.large(&self.key, self.size()) else { return false };
-            if !store.has_chunk(&self.key, &partial, number, &self.chunks[number]) {
+            let Some(partial) = store.large(self.name()) else { return false };
+            if !store.has_chunk(&partial, number) {
                 return false;
             }
             (self.chunk(number), partial.file().try_clone().unwrap())

@@ -45,7 +45,7 @@ fn refuse_pin(error: &PinError) -> Response {
 
 pub(super) async fn drain(State(api): State<Api>, Json(request): Json<DrainRequest>) -> Response {
     let _busy = api.enter();
-    if let Err(error) = api.services.layers.drain(request.drained) {
+    if let Err(error) = api.services.layers.drain(request.drained).await {
         return refused(StatusCode::INTERNAL_SERVER_ERROR, &error);
     }
     if let Some(peers) = &api.services.peers {

@@ -1,14 +1,14 @@
 //! Fetching all of an image, and holding its indexes against its bytes.
 
+use std::collections::HashSet;
 use std::error::Error;
 use std::sync::Arc;
 
 use futures_util::stream::{StreamExt as _, TryStreamExt as _, iter};
 use undermount_fs::fill::{IngestError, Layer, Pace, Progress};
-use undermount_fs::index::Trust;
 use undermount_fs::source::Priority;
 
-use super::{ImageError, ImageFault, Images, Ready, SIDE_BY_SIDE, distinct};
+use super::{ImageError, ImageFault, Images, Ready, SIDE_BY_SIDE, distinct, missing_bytes};
 use crate::agent::cache::LayerRecord;
 
 impl Images {
@@ -23,15 +23,16 @@ impl Images {
         pace: Pace,
         progress: &Progress,
     ) -> Result<(), ImageError> {
-        iter(distinct(&ready.layers))
-            .map(|layer| self.complete_layer(layer, pace, progress))
-            .buffer_unordered(SIDE_BY_SIDE)
-            .try_collect()
-            .await
-            .and_then(|()| {
-                Ok(self.cache.put_complete(&ready.image.reference, &ready.image.digest)?)
-            })
-            .map_err(|fault: ImageFault| fault.of(&ready.image.reference))
+        let complete = async {
+            iter(distinct(&ready.layers))
+                .map(|layer| self.complete_layer(layer, pace, progress))
+                .buffer_unordered(SIDE_BY_SIDE)
+                .try_collect::<()>()
+                .await?;
+            let (reference, digest) = (ready.image.reference.clone(), ready.image.digest);
+            Ok(self.on_disk(move |cache| cache.put_complete(&reference, &digest)).await?)
+        };
+        complete.await.map_err(|fault: ImageFault| fault.of(&ready.image.reference))
     }
 
     /// Fetches the small layers of `ready`, each with one request. What cannot be had comes later.
@@ -58,7 +59,11 @@ impl Images {
         progress: &Progress,
     ) -> Result<(), ImageFault> {
         let digest = layer.digest();
-        let is_here = self.missing_bytes(&layer) == Ok(0);
+        let looked_at = layer.clone();
+        let missing = self.on_disk(move |cache| {
+            missing_bytes(&cache.store, &looked_at.tree, &mut HashSet::new())
+        });
+        let is_here = missing.await == Ok(0);
         if self.is_own(&layer) && is_here {
             return Ok(());
         }
@@ -72,14 +77,15 @@ impl Images {
         };
         if let Err(IngestError::WrongIndex { right, .. }) = &outcome {
             tracing::error!(layer = %digest, "quarantined an index that lies");
-            self.distrust(&layer);
+            self.note_liar(layer.tree_digest());
+            self.on_disk(move |cache| cache.forget_layer(&digest)).await;
             // What is mounted goes on as it is; the next mount shows what the bytes say.
-            if let Err(error) = self.keep_index(right) {
+            if let Err(error) = self.keep_index(right).await {
                 tracing::warn!(layer = %digest, %error, "cannot keep an index");
             }
         }
         outcome?;
-        let record = LayerRecord { tree: layer.tree_digest(), trust: Trust::Own };
-        Ok(self.cache.put_layer(&digest, &record)?)
+        let record = LayerRecord::own(layer.tree_digest());
+        Ok(self.on_disk(move |cache| cache.put_layer(&digest, &record)).await?)
     }
 }

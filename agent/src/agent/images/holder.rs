@@ -1,19 +1,16 @@
-//! Which image of a name has a certain layer, and what of it can be read lazily.
+//! Which image of a name has a certain layer, and what is here of an image that was ready once.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use futures_util::stream::{StreamExt as _, iter};
-use tokio::sync::OnceCell;
 use undermount_fs::digest::Digest;
 use undermount_fs::fill::Layer;
 use undermount_fs::index::LayerTree;
 
 use super::indexes::readable;
 use super::resolve::RESOLVE_TIMEOUT;
-use super::{ImageError, ImageFault, Images, Ready, Resolved, TREES_SIDE_BY_SIDE, share_equal};
-use crate::image::artifact::pack::PackEntry;
+use super::{ImageError, ImageFault, Images, Ready, Resolved, share_equal};
 use crate::image::{Descriptor, Document, ImageConfig, Manifest, Reference};
 use crate::registry::client::RawManifest;
 
@@ -26,40 +23,6 @@ pub struct Holder {
     pub image: Option<Resolved>,
     /// Whether the name means several images.
     pub one_of_several: bool,
-}
-
-/// An image and those of its layers that can be read lazily.
-pub struct Indexed {
-    /// The image.
-    pub image: Resolved,
-    /// Its layers, the lowest first, or why a layer cannot be read lazily.
-    layers: Vec<Result<Arc<Layer>, ImageFault>>,
-    packs: Vec<PackEntry>,
-}
-
-impl Indexed {
-    /// `image` with its layers, the lowest first.
-    pub(in crate::agent) fn new(
-        image: Resolved,
-        layers: Vec<Result<Arc<Layer>, ImageFault>>,
-        packs: Vec<PackEntry>,
-    ) -> Self {
-        Self { image, layers, packs }
-    }
-
-    /// Layer `place`, the lowest being 0, or why it cannot be read lazily.
-    ///
-    /// # Errors
-    /// The fault that it was found to have.
-    pub fn layer(&self, place: usize) -> Result<&Arc<Layer>, &ImageFault> {
-        self.layers.get(place).ok_or(&ImageFault::NoSuchLayer)?.as_ref()
-    }
-
-    /// The image with what of it can be read lazily, to be completed.
-    pub fn ready(&self) -> Arc<Ready> {
-        let layers = self.layers.iter().filter_map(|layer| layer.as_ref().ok().cloned()).collect();
-        Arc::new(Ready { image: self.image.clone(), layers, packs: self.packs.clone() })
-    }
 }
 
 impl Images {
@@ -120,17 +83,17 @@ impl Images {
     ) -> Result<Resolved, ImageFault> {
         manifest.check_is_image()?;
         // Under a name of its own, since the tag may come to mean another image.
-        self.cache.put_reference(&reference.pinned(raw.digest), &raw.digest)?;
-        if let Some(known) = self.kept(reference, &raw.digest) {
+        let (pinned, digest) = (reference.pinned(raw.digest), raw.digest);
+        self.on_disk(move |cache| cache.put_reference(&pinned, &digest)).await?;
+        if let Some(known) = self.kept(reference, &digest) {
             return Ok(known);
         }
         let client = self.client.until(Instant::now() + RESOLVE_TIMEOUT);
         let config = client.config(reference.repository(), &manifest.config).await;
         let config: ImageConfig = config.map_err(|error| ImageFault::Registry(Box::new(error)))?;
         config.layers(&manifest)?;
-        let digest = raw.digest;
-        self.keep("a manifest", raw.bytes)?;
-        self.keep("a config", Bytes::clone(&config.raw))?;
+        self.keep("a manifest", raw.bytes).await?;
+        self.keep("a config", Bytes::clone(&config.raw)).await?;
         Ok(Resolved { reference: reference.clone(), digest, manifest, config })
     }
 
@@ -138,22 +101,6 @@ impl Images {
     /// it is fetched.
     pub fn kept(&self, reference: &Reference, manifest: &Digest) -> Option<Resolved> {
         self.stored(reference, manifest).ok().flatten()
-    }
-
-    /// `image` with the indexes that are known or attached. Nothing is fetched whole.
-    pub async fn indexed(&self, image: Resolved) -> Indexed {
-        let layers: Vec<(Descriptor, Digest)> = match image.config.layers(&image.manifest) {
-            Ok(layers) => layers.into_iter().map(|(layer, id)| (layer.clone(), *id)).collect(),
-            Err(_) => Vec::new(),
-        };
-        let attached = OnceCell::new();
-        let layers = iter(layers)
-            .map(|(layer, diff_id)| self.lazy_layer(&image, layer, diff_id, &attached))
-            .buffered(TREES_SIDE_BY_SIDE)
-            .collect()
-            .await;
-        let packs = attached.into_inner().map(|attached| attached.packs).unwrap_or_default();
-        Indexed::new(image, layers, packs)
     }
 
     /// The index with this digest, if it is in the cache.

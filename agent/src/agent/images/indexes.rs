@@ -1,35 +1,20 @@
 //! Where the index of a layer comes from.
 
-use std::collections::HashMap;
-use std::error::Error;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use tokio::sync::OnceCell;
 use undermount_fs::digest::{Digest, Verified};
 use undermount_fs::fill::{Blob, Layer, Pace, Progress};
-use undermount_fs::index::{Backing, LayerTree, Trust};
+use undermount_fs::index::{Backing, LayerTree};
 use undermount_fs::layer::LayerIndex;
-use undermount_fs::source::{Piece, PieceRequest, Priority};
+use undermount_fs::source::Priority;
 
+use super::attached::Attached;
 use super::{ImageFault, Images, LayerRecord, Resolved};
-use crate::image::artifact::pack::PackEntry;
-use crate::image::artifact::{LayerEntry, MAX_TREE};
-use crate::image::{Descriptor, Reference};
-use crate::registry::client::FoundArtifact;
-
-/// How long the tree of an index may take to come.
-const TREE_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// What is attached to an image.
-#[derive(Default)]
-pub struct Attached {
-    /// The indexes by layer. `None` where several contradict each other: then none of them is
-    /// believed.
-    layers: HashMap<Digest, Option<LayerEntry>>,
-    /// Contents that are worth fetching together.
-    pub packs: Vec<PackEntry>,
-}
+use crate::agent::cache::Cache;
+use crate::blocking::blocking;
+use crate::image::Descriptor;
+use crate::image::artifact::LayerEntry;
 
 impl Images {
     /// The index of `layer`, in the form that reads files.
@@ -67,44 +52,17 @@ impl Images {
         diff_id: &Digest,
         attached: &OnceCell<Attached>,
     ) -> Option<LayerTree> {
-        if let Some(tree) = self.known_tree(layer, diff_id) {
+        let (cache, known, id) = (self.cache.clone(), layer.clone(), *diff_id);
+        if let Some(tree) = blocking(move || known_tree(&cache, &known, &id)).await {
             return Some(tree);
         }
         let attached = attached.get_or_init(|| self.attached_indexes(image)).await;
         self.attached_tree(image, layer, diff_id, attached).await
     }
 
-    /// The index that the cache has. A record that names the index of something else was damaged:
-    /// it counts as none.
-    fn known_tree(&self, layer: &Descriptor, diff_id: &Digest) -> Option<LayerTree> {
-        let tree = self.kept_tree(&layer.digest)?;
-        check(&tree, layer, diff_id).is_ok().then_some(tree)
-    }
-
     /// The index that the record of `layer` names, if it is here and can be read.
     pub fn kept_tree(&self, layer: &Digest) -> Option<LayerTree> {
-        let record = self.cache.layer(layer)?;
-        let bytes = self.blobs().get(&record.tree)?;
-        readable(layer, bytes.bytes())
-    }
-
-    /// What is attached to the image. Where the registry cannot tell, nothing is: then the layers
-    /// that are not known are fetched whole, if they can be.
-    async fn attached_indexes(&self, image: &Resolved) -> Attached {
-        let repository = image.reference.repository();
-        let artifacts = match self.client.index_artifacts(repository, &image.digest).await {
-            Ok(artifacts) => artifacts,
-            Err(error) => {
-                tracing::warn!(reference = %image.reference, %error, "cannot look for an index");
-                return Attached::default();
-            }
-        };
-        let mut attached = Attached::default();
-        for artifact in artifacts {
-            attached.add(&image.reference, artifact);
-        }
-        self.open_packs(image, &attached.packs);
-        attached
+        kept_tree(&self.cache, layer)
     }
 
     /// The index that is attached to the image, fetched and kept, unless something is wrong with
@@ -116,52 +74,30 @@ impl Images {
         diff_id: &Digest,
         attached: &Attached,
     ) -> Option<LayerTree> {
-        let entry = attached.layers.get(&layer.digest)?.as_ref()?;
+        let entry = attached.index(&layer.digest)?;
         if self.is_liar(&entry.tree) {
             return None;
         }
-        let bytes = match self.fetch_tree(image, entry).await {
+        if !entry.is_plausible(layer.size) {
+            tracing::error!(layer = %layer.digest, tree = entry.tree_size,
+                "refused an index that is too large for its layer");
+            return None;
+        }
+        let _turn = self.budget.turn(entry).await;
+        let bytes = match self.tree_of(image, entry, attached).await {
             Ok(bytes) => bytes,
             Err(error) => {
                 tracing::warn!(layer = %layer.digest, %error, "cannot fetch an attached index");
                 return None;
             }
         };
-        let tree = readable(&layer.digest, bytes.bytes())?;
-        if let Err(error) = examine(&tree, entry, layer, diff_id) {
-            tracing::error!(layer = %layer.digest, %error, "refused an index that lies");
+        let (named, described, id) = (entry.clone(), layer.clone(), *diff_id);
+        let taken = self.on_disk(move |cache| take_in(cache, &bytes, &named, &described, &id));
+        taken.await.unwrap_or_else(|error| {
+            tracing::error!(layer = %layer.digest, error, "refused an index that lies");
             self.note_liar(entry.tree);
-            return None;
-        }
-        let record = LayerRecord { tree: entry.tree, trust: Trust::Registry };
-        let kept = self.blobs().put(&bytes).map_err(|error| error.to_string()).and_then(|()| {
-            self.cache.put_layer(&layer.digest, &record).map_err(|error| error.to_string())
-        });
-        if let Err(error) = kept {
-            tracing::warn!(layer = %layer.digest, %error, "cannot keep an index");
-        }
-        Some(tree)
-    }
-
-    /// The tree of an attached index, from wherever its bytes are.
-    async fn fetch_tree(
-        &self,
-        image: &Resolved,
-        entry: &LayerEntry,
-    ) -> Result<Verified, Box<dyn Error + Send + Sync>> {
-        let Descriptor { digest: blob, size, .. } = entry.tree_blob;
-        if size > MAX_TREE {
-            return Err(format!("its tree is above {MAX_TREE} bytes").into());
-        }
-        let request = PieceRequest {
-            scope: image.reference.repository().scope(),
-            pieces: vec![Piece { blob, range: 0..size, digest: blob }],
-            priority: Priority::Demand,
-            deadline: Instant::now() + TREE_TIMEOUT,
-        };
-        let fetched = self.filler.source().fetch(request).await?;
-        let packed = fetched.first().ok_or("no answer to the request for its tree")?;
-        Ok(entry.unpack_tree(packed.bytes())?)
+            None
+        })
     }
 
     /// Fetches the whole layer and indexes it on the way.
@@ -179,38 +115,54 @@ impl Images {
         let _turn = self.builders.acquire().await;
         progress.expect(layer.size);
         let index = self.filler.ingest(&blob, Pace::unlimited(Priority::Demand), progress).await?;
-        self.keep_index(&index)?;
-        readable(&layer.digest, &index.tree).ok_or_else(|| ImageFault::Mismatch {
-            layer: layer.digest,
-            what: "its index cannot be read back",
-        })
+        self.keep_index(&index).await?;
+        let digest = layer.digest;
+        let tree = blocking(move || readable(&digest, &index.tree)).await;
+        let what = "its index cannot be read back";
+        tree.ok_or(ImageFault::Mismatch { layer: digest, what })
     }
 
     /// Keeps an index that was built here, spans included: nobody else has them.
-    pub(super) fn keep_index(&self, index: &LayerIndex) -> Result<(), ImageFault> {
-        self.keep("spans", index.spans.clone())?;
-        let tree = self.keep("an index", index.tree.clone())?;
-        let record = LayerRecord { tree, trust: Trust::Own };
-        Ok(self.cache.put_layer(&index.layer, &record)?)
+    pub(super) async fn keep_index(&self, index: &LayerIndex) -> Result<(), ImageFault> {
+        self.keep("spans", index.spans.clone()).await?;
+        let tree = self.keep("an index", index.tree.clone()).await?;
+        let (layer, record) = (index.layer, LayerRecord::own(tree));
+        Ok(self.on_disk(move |cache| cache.put_layer(&layer, &record)).await?)
     }
 }
 
-impl Attached {
-    fn add(&mut self, reference: &Reference, artifact: FoundArtifact) {
-        self.packs.extend(artifact.packs);
-        for entry in artifact.layers {
-            let layer = entry.layer;
-            let known = self.layers.entry(layer).or_insert_with(|| Some(entry.clone()));
-            if known.as_ref().is_some_and(|known| known.tree != entry.tree) {
-                tracing::error!(%reference, %layer,
-                    "two different indexes are attached for one layer: neither is used");
-                *known = None;
-            }
-        }
+fn kept_tree(cache: &Cache, layer: &Digest) -> Option<LayerTree> {
+    let record = cache.layer(layer)?;
+    readable(layer, cache.blobs.get(&record.tree)?.bytes())
+}
+
+/// The index of `layer` that the cache has. A record that names the index of something else was
+/// damaged: it counts as none. One that an older version took from somebody else is looked through
+/// once more.
+pub(super) fn known_tree(cache: &Cache, layer: &Descriptor, diff_id: &Digest) -> Option<LayerTree> {
+    let record = cache.layer(&layer.digest)?;
+    let tree = readable(&layer.digest, cache.blobs.get(&record.tree)?.bytes())?;
+    check(&tree, layer, diff_id).ok()?;
+    if record.is_examined() {
+        return Some(tree);
+    }
+    if let Err(error) = tree.check() {
+        tracing::error!(layer = %layer.digest, %error, "dropped an index that lies");
+        cache.forget_layer(&layer.digest);
+        return None;
+    }
+    note_examined(cache, &layer.digest, record.tree);
+    Some(tree)
+}
+
+/// Notes that the index `tree` of somebody else was looked through.
+fn note_examined(cache: &Cache, layer: &Digest, tree: Digest) {
+    if let Err(error) = cache.put_layer(layer, &LayerRecord::examined(tree)) {
+        tracing::warn!(%layer, %error, "cannot keep an index");
     }
 }
 
-fn readable_layer(
+pub(super) fn readable_layer(
     image: &Resolved,
     layer: &Descriptor,
     diff_id: &Digest,
@@ -233,6 +185,24 @@ pub(super) fn readable(layer: &Digest, bytes: &[u8]) -> Option<LayerTree> {
             None
         }
     }
+}
+
+/// Looks through the index of `layer` that `entry` names, and keeps it; `None` where it cannot be
+/// read, an error where it lies.
+fn take_in(
+    cache: &Cache,
+    bytes: &Verified,
+    entry: &LayerEntry,
+    layer: &Descriptor,
+    diff_id: &Digest,
+) -> Result<Option<LayerTree>, String> {
+    let Some(tree) = readable(&layer.digest, bytes.bytes()) else { return Ok(None) };
+    examine(&tree, entry, layer, diff_id)?;
+    match cache.blobs.put(bytes) {
+        Ok(()) => note_examined(cache, &layer.digest, entry.tree),
+        Err(error) => tracing::warn!(layer = %layer.digest, %error, "cannot keep an index"),
+    }
+    Ok(Some(tree))
 }
 
 /// Looks through an index that somebody else has made.

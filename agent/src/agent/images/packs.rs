@@ -4,7 +4,6 @@
 //! is about to start, and nothing of it is here, both are fetched at the same time: its start-up
 //! pack is *opened* before its trees are here.
 
-use std::collections::HashSet;
 use std::error::Error;
 use std::num::NonZeroUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,17 +18,20 @@ use crate::image::artifact::pack::{PackEntry, Purpose};
 /// Beginnings of packs that are kept for images which then did not start.
 const KEPT: NonZeroUsize = NonZeroUsize::new(8).expect("not zero");
 
+/// Images that count as about to start. One whose layers nobody then looks up leaves no other way.
+const STARTING: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+
 /// Images that are about to start, and the packs that were opened for them.
 pub struct Openings(Mutex<State>);
 
 struct State {
-    starting: HashSet<Digest>,
+    starting: LruCache<Digest, ()>,
     opened: LruCache<Digest, Opening>,
 }
 
 impl Default for Openings {
     fn default() -> Self {
-        let (starting, opened) = (HashSet::new(), LruCache::new(KEPT));
+        let (starting, opened) = (LruCache::new(STARTING), LruCache::new(KEPT));
         Self(Mutex::new(State { starting, opened }))
     }
 }
@@ -51,14 +53,14 @@ impl Images {
         let layers = &image.manifest.layers;
         // Where layers are known, most of what the pack holds may be here.
         if layers.iter().all(|layer| self.cache.layer(&layer.digest).is_none()) {
-            self.openings.state().starting.insert(image.digest);
+            self.openings.state().starting.put(image.digest, ());
         }
     }
 
     /// Opens the start-up pack among the `packs` of an image that is about to start.
     pub(super) fn open_packs(&self, image: &Resolved, packs: &[PackEntry]) {
         let mut state = self.openings.state();
-        if !state.starting.remove(&image.digest) {
+        if state.starting.pop(&image.digest).is_none() {
             return;
         }
         for entry in packs.iter().filter(|entry| entry.purpose == Purpose::Start) {
@@ -90,5 +92,22 @@ impl Images {
                     error = &error as &dyn Error, "cannot use a pack"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::agent::testing::{images, ready};
+
+    use super::*;
+
+    #[test]
+    fn regression_images_that_nobody_looks_up_do_not_count_as_starting_for_good() {
+        let cache = tempfile::tempdir().unwrap();
+        let images = images(cache.path());
+        for n in 0..2 * STARTING.get() {
+            images.expect_start(&ready(&n.to_string()).image);
+        }
+        assert_eq!(images.openings.state().starting.len(), STARTING.get());
     }
 }

@@ -46,7 +46,7 @@ impl Images {
         let client = self.client.until(Instant::now() + timeout);
         let elsewhere = |config| self.shared(reference, config);
         match client.image_beside(reference, &self.platform, elsewhere).await {
-            Ok(image) => self.remember(reference, image),
+            Ok(image) => self.remember(reference, image).await,
             Err(error) => self.resolve_offline(reference, error),
         }
         .map_err(|fault| fault.of(reference))
@@ -69,19 +69,25 @@ impl Images {
     }
 
     /// Keeps manifest and config, and what the name means.
-    fn remember(&self, reference: &Reference, image: Image) -> Result<Resolved, ImageFault> {
-        let resolved = self.keep_image(reference, image)?;
-        if let Err(error) = self.cache.put_reference(reference, &resolved.digest) {
+    async fn remember(&self, reference: &Reference, image: Image) -> Result<Resolved, ImageFault> {
+        let resolved = self.keep_image(reference, image).await?;
+        let (name, digest) = (reference.clone(), resolved.digest);
+        let noted = self.on_disk(move |cache| cache.put_reference(&name, &digest)).await;
+        if let Err(error) = noted {
             tracing::warn!(%reference, error = &error as &dyn Error, "cannot note what it means");
         }
         Ok(resolved)
     }
 
     /// Keeps manifest and config.
-    fn keep_image(&self, reference: &Reference, image: Image) -> Result<Resolved, ImageFault> {
+    async fn keep_image(
+        &self,
+        reference: &Reference,
+        image: Image,
+    ) -> Result<Resolved, ImageFault> {
         let Image { raw, manifest, config, .. } = image;
-        self.keep("a manifest", raw.bytes)?;
-        self.keep("a config", config.raw.clone())?;
+        self.keep("a manifest", raw.bytes).await?;
+        self.keep("a config", config.raw.clone()).await?;
         Ok(Resolved { reference: reference.clone(), digest: raw.digest, manifest, config })
     }
 
@@ -104,7 +110,7 @@ impl Images {
             .image(&pinned, &self.platform)
             .await
             .map_err(|error| ImageFault::Registry(Box::new(error)).of(reference))?;
-        self.keep_image(reference, image).map_err(|fault| fault.of(reference))
+        self.keep_image(reference, image).await.map_err(|fault| fault.of(reference))
     }
 
     /// What `reference` meant last, if `failure` says that the registry cannot tell.

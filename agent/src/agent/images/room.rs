@@ -1,14 +1,13 @@
 //! Room in the cache: for an image, and for the small blobs without which it does not mount.
 
 use std::io::ErrorKind;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use undermount_fs::digest::{Digest, Verified};
-use undermount_fs::fill::Layer;
 
 use super::{ImageError, ImageFault, Images, Ready};
-use crate::agent::upkeep::{Needs, needs};
+use crate::agent::cache::Cache;
+use crate::agent::upkeep::{Needs, Shown, needs};
 
 /// Room that is made for small blobs where there is none, in bytes.
 const ROOM: u64 = 1 << 20;
@@ -16,36 +15,22 @@ const ROOM: u64 = 1 << 20;
 impl Images {
     /// Keeps a small blob, which file contents make room for. Where there is none all the same,
     /// the image only mounts as long as its registry can be reached.
-    pub(super) fn keep(&self, what: &'static str, bytes: Bytes) -> Result<Digest, ImageFault> {
-        let blob = Verified::name(bytes);
-        let is_full = |error: &std::io::Error| {
-            matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
-        };
-        let mut kept = self.blobs().put(&blob);
-        if kept.as_ref().is_err_and(is_full) {
-            // The room that is made counts, however it is made.
-            let _ = self.cache.store.make_room(ROOM + blob.bytes().len() as u64);
-            kept = self.blobs().put(&blob);
-        }
-        match kept {
-            Err(error) if is_full(&error) => {
-                tracing::warn!(%error, digest = %blob.digest(), "no room for {what}");
-                Ok(*blob.digest())
-            }
-            kept => {
-                kept.map(|()| *blob.digest()).map_err(|source| ImageFault::Keep { what, source })
-            }
-        }
+    pub(super) async fn keep(
+        &self,
+        what: &'static str,
+        bytes: Bytes,
+    ) -> Result<Digest, ImageFault> {
+        self.on_disk(move |cache| keep(cache, what, &Verified::name(bytes))).await
     }
 
     /// Refuses an image that the quota has no room for beside what else must stay.
     ///
     /// # Errors
     /// [`ImageFault::Quota`].
-    pub fn check_room(&self, ready: &Ready, shown: &[Arc<Layer>]) -> Result<(), ImageError> {
+    pub fn check_room(&self, ready: &Ready, shown: &Shown) -> Result<(), ImageError> {
         let limits = self.cache.store.limits();
         let Some(quota) = limits.quota.filter(|_| !limits.evict_complete) else { return Ok(()) };
-        let image = Needs::of(self, &[], &ready.layers).object_bytes();
+        let image = Needs::of(self, &[], &ready.layers.clone().into()).object_bytes();
         let mut all = Needs::of(self, &needs::complete(self), shown);
         let pinned = all.object_bytes();
         ready.layers.iter().for_each(|layer| all.add_tree(&layer.tree));
@@ -54,5 +39,24 @@ impl Images {
             return Ok(());
         }
         Err(ImageFault::Quota { image, pinned, needed, quota }.of(&ready.image.reference))
+    }
+}
+
+fn keep(cache: &Cache, what: &'static str, blob: &Verified) -> Result<Digest, ImageFault> {
+    let is_full = |error: &std::io::Error| {
+        matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+    };
+    let mut kept = cache.blobs.put(blob);
+    if kept.as_ref().is_err_and(is_full) {
+        // The room that is made counts, however it is made.
+        let _ = cache.store.make_room(ROOM + blob.bytes().len() as u64);
+        kept = cache.blobs.put(blob);
+    }
+    match kept {
+        Err(error) if is_full(&error) => {
+            tracing::warn!(%error, digest = %blob.digest(), "no room for {what}");
+            Ok(*blob.digest())
+        }
+        kept => kept.map(|()| *blob.digest()).map_err(|source| ImageFault::Keep { what, source }),
     }
 }

@@ -9,15 +9,18 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::sync::OnceCell;
+use tokio_util::task::AbortOnDropHandle;
 use undermount_fs::digest::{Digest, Hasher};
 use undermount_fs::fill::Blob;
 use undermount_fs::source::{BlobRequest, Priority, Source, SourceError};
+
+use crate::blocking::blocking;
 
 /// How long the first byte of a blob may take.
 const FIRST_BYTE: Duration = Duration::from_secs(30);
@@ -46,9 +49,6 @@ pub enum BlobError {
         /// Why.
         source: io::Error,
     },
-    /// The process is shutting down.
-    #[error("interrupted by a shutdown")]
-    Interrupted,
 }
 
 struct Fetched {
@@ -56,17 +56,26 @@ struct Fetched {
     used: Instant,
 }
 
+/// Fetched blobs, and the task that drops those which nobody has read for a while: their files
+/// take room on the disk.
+#[derive(Default)]
+struct Shelf {
+    blobs: HashMap<Digest, Fetched>,
+    sweeper: Option<AbortOnDropHandle<()>>,
+}
+
 /// Blobs that are being read.
 pub struct Blobs {
     source: Arc<dyn Source>,
     dir: PathBuf,
-    fetched: Mutex<HashMap<Digest, Fetched>>,
+    shelf: Arc<Mutex<Shelf>>,
+    kept: Duration,
 }
 
 impl Blobs {
     /// Blobs from `source`, put down in `dir`.
     pub fn new(source: Arc<dyn Source>, dir: PathBuf) -> Self {
-        Self { source, dir, fetched: Mutex::default() }
+        Self { source, dir, shelf: Arc::default(), kept: KEPT }
     }
 
     /// Up to `length` bytes of `blob` from `offset` on. The first reader fetches all of it, the
@@ -77,32 +86,40 @@ impl Blobs {
     pub async fn read(&self, blob: &Blob, offset: u64, length: u32) -> Result<Bytes, BlobError> {
         let cell = self.cell(blob.digest);
         let file = cell.get_or_try_init(|| self.fetch(blob)).await?.clone();
-        let dir = self.dir.clone();
         let length = u64::from(length).min(blob.size.saturating_sub(offset)) as usize;
-        tokio::task::spawn_blocking(move || {
+        let read = blocking(move || {
             let mut bytes = vec![0; length];
-            file.read_exact_at(&mut bytes, offset)
-                .map_err(|source| BlobError::Disk { dir, source })?;
-            Ok(bytes.into())
-        })
-        .await
-        .map_err(|_| BlobError::Interrupted)?
+            file.read_exact_at(&mut bytes, offset).map(|()| bytes.into())
+        });
+        let read = read.await.map_err(|source| self.disk_error(source));
+        // Fetching it may have taken longer than it is kept.
+        if let Some(fetched) = lock(&self.shelf).blobs.get_mut(&blob.digest) {
+            fetched.used = Instant::now();
+        }
+        read
     }
 
-    /// The place of a blob; blobs that nobody has read for a while go.
+    /// The place of a blob.
     fn cell(&self, digest: Digest) -> Arc<OnceCell<Arc<File>>> {
         let now = Instant::now();
-        let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
-        fetched.retain(|other, blob| *other == digest || now - blob.used < KEPT);
-        let blob =
-            fetched.entry(digest).or_insert_with(|| Fetched { cell: Arc::default(), used: now });
+        let mut shelf = lock(&self.shelf);
+        if shelf.sweeper.is_none() {
+            let sweeping = sweep(Arc::downgrade(&self.shelf), self.kept);
+            shelf.sweeper = Some(AbortOnDropHandle::new(tokio::spawn(sweeping)));
+        }
+        let fetched = shelf.blobs.entry(digest);
+        let blob = fetched.or_insert_with(|| Fetched { cell: Arc::default(), used: now });
         blob.used = now;
         blob.cell.clone()
     }
 
     async fn fetch(&self, blob: &Blob) -> Result<Arc<File>, BlobError> {
-        let disk = |source| BlobError::Disk { dir: self.dir.clone(), source };
-        let mut file = tempfile::tempfile_in(&self.dir).map_err(disk)?;
+        let dir = self.dir.clone();
+        let file = blocking(move || tempfile::tempfile_in(&dir)).await;
+        let mut arriving = Arriving {
+            file: file.map_err(|source| self.disk_error(source))?,
+            hasher: Hasher::default(),
+        };
         let request = BlobRequest {
             scope: blob.scope.clone(),
             blob: blob.digest,
@@ -112,16 +129,81 @@ impl Blobs {
             deadline: Instant::now() + FIRST_BYTE,
         };
         let mut stream = self.source.stream(request).await?;
-        let mut hasher = Hasher::default();
         while let Some(chunk) = stream.next().await {
             let chunk = chunk?;
-            hasher.update(&chunk);
-            file.write_all(&chunk).map_err(disk)?;
+            let with_chunk = blocking(move || arriving.with(&chunk)).await;
+            arriving = with_chunk.map_err(|source| self.disk_error(source))?;
         }
-        let actual = hasher.finish();
+        let actual = arriving.hasher.finish();
         if actual != blob.digest {
             return Err(BlobError::Wrong { expected: blob.digest, actual });
         }
-        Ok(Arc::new(file))
+        Ok(Arc::new(arriving.file))
+    }
+
+    fn disk_error(&self, source: io::Error) -> BlobError {
+        BlobError::Disk { dir: self.dir.clone(), source }
+    }
+}
+
+/// A blob as far as it has come.
+struct Arriving {
+    file: File,
+    hasher: Hasher,
+}
+
+impl Arriving {
+    fn with(mut self, chunk: &[u8]) -> io::Result<Self> {
+        self.hasher.update(chunk);
+        self.file.write_all(chunk)?;
+        Ok(self)
+    }
+}
+
+fn lock(shelf: &Mutex<Shelf>) -> MutexGuard<'_, Shelf> {
+    shelf.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Drops blobs that nobody has read for the time `kept`, until there are none.
+async fn sweep(shelf: Weak<Mutex<Shelf>>, kept: Duration) {
+    loop {
+        tokio::time::sleep(kept).await;
+        let Some(shelf) = shelf.upgrade() else { return };
+        let mut shelf = lock(&shelf);
+        let is_used = |blob: &Fetched| Arc::strong_count(&blob.cell) > 1;
+        shelf.blobs.retain(|_, blob| is_used(blob) || blob.used.elapsed() < kept);
+        if shelf.blobs.is_empty() {
+            shelf.sweeper = None;
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::testing::images;
+    use crate::registry::client::testing::{Reply, Server};
+
+    #[tokio::test]
+    async fn regression_a_blob_that_nobody_reads_any_more_gives_its_room_back() {
+        let bytes = Bytes::from_static(b"the bytes of a layer");
+        let blob = bytes.clone();
+        let server = Server::start(move |seen| Reply::blob(seen, &blob)).await;
+        let cache = tempfile::tempdir().unwrap();
+        let source = images(cache.path()).filler().source().clone();
+        let mut blobs = Blobs::new(source, cache.path().to_owned());
+        blobs.kept = Duration::from_millis(10);
+        let scope = server.repository().scope();
+        let blob = Blob { scope, digest: Digest::of(&bytes), size: bytes.len() as u64 };
+        for _ in 0..2 {
+            assert_eq!(blobs.read(&blob, 4, 100).await.unwrap(), bytes[4..]);
+            let gone = async {
+                while !lock(&blobs.shelf).blobs.is_empty() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap();
+        }
     }
 }

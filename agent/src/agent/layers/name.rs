@@ -5,9 +5,11 @@
 //! what was offered before is given to who starts a container, and a registry that holds up the
 //! first question for too long does not hold up each of the others once more.
 
+mod inquiry;
+mod keeping;
 mod report;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -17,20 +19,16 @@ use tokio::sync::Mutex;
 use undermount_fs::digest::Digest;
 use undermount_fs::fill::Blob;
 
+use self::inquiry::Inquiry;
 use super::plan::{Refusal, place_of};
 use super::record::NameRecord;
 use super::{Inner, offer};
 use crate::agent::completion::Completion;
 use crate::agent::images::Indexed;
+use crate::blocking::blocking;
 use crate::control::StoreImage;
-use crate::image::{Descriptor, Reference};
+use crate::image::Reference;
 use crate::podman::{Occasion, Offer};
-
-/// For this long the registry's last answer counts: the layers of one pull share it.
-const FRESH: Duration = Duration::from_secs(5);
-
-/// Counts of users are written down together, this long after the first of them changed.
-const SAVE_AFTER: Duration = Duration::from_millis(300);
 
 /// A name.
 pub struct Name {
@@ -44,24 +42,25 @@ pub struct Name {
     told: std::sync::Mutex<Vec<StoreImage>>,
     /// Whether the record is about to be saved.
     saving: AtomicBool,
+    /// Whether anybody has asked for it since the last look.
+    asked: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
     record: NameRecord,
+    /// Whether [`Self::record`] holds what is written down. As long as that cannot be read, it is
+    /// not written over, and the name may have meant anything.
     loaded: bool,
     /// The images of the record, the latest last; without those that cannot be had any more.
     images: Vec<Known>,
-    /// When the registry was last asked, successfully or not.
-    asked: Option<Instant>,
-    /// When it failed after a long time, and why. Who has waited meanwhile does not ask once more.
-    hung: Option<(Instant, Refusal)>,
-    /// Layers that no image of the name had, and when the registry said so.
-    missing: HashMap<Digest, Instant>,
+    inquiry: Inquiry,
 }
 
 struct Known {
     image: Arc<Indexed>,
+    /// Whether the indexes of its layers were let go: nobody uses it.
+    is_bare: bool,
     completion: Option<Completion>,
 }
 
@@ -75,12 +74,34 @@ impl Name {
             asking: std::sync::Mutex::default(),
             told: std::sync::Mutex::default(),
             saving: AtomicBool::new(false),
+            asked: AtomicBool::new(true),
         })
     }
 
-    /// What was offered for the layer `key`, without waiting for anybody.
-    pub fn offered(&self, key: &Digest) -> Option<Arc<Offer>> {
-        self.offers().get(key).cloned()
+    /// Notes that somebody asks for it.
+    pub fn note_asked(&self) {
+        self.asked.store(true, Ordering::SeqCst);
+    }
+
+    /// Lets go of the indexes of images that podman does not use, where nobody has asked for the
+    /// name since this was last called. Whether the name itself can be forgotten: nobody uses it,
+    /// and all that is known of it is written down.
+    pub fn let_go(&self) -> bool {
+        let was_asked = self.asked.swap(false, Ordering::SeqCst);
+        let Ok(mut state) = self.state.try_lock() else { return false };
+        if was_asked || self.saving.load(Ordering::SeqCst) {
+            return false;
+        }
+        state.drop_unused_indexes();
+        let is_saved = state.loaded || state.record == NameRecord::default();
+        let is_completed = state.images.iter().any(|known| known.completion.is_some());
+        is_saved && !is_completed && state.record.uses.is_empty()
+    }
+
+    /// What was offered for the layer `key` and is still there, without waiting for anybody.
+    pub fn offered(&self, shelf: &Inner, key: &Digest) -> Option<Arc<Offer>> {
+        let offer = self.offers().get(key).cloned();
+        offer.filter(|offer| shelf.shown.has(&offer.directory))
     }
 
     /// How long the registry has been asked by now.
@@ -108,43 +129,51 @@ impl Name {
         if occasion == Occasion::Pull {
             self.look_again(shelf, &mut state, key).await;
         }
-        if let Some(offer) = self.offered(key) {
+        if let Some(offer) = self.offered(shelf, key) {
             return Ok(offer);
         }
         let (at, place) = self.find(shelf, &mut state, key).await?;
-        self.make_offer(shelf, &state, at, place, key)
+        state.images[at].index(shelf).await;
+        if state.images[at].image.lacks_index(place) {
+            self.ask_for_indexes(shelf, &mut state, at).await;
+        }
+        self.make_offer(shelf, &state, at, place, *key).await
     }
 
     /// Makes the offer for layer `place` of an image, for which podman asks by `key`, and remembers
     /// it.
-    fn make_offer(
+    async fn make_offer(
         &self,
         shelf: &Inner,
         state: &State,
         at: usize,
         place: usize,
-        key: &Digest,
+        key: Digest,
     ) -> Result<Arc<Offer>, Refusal> {
-        let (image, others) = (&state.images[at].image, state.others());
-        let offer = Arc::new(offer::make(&shelf.shown, image, place, key, others.as_deref())?);
-        self.offers().insert(*key, offer.clone());
+        let (shown, image) = (shelf.shown.clone(), state.images[at].image.clone());
+        let others = state.others();
+        let make = move || offer::make(&shown, &image, place, &key, others.as_deref());
+        let offer = Arc::new(blocking(make).await?);
+        self.offers().insert(key, offer.clone());
         Ok(offer)
     }
 
     /// Where podman finds the layers of an image with packs that begins to be used, the uppermost
     /// first. It is about to ask for them.
-    fn directories(&self, shelf: &Inner, state: &State, at: usize) -> Vec<PathBuf> {
+    async fn directories(&self, shelf: &Inner, state: &State, at: usize) -> Vec<PathBuf> {
         let known = &state.images[at];
         if known.completion.is_some() || known.image.ready().packs.is_empty() {
             return Vec::new();
         }
-        let layers = known.image.image.manifest.layers.iter().enumerate().rev();
-        let directory = |(place, layer): (usize, &Descriptor)| {
-            let key = &layer.digest;
-            let made = || self.make_offer(shelf, state, at, place, key).ok();
-            self.offered(key).or_else(made).map(|offer| offer.directory.clone())
-        };
-        layers.filter_map(directory).collect()
+        let mut directories = Vec::new();
+        for (place, layer) in known.image.image.manifest.layers.iter().enumerate().rev() {
+            let offer = match self.offered(shelf, &layer.digest) {
+                Some(offer) => Some(offer),
+                None => self.make_offer(shelf, state, at, place, layer.digest).await.ok(),
+            };
+            directories.extend(offer.map(|offer| offer.directory.clone()));
+        }
+        directories
     }
 
     /// The image that has the layer `key`, and where: among those known, or from the registry.
@@ -157,12 +186,12 @@ impl Name {
         if let Some(found) = state.place(key) {
             return Ok(found);
         }
-        if state.missing.get(key).is_some_and(|asked| asked.elapsed() < FRESH) {
+        if state.inquiry.is_missing(key, Instant::now()) {
             return Err(Refusal::UnknownLayer);
         }
         self.ask(shelf, state, key).await?;
         state.place(key).ok_or_else(|| {
-            state.missing.insert(*key, Instant::now());
+            state.inquiry.note_missing(*key, Instant::now());
             Refusal::UnknownLayer
         })
     }
@@ -170,27 +199,23 @@ impl Name {
     /// At a pull: has the name come to mean another image? Where that cannot be found out, it may
     /// have.
     async fn look_again(&self, shelf: &Inner, state: &mut State, key: &Digest) {
-        if self.reference.digest().is_some() || state.is_fresh() {
+        if self.reference.digest().is_some() || state.inquiry.is_fresh(Instant::now()) {
             return;
         }
         if let Err(refusal) = self.ask(shelf, state, key).await {
             tracing::warn!(reference = %self.reference, reason = refusal.in_words(),
                 "cannot tell whether a name means what it meant");
-            self.learn_of_others(shelf, state);
+            self.learn_of_others(shelf, state).await;
         }
     }
 
     /// Asks the registry what the name means.
     async fn ask(&self, shelf: &Inner, state: &mut State, key: &Digest) -> Result<(), Refusal> {
-        if let Some((_, refusal)) = state.hung.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
-            return Err(refusal.clone());
-        }
-        let asked = Instant::now();
-        state.asked = Some(asked);
+        state.inquiry.may_ask(Instant::now())?;
+        state.inquiry.begin(Instant::now());
         let _asking = Asking::begin(self);
         let outcome = self.learn(shelf, state, key).await;
-        let failure = outcome.as_ref().err().filter(|_| asked.elapsed() > FRESH);
-        state.hung = failure.map(|refusal| (Instant::now(), refusal.clone()));
+        state.inquiry.end(Instant::now(), &outcome);
         outcome
     }
 
@@ -199,66 +224,52 @@ impl Name {
         let found = shelf.images.find_holder(&self.reference, holds).await;
         let found = found.map_err(|error| Refusal::unresolved(&error))?;
         if found.one_of_several || found.image.is_none() {
-            self.learn_of_others(shelf, state);
+            self.learn_of_others(shelf, state).await;
         }
         let Some(image) = found.image else { return Ok(()) };
         let digest = image.digest;
-        if state.images.last().is_some_and(|known| known.image.image.digest == digest) {
+        if state.images.last().is_some_and(|known| known.digest() == digest) {
             return Ok(());
         }
-        let known = state.images.iter().position(|known| known.image.image.digest == digest);
+        let known = state.images.iter().position(|known| known.digest() == digest);
         let known = match known {
             Some(at) => state.images.remove(at),
             None => {
                 shelf.images.expect_start(&image);
-                Known { image: Arc::new(shelf.images.indexed(image).await), completion: None }
+                let image = shelf.images.indexed(image).await;
+                state.inquiry.note_search(Instant::now());
+                Known::new(image)
             }
         };
         state.images.push(known);
         self.offers().clear();
         if state.record.add(digest) {
-            self.save(shelf, &state.record);
+            self.save(shelf, state).await;
         }
         Ok(())
     }
 
-    fn learn_of_others(&self, shelf: &Inner, state: &mut State) {
-        if !std::mem::replace(&mut state.record.others, true) {
-            self.offers().clear();
-            self.save(shelf, &state.record);
-        }
-    }
-
-    fn save(&self, shelf: &Inner, record: &NameRecord) {
-        if let Err(error) = shelf.records.put(record) {
-            tracing::error!(reference = %self.reference, error = &error as &dyn std::error::Error,
-                "cannot keep what a name means");
-        }
-    }
-
-    /// Reads the record, once. Needs no network where the cache is whole.
-    async fn load(&self, shelf: &Inner, state: &mut State) {
-        if state.loaded {
+    /// Looks once more for the indexes that an image lacks: the registry may have them by now, or
+    /// have been away before.
+    async fn ask_for_indexes(&self, shelf: &Inner, state: &mut State, at: usize) {
+        let now = Instant::now();
+        if state.inquiry.has_searched(now) || state.inquiry.may_ask(now).is_err() {
             return;
         }
-        let new = || NameRecord { reference: self.reference.to_string(), ..NameRecord::default() };
-        let mut record = shelf.records.get(&self.reference).unwrap_or_else(new);
-        let mut images = Vec::new();
-        for manifest in record.manifests.clone() {
-            match shelf.images.kept(&self.reference, &manifest) {
-                Some(image) => {
-                    let image = Arc::new(shelf.images.indexed(image).await);
-                    images.push(Known { image, completion: None });
-                }
-                None => {
-                    tracing::warn!(reference = %self.reference, %manifest,
-                        "a manifest is no longer in the cache");
-                    record.others = true;
-                }
-            }
+        let _asking = Asking::begin(self);
+        let found = shelf.images.indexed_again(&state.images[at].image).await;
+        state.inquiry.note_search(Instant::now());
+        if let Some(image) = found {
+            state.images[at].replace(shelf, image);
+            self.offers().clear();
         }
-        // All at once: whoever waits for this may go away before it has come to its end.
-        (state.record, state.images, state.loaded) = (record, images, true);
+    }
+
+    async fn learn_of_others(&self, shelf: &Inner, state: &mut State) {
+        if !std::mem::replace(&mut state.record.others, true) {
+            self.offers().clear();
+            self.save(shelf, state).await;
+        }
     }
 
     /// Counts a user of the layer `key`, whose image is completed from now on.
@@ -267,7 +278,8 @@ impl Name {
         self.load(shelf, &mut state).await;
         state.record.hold(*key);
         if let Some((at, _)) = state.place(key) {
-            let shown = self.directories(shelf, &state, at);
+            state.images[at].index(shelf).await;
+            let shown = self.directories(shelf, &state, at).await;
             state.images[at].complete(shelf, shown);
         }
         self.save_soon(shelf);
@@ -284,19 +296,6 @@ impl Name {
         self.save_soon(shelf);
     }
 
-    fn save_soon(self: &Arc<Self>, shelf: &Arc<Inner>) {
-        if self.saving.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        let (name, shelf) = (self.clone(), shelf.clone());
-        tokio::spawn(async move {
-            tokio::time::sleep(SAVE_AFTER).await;
-            name.saving.store(false, Ordering::SeqCst);
-            let record = name.state.lock().await.record.clone();
-            name.save(&shelf, &record);
-        });
-    }
-
     /// Goes on to complete what podman uses.
     pub async fn complete(&self, shelf: &Inner) {
         let mut state = self.state.lock().await;
@@ -304,6 +303,7 @@ impl Name {
         let used: Vec<usize> =
             state.record.uses.keys().filter_map(|key| Some(state.place(key)?.0)).collect();
         for at in used {
+            state.images[at].index(shelf).await;
             state.images[at].complete(shelf, Vec::new());
         }
     }
@@ -336,10 +336,6 @@ impl Drop for Asking<'_> {
 }
 
 impl State {
-    fn is_fresh(&self) -> bool {
-        self.asked.is_some_and(|asked| asked.elapsed() < FRESH)
-    }
-
     /// Which image has the layer `key`, the latest first, and where in it.
     fn place(&self, key: &Digest) -> Option<(usize, usize)> {
         let place =
@@ -347,14 +343,51 @@ impl State {
         self.images.iter().enumerate().rev().find_map(place)
     }
 
+    /// Lets go of the indexes of all images but the latest of which podman uses no layer.
+    fn drop_unused_indexes(&mut self) {
+        let used: HashSet<usize> =
+            self.record.uses.keys().filter_map(|key| Some(self.place(key)?.0)).collect();
+        let older = self.images.len().saturating_sub(1);
+        for (at, known) in self.images.iter_mut().enumerate().take(older) {
+            if !known.is_bare && !used.contains(&at) {
+                let image = Indexed::new(known.image.image.clone(), Vec::new(), Vec::new());
+                *known = Known { is_bare: true, ..Known::new(image) };
+            }
+        }
+    }
+
     /// All images that the name may have meant, if that is known.
-    fn others(&self) -> Option<Vec<&Indexed>> {
-        let images = self.images.iter().map(|known| &*known.image);
-        (!self.record.others).then(|| images.collect())
+    fn others(&self) -> Option<Vec<Arc<Indexed>>> {
+        let images = self.images.iter().map(|known| known.image.clone());
+        (self.loaded && !self.record.others).then(|| images.collect())
     }
 }
 
 impl Known {
+    fn new(image: Indexed) -> Self {
+        Self { image: Arc::new(image), is_bare: false, completion: None }
+    }
+
+    /// Looks for the indexes again, where they were let go.
+    async fn index(&mut self, shelf: &Inner) {
+        if self.is_bare {
+            *self = Self::new(shelf.images.indexed_here(self.image.image.clone()).await);
+        }
+    }
+
+    /// The digest of its manifest.
+    fn digest(&self) -> Digest {
+        self.image.image.digest
+    }
+
+    /// Goes on with the same `image`, more of which can be read lazily.
+    fn replace(&mut self, shelf: &Inner, image: Indexed) {
+        self.image = Arc::new(image);
+        if self.completion.take().is_some() {
+            self.complete(shelf, Vec::new());
+        }
+    }
+
     /// Completes the image; what its packs bring is read ahead below the directories `shown`.
     fn complete(&mut self, shelf: &Inner, shown: Vec<PathBuf>) {
         if self.completion.is_none() {

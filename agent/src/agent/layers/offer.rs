@@ -1,6 +1,7 @@
 //! What podman is told of a layer once it is planned how to show it.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use undermount_fs::codec::Codec;
 use undermount_fs::digest::Digest;
@@ -18,7 +19,7 @@ pub fn make(
     image: &Indexed,
     place: usize,
     key: &Digest,
-    others: Option<&[&Indexed]>,
+    others: Option<&[Arc<Indexed>]>,
 ) -> Result<Offer, Refusal> {
     let plan = plan(image, place, key, others)?;
     let info = info(&plan.layer).to_json(key);

@@ -1,5 +1,6 @@
 //! How a layer is offered, or why it is not: decided here, done elsewhere.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 
 use undermount_fs::digest::Digest;
@@ -112,7 +113,7 @@ pub fn plan(
     image: &Indexed,
     place: usize,
     key: &Digest,
-    others: Option<&[&Indexed]>,
+    others: Option<&[impl Borrow<Indexed>]>,
 ) -> Result<Plan, Refusal> {
     let manifest = &image.image.manifest;
     let digest = manifest.layers.get(place).ok_or(Refusal::UnknownLayer)?.digest;
@@ -131,8 +132,8 @@ pub fn plan(
     if !has_opaque(&layer.tree) {
         return Ok(Plan { layer, below: Below::Any, chain: Vec::new() });
     }
-    let unique =
-        others.is_some_and(|others| others.iter().all(|other| same_chain(image, place, other)));
+    let fits = |other: &_| same_chain(image, place, Borrow::borrow(other));
+    let unique = others.is_some_and(|others| others.iter().all(fits));
     let chain: Result<Vec<_>, _> = (0..place).map(|lower| image.layer(lower).cloned()).collect();
     if let (true, Ok(chain)) = (unique, chain) {
         let trees: Vec<_> = chain.iter().map(|layer| layer.tree.clone()).collect();
@@ -273,10 +274,11 @@ mod tests {
         let manifest = &image.image.manifest;
         let tree = image.layer(0).unwrap().tree_digest();
         assert_eq!(place_of(manifest, &tree), Some(0));
-        assert!(plan(&image, 0, &tree, None).is_ok());
+        let others = None::<&[&Indexed]>;
+        assert!(plan(&image, 0, &tree, others).is_ok());
         let foreign = Digest::of(b"another table of contents");
         assert_eq!(place_of(manifest, &foreign), None);
-        let refusal = plan(&image, 0, &foreign, None).err().unwrap();
+        let refusal = plan(&image, 0, &foreign, others).err().unwrap();
         assert_eq!(refusal.label(), "foreign-toc");
     }
 }

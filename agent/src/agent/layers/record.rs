@@ -2,15 +2,18 @@
 //!
 //! Without it a restart would have to ask the registry what podman meant months ago.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use undermount_fs::digest::Digest;
+use undermount_fs::disk::is_damage;
 
 use super::ShelfError;
-use crate::agent::cache::{open_records, write_atomically};
+use crate::agent::cache::open_records;
+use crate::host::file::{self, Lasting};
 use crate::image::Reference;
 
 /// What a name has meant, and who uses it.
@@ -31,6 +34,9 @@ pub struct NameRecord {
 
 /// While a file of this name is among the records, nothing new is offered.
 const DRAINED: &str = "drained";
+
+/// How the names of records end.
+const SUFFIX: &str = ".json";
 
 /// Manifests that are kept of one name; more count as [`NameRecord::others`].
 const MANIFESTS_MAX: usize = 64;
@@ -55,6 +61,17 @@ impl NameRecord {
         *self.uses.entry(layer).or_default() += 1;
     }
 
+    /// Adds what was `learnt` while this record could not be read.
+    pub fn add_all(&mut self, learnt: &Self) {
+        self.others |= learnt.others;
+        for manifest in &learnt.manifests {
+            self.add(*manifest);
+        }
+        for (layer, uses) in &learnt.uses {
+            *self.uses.entry(*layer).or_default() += uses;
+        }
+    }
+
     /// Counts a user of a layer off.
     pub fn release(&mut self, layer: &Digest) {
         if let Some(uses) = self.uses.get_mut(layer) {
@@ -67,6 +84,7 @@ impl NameRecord {
 }
 
 /// A directory of records.
+#[derive(Clone)]
 pub struct Records(PathBuf);
 
 impl Records {
@@ -80,13 +98,28 @@ impl Records {
     }
 
     fn file(reference: &str) -> String {
-        format!("{}.json", Digest::of(reference.as_bytes()).hex())
+        format!("{}{SUFFIX}", Digest::of(reference.as_bytes()).hex())
     }
 
-    /// What is known of `reference`. A record that cannot be understood counts as none.
-    pub fn get(&self, reference: &Reference) -> Option<NameRecord> {
+    /// What is known of `reference`. If its record is damaged, it may have meant anything.
+    ///
+    /// # Errors
+    /// [`ShelfError::Io`] where that cannot be read at the moment.
+    pub fn get(&self, reference: &Reference) -> Result<NameRecord, ShelfError> {
         let name = reference.to_string();
-        read(&self.0.join(Self::file(&name))).filter(|record| record.reference == name)
+        let path = self.0.join(Self::file(&name));
+        match read(&path) {
+            Ok(record) if record.reference == name => return Ok(record),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(NameRecord { reference: name, ..NameRecord::default() });
+            }
+            Err(error) if !is_damage(&error) => return Err(ShelfError::of(&path)(error)),
+            damaged => {
+                let error = damaged.err();
+                tracing::error!(path = %path.display(), ?error, "damaged record of a name");
+            }
+        }
+        Ok(NameRecord { reference: name, others: true, ..NameRecord::default() })
     }
 
     /// Keeps a record.
@@ -95,8 +128,11 @@ impl Records {
     /// [`ShelfError::Io`] where it cannot be written.
     pub fn put(&self, record: &NameRecord) -> Result<(), ShelfError> {
         let json = serde_json::to_vec(record).expect("records are plain data");
-        write_atomically(&self.0, &Self::file(&record.reference), &json)
-            .map_err(ShelfError::of(&self.0))
+        self.write(&Self::file(&record.reference), &json).map_err(ShelfError::of(&self.0))
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        file::replace(&self.0.join(name), bytes, 0o600, Lasting::PowerCut)
     }
 
     /// Whether nothing new is to be offered, also after a restart.
@@ -110,12 +146,27 @@ impl Records {
     /// [`ShelfError::Io`] where it cannot be written.
     pub fn set_drained(&self, drained: bool) -> Result<(), ShelfError> {
         let noted = if drained {
-            write_atomically(&self.0, DRAINED, b"")
+            self.write(DRAINED, b"")
         } else {
             fs::remove_file(self.0.join(DRAINED))
                 .or_else(|error| if self.is_drained() { Err(error) } else { Ok(()) })
         };
         noted.map_err(ShelfError::of(&self.0))
+    }
+
+    /// The layers that podman uses, by the digests that it asks for.
+    ///
+    /// # Errors
+    /// Those of reading: a record that cannot be read, or is damaged, may name any layer.
+    pub fn used_layers(&self) -> io::Result<HashSet<Digest>> {
+        let mut used = HashSet::new();
+        for entry in fs::read_dir(&self.0)? {
+            let name = entry?.file_name();
+            if name.as_encoded_bytes().ends_with(SUFFIX.as_bytes()) {
+                used.extend(read(&self.0.join(name))?.uses.into_keys());
+            }
+        }
+        Ok(used)
     }
 
     /// The records of names that podman uses.
@@ -124,14 +175,14 @@ impl Records {
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         let records = names.filter_map(|name| {
             // Another one is just being written beside it.
-            read(&self.0.join(&name)).filter(|record| Self::file(&record.reference) == name)
+            read(&self.0.join(&name)).ok().filter(|record| Self::file(&record.reference) == name)
         });
         records.filter(|record| !record.uses.is_empty()).collect()
     }
 }
 
-fn read(path: &Path) -> Option<NameRecord> {
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
+fn read(path: &Path) -> io::Result<NameRecord> {
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
 }
 
 #[cfg(test)]
@@ -148,15 +199,34 @@ mod tests {
         let reference: Reference = "localhost:5000/a:1".parse().unwrap();
         let mut record = NameRecord { reference: reference.to_string(), ..NameRecord::default() };
         let records = Records::open(directory.path()).unwrap();
-        assert_eq!(records.get(&reference), None);
+        assert_eq!(records.get(&reference).unwrap(), record);
         assert!(record.add(digest(1)));
         records.put(&record).unwrap();
         assert_eq!(records.in_use(), []);
         record.hold(digest(2));
         records.put(&record).unwrap();
         let records = Records::open(directory.path()).unwrap();
-        assert_eq!(records.get(&reference), Some(record.clone()));
+        assert_eq!(records.get(&reference).unwrap(), record);
         assert_eq!(records.in_use(), [record]);
+        records.set_drained(true).unwrap();
+        assert_eq!(records.used_layers().unwrap(), [digest(2)].into());
+        fs::write(directory.path().join("x.json"), "{").unwrap();
+        assert!(records.used_layers().is_err(), "it may name any layer");
+    }
+
+    #[test]
+    fn regression_a_name_whose_record_is_damaged_may_have_meant_anything() {
+        let directory = tempfile::tempdir().unwrap();
+        let reference: Reference = "localhost:5000/a:1".parse().unwrap();
+        let records = Records::open(directory.path()).unwrap();
+        let path = directory.path().join(Records::file(&reference.to_string()));
+        let other = NameRecord { reference: "other".into(), ..NameRecord::default() };
+        for damaged in [serde_json::to_string(&other).unwrap(), "{\"refer".into(), String::new()] {
+            fs::write(&path, damaged).unwrap();
+            assert!(records.get(&reference).unwrap().others);
+        }
+        fs::remove_file(&path).unwrap();
+        assert!(!records.get(&reference).unwrap().others);
     }
 
     #[test]

@@ -2,11 +2,14 @@
 //!
 //! What is shown is written down before it shows, in the runtime directory, one JSON object a
 //! line: containers keep the nodes of the views that they were started on, whatever podman's
-//! names mean by then.
+//! names mean by then. The line goes when nobody can have such a node any more ([`leaving`]).
 
+mod leaving;
+
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use undermount_fs::digest::Digest;
@@ -19,6 +22,8 @@ use undermount_fs::view::{LayerView, SlotTable, View};
 use super::super::images::Images;
 use super::plan::{Below, Plan};
 use crate::control::Runtime;
+
+pub use self::leaving::Leaving;
 
 /// The shelf cannot keep what it must.
 #[derive(Debug, thiserror::Error)]
@@ -69,12 +74,45 @@ pub struct Shown {
     view: Arc<View>,
     slots: Arc<Mutex<SlotTable>>,
     runtime: Runtime,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// What is written down; open once something was. Names write side by side.
+    log: Option<LineLog>,
+    /// By their names in the view.
+    views: HashMap<Digest, Held>,
+    /// Lines of what this worker cannot show again, and the next one perhaps can.
+    lost: Vec<String>,
+    /// How many were dropped.
+    dropped: u64,
+}
+
+/// A view that is held.
+struct Held {
+    /// How it is written down.
+    line: String,
+    /// The digest of its layer's tree.
+    tree: Digest,
+    /// The digest of its layer.
+    layer: Digest,
+    /// Whether anybody has asked for it since the last look.
+    asked: bool,
+    leaving: Option<Leaving>,
+}
+
+impl Held {
+    fn new(line: String, layer: &Layer) -> Self {
+        let (tree, layer) = (layer.tree_digest(), layer.digest());
+        Self { line, tree, layer, asked: true, leaving: None }
+    }
 }
 
 impl Shown {
     /// Shows layers through `view`, whose slots are in `slots`.
     pub fn new(view: Arc<View>, slots: Arc<Mutex<SlotTable>>, runtime: Runtime) -> Self {
-        Self { view, slots, runtime }
+        Self { view, slots, runtime, state: Mutex::default() }
     }
 
     /// Shows a layer as planned; its directory.
@@ -85,10 +123,11 @@ impl Shown {
         let tree = |layer: &Arc<Layer>| layer.tree_digest();
         let several = matches!(plan.below, Below::Several);
         let recipe = Recipe {
-            scope: plan.layer.scope.to_string(),
+            scope: plan.layer.scope().to_string(),
             tree: tree(&plan.layer),
             below: (!several).then(|| plan.chain.iter().map(tree).collect()),
         };
+        let layer = plan.layer.clone();
         let view = match plan.below {
             Below::Several => LayerView::with_markers(plan.layer),
             Below::Any => LayerView::with_whiteouts(plan.layer, None)?,
@@ -96,11 +135,31 @@ impl Shown {
         };
         let mount = self.runtime.content(view.needs_xattrs());
         let name = view.name();
-        if !self.view.has_layer(&name) {
-            self.write_down(&recipe)?;
-            self.add(view)?;
-        }
+        self.hold(view, &recipe, &layer)?;
         Ok(mount.join("layers").join(name.hex()))
+    }
+
+    /// Shows `view` of `layer`, unless it is shown.
+    fn hold(&self, view: LayerView, recipe: &Recipe, layer: &Layer) -> Result<(), ShelfError> {
+        let name = view.name();
+        let mut state = self.state();
+        if let Some(held) = state.views.get_mut(&name) {
+            if held.leaving.is_some() {
+                self.add(view)?;
+                held.leaving = None;
+            }
+            held.asked = true;
+            return Ok(());
+        }
+        let line = serde_json::to_string(recipe).expect("recipes are plain data");
+        self.write_down(&mut state.log, &line)?;
+        self.add(view)?;
+        state.views.insert(name, Held::new(line, layer));
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn add(&self, view: LayerView) -> Result<(), ShelfError> {
@@ -109,32 +168,45 @@ impl Shown {
         self.view.add_layer(view, &mut slots).map(drop).map_err(ShelfError::of(&path))
     }
 
-    fn write_down(&self, recipe: &Recipe) -> Result<(), ShelfError> {
-        let line = serde_json::to_string(recipe).expect("recipes are plain data");
-        let path = self.runtime.layers();
-        let written = LineLog::open(&path).and_then(|(mut log, _)| log.append(&line));
-        written.map_err(ShelfError::of(&path))
+    fn write_down(&self, log: &mut Option<LineLog>, line: &str) -> Result<(), ShelfError> {
+        let written = self.log(log).and_then(|log| log.append(line));
+        written.map_err(ShelfError::of(&self.runtime.layers()))
+    }
+
+    /// The log behind `log`, which is opened where it is not.
+    fn log<'a>(&self, log: &'a mut Option<LineLog>) -> io::Result<&'a mut LineLog> {
+        let open = match log.take() {
+            Some(open) => open,
+            None => LineLog::open(&self.runtime.layers())?.0,
+        };
+        Ok(log.insert(open))
     }
 
     /// Shows again what was shown before. A layer that cannot be shown any more is logged: what
     /// still uses it gets errors.
     pub fn restore(&self, images: &Images) {
         let text = std::fs::read_to_string(self.runtime.layers()).unwrap_or_default();
+        let mut state = self.state();
         for line in text.lines() {
-            if let Err(error) = self.restore_one(images, line) {
-                let error = &error as &dyn std::error::Error;
-                tracing::error!(error, "cannot show a layer again");
+            match self.restore_one(images, line) {
+                Ok((name, held)) => drop(state.views.insert(name, held)),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, "cannot show a layer again");
+                    state.lost.push(line.to_owned());
+                }
             }
         }
     }
 
-    fn restore_one(&self, images: &Images, line: &str) -> Result<(), ShelfError> {
+    fn restore_one(&self, images: &Images, line: &str) -> Result<(Digest, Held), ShelfError> {
         let recipe: Recipe = serde_json::from_str(line)
             .map_err(|error| ShelfError::of(&self.runtime.layers())(error.into()))?;
         let tree = |digest: &Digest| {
             images.tree(digest).ok_or(ShelfError::NoTree { tree: *digest }).map(Arc::new)
         };
         let layer = Arc::new(Layer::new(tree(&recipe.tree)?, Scope::new(&recipe.scope)));
+        let held = Held::new(line.to_owned(), &layer);
         let view = match recipe.below {
             None => LayerView::with_markers(layer),
             Some(below) if below.is_empty() => LayerView::with_whiteouts(layer, None)?,
@@ -143,6 +215,41 @@ impl Shown {
                 LayerView::with_whiteouts(layer, Some(&ImageTree::merge(below)?))?
             }
         };
-        self.add(view)
+        let name = view.name();
+        self.add(view)?;
+        Ok((name, held))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::agent::testing::{images, layer};
+
+    #[tokio::test]
+    async fn regression_layers_that_are_shown_side_by_side_are_all_written_down() {
+        let (cache, directory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let view = Arc::new(View::new(images(cache.path()).filler().clone()));
+        let slots = SlotTable::open(&directory.path().join("slots")).unwrap();
+        let runtime = Runtime::at(directory.path());
+        let shown = Shown::new(view, Arc::new(Mutex::new(slots)), runtime.clone());
+        let layers: Vec<_> = (0..200).map(|n| layer(&[(&format!("file{n}"), None)])).collect();
+        std::thread::scope(|scope| {
+            for some in layers.chunks(50) {
+                let shown = &shown;
+                scope.spawn(move || {
+                    for layer in some.iter().cloned() {
+                        let plan = Plan { layer, below: Below::Any, chain: Vec::new() };
+                        shown.show(plan).unwrap();
+                    }
+                });
+            }
+        });
+        let text = std::fs::read_to_string(runtime.layers()).unwrap();
+        let recipe = |line| Some(serde_json::from_str::<Recipe>(line).ok()?.tree);
+        let written: HashSet<Digest> = text.lines().filter_map(recipe).collect();
+        assert_eq!(written, layers.iter().map(|layer| layer.tree_digest()).collect());
     }
 }

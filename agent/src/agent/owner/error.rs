@@ -64,6 +64,9 @@ pub enum OwnerError {
     /// What is not here any more of an image that was shown does not come back in time.
     #[error("its manifest or an index is not in the cache, and cannot be fetched in time")]
     Late,
+    /// The list of what is mounted was damaged.
+    #[error("the list of mounts was damaged, and nobody knows which image it is: unmount it")]
+    Nameless,
     /// mount(2) or umount2(2) does not come back.
     #[error("the kernel has not answered within {} s to a mount or unmount of {}", within.as_secs(),
         dir.display())]

@@ -3,20 +3,20 @@
 use std::sync::Arc;
 
 use super::records::Record;
-use super::{Mounted, Owner};
+use super::{Lost, Mounted, Owner};
 use crate::agent::images::Ready;
 use crate::control::{Fetched, MountStatus};
 
 impl Owner {
     /// What is mounted, and how much of it is here.
     pub async fn mounts(&self) -> Vec<MountStatus> {
-        let mounted: Vec<(Record, Arc<Ready>, Option<String>)> = {
+        let (mounted, mut status): (Vec<_>, Vec<_>) = {
             let mounts = self.mounts.lock().await;
             let clone =
                 |it: &Mounted| (it.record.clone(), it.ready.clone(), it.completion.trouble());
-            mounts.values().map(clone).collect()
+            let lost = mounts.lost.values().map(lost_status);
+            (mounts.shown.values().map(clone).collect(), lost.collect())
         };
-        let mut status = Vec::with_capacity(mounted.len());
         for (record, ready, trouble) in mounted {
             status.push(self.mount_status(record, &ready, trouble).await);
         }
@@ -51,5 +51,19 @@ impl Owner {
             fetched,
             trouble,
         }
+    }
+}
+
+/// Of an image that is not shown nobody knows how much there is.
+fn lost_status(Lost { record, reason }: &Lost) -> MountStatus {
+    MountStatus {
+        dir: record.dir.clone(),
+        reference: record.reference.clone(),
+        manifest: record.manifest,
+        image_bytes: 0,
+        content_bytes: 0,
+        local_bytes: 0,
+        fetched: Vec::new(),
+        trouble: Some(format!("all reads of it fail since the last restart: {reason}")),
     }
 }

@@ -1,26 +1,29 @@
 //! What a worker works with: the one place where everything is wired.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use tokio::runtime::Handle;
 use undermount_fs::fuse::{Adapter, Xattrs};
 use undermount_fs::session::worker::{Inheritance, InheritedMount};
-use undermount_fs::session::{DataMode, Pulse};
+use undermount_fs::session::{DataMode, Lookups, Pulse};
 use undermount_fs::view::{SlotTable, View};
 
 use super::opened::Opened;
-use super::{OwnerConfig, PLAIN, ProcessError, STORE, XATTR};
+use super::{LOOKUPS, OwnerConfig, PLAIN, ProcessError, STORE, XATTR};
 use crate::agent::api::Services;
 use crate::agent::completion::Completer;
 use crate::agent::figures::Figures;
+use crate::agent::foresight::Foresight;
 use crate::agent::images::Images;
 use crate::agent::layers::{LayerShelf, Shown};
 use crate::agent::owner::{Owner, Parts};
-use crate::agent::packing::{Packer, Recordings};
+use crate::agent::packing::Packer;
 use crate::agent::peers::Peers;
 use crate::agent::pins::Pins;
-use crate::agent::starts::Starts;
+use crate::agent::recordings::Recordings;
+use crate::agent::starts::{Recorded, Starts};
 use crate::control::Runtime;
 use crate::podman::{self, NodeTable};
 use crate::supply::{Ledger, Queue};
@@ -32,6 +35,8 @@ const FUSE_THREADS: usize = 2;
 pub struct Mounts {
     content: Vec<(InheritedMount, Xattrs)>,
     store: Option<InheritedMount>,
+    /// What the kernel knows of the content.
+    lookups: Option<OwnedFd>,
 }
 
 impl Mounts {
@@ -41,7 +46,16 @@ impl Mounts {
             .into_iter()
             .map(|(name, xattrs)| Some((inheritance.mounts.remove(name)?, xattrs)))
             .collect::<Option<_>>()?;
-        Some(Self { content, store: inheritance.mounts.remove(STORE) })
+        let lookups = inheritance.keepsakes.remove(LOOKUPS);
+        Some(Self { content, store: inheritance.mounts.remove(STORE), lookups })
+    }
+
+    /// What the kernel knows of the content; `None` where that cannot be told, so that nothing of
+    /// it may ever go.
+    fn lookups(&self) -> Option<Lookups> {
+        let memory = self.lookups.as_ref()?.try_clone();
+        let lookups = memory.and_then(Lookups::open);
+        lookups.inspect_err(|error| tracing::error!(%error, "layers stay that nobody needs")).ok()
     }
 
     fn data_mode(&self) -> DataMode {
@@ -103,10 +117,18 @@ impl Node {
         let drained = LayerShelf::was_drained(&config.cache);
         let peers = mounts.store.as_ref().and_then(|_| start_peers(config, drained, handle));
         let Opened { images, view, client, ledger, queue, sharing } =
-            Opened::by(config, peers.as_deref())?;
+            Opened::by(config, peers.as_deref(), mounts.lookups())?;
         let (recorded, seen) = (config.recorded_starts, runtime.starts());
-        let starts = Starts::new(images.clone(), view.clone(), client.clone(), recorded, seen);
-        let completer = Completer::new(images.clone(), config.complete_within).with_starts(starts);
+        // Only who tells others of its starts is told of theirs.
+        let told = sharing.as_ref().filter(|_| recorded == Recorded::Share);
+        let told = told.map(|sharing| sharing.exchange.clone());
+        let starts =
+            Starts::new(images.clone(), view.clone(), client.clone(), told.clone(), recorded, seen);
+        let mut completer =
+            Completer::new(images.clone(), config.complete_within).with_starts(starts);
+        if recorded != Recorded::Off {
+            completer = completer.with_foresight(Foresight::new(images.clone(), told));
+        }
         let path = runtime.slots();
         let slots =
             SlotTable::open(&path).map_err(|source| ProcessError::Runtime { path, source })?;
@@ -162,6 +184,11 @@ impl Node {
             restarts,
             survey: Mutex::default(),
         }
+    }
+
+    /// Waits until the disk has what was fetched so far.
+    pub async fn written(&self) {
+        self.view.filler().written().await;
     }
 
     /// Shows again what the worker before showed.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use undermount_fs::disk::{Disk as _, LocalDisk};
 use undermount_fs::object::StoreLimits;
+use undermount_fs::session::Lookups;
 use undermount_fs::source::Source;
 use undermount_fs::view::View;
 
@@ -24,7 +25,7 @@ use crate::supply::{Ledger, Queue, RegistrySource};
 /// [`ProcessError`] where the cache cannot be used.
 pub fn upkeep(lock: &CacheLock, config: &OwnerConfig) -> Result<Upkeep, ProcessError> {
     let config = OwnerConfig { cache: lock.cache.clone(), ..config.clone() };
-    Ok(Upkeep::new(Opened::by(&config, None)?.images, Vec::new()))
+    Ok(Upkeep::new(Opened::by(&config, None, None)?.images, Vec::new()))
 }
 
 /// A cache that is open, and the way to the registries.
@@ -44,11 +45,16 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Opens the cache that `config` names, and shares what it fetches with `peers`.
+    /// Opens the cache that `config` names, and shares what it fetches with `peers`. What the kernel
+    /// knows of what is shown is counted in `lookups`.
     ///
     /// # Errors
     /// [`CacheError`] where it cannot be used.
-    pub fn by(config: &OwnerConfig, peers: Option<&Peers>) -> Result<Self, CacheError> {
+    pub fn by(
+        config: &OwnerConfig,
+        peers: Option<&Peers>,
+        lookups: Option<Lookups>,
+    ) -> Result<Self, CacheError> {
         let limits = StoreLimits {
             quota: config.quota,
             reserve: config.reserve.unwrap_or_else(|| usual_reserve(&config.cache)),
@@ -69,7 +75,11 @@ impl Opened {
         };
         let images = Images::new(cache, asked, source, config.patience);
         let images = Arc::new(images);
-        let view = Arc::new(View::new(images.filler().clone()));
+        let view = View::new(images.filler().clone());
+        let view = Arc::new(match lookups {
+            Some(lookups) => view.with_lookups(lookups),
+            None => view,
+        });
         images.filler().store().set_pins(Arc::new(Pinned::new(&images, &view)));
         Ok(Self { images, view, client, ledger, queue, sharing })
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use undermount_fs::memory::give_back_when_freed;
 use undermount_fs::session::worker::{Farewell, Inheritance, Worker, end_process_on_panic};
@@ -26,6 +27,10 @@ use crate::registry::client::Client;
 
 /// An owner without mounts and requests goes away after this time.
 const IDLE: Duration = Duration::from_secs(3);
+
+/// How long a worker that ends goes on to write what it has fetched: what is not written by then is
+/// fetched again.
+const LAST_WRITES: Duration = Duration::from_secs(1);
 
 /// How long a worker that makes room for another one still answers.
 const LAST_WORDS: Duration = Duration::from_millis(100);
@@ -105,6 +110,7 @@ fn serve(
     let until = Until { end: farewell.clone(), upgrades, stay };
     threads.block_on(answer(&node.services.owner, api, listener, worker, until));
     over.cancel();
+    let _ = threads.block_on(async { timeout(LAST_WRITES, node.written()).await });
     if let Some(peers) = &node.services.peers {
         // A worker that makes room for another one has nobody to say good-bye to.
         threads.block_on(peers.end(farewell.reason().is_some()));
@@ -128,6 +134,7 @@ fn begin_services(
         let client = Client::new(config.client.clone());
         threads.spawn(mirror::run(mirror, root, client, CancellationToken::new()));
     }
+    threads.spawn(node.services.layers.clone().let_go_forever());
     if let Some(address) = config.metrics {
         threads.spawn(figures::run(address, figures, CancellationToken::new()));
     }
@@ -209,7 +216,7 @@ async fn answer(
                 tracing::error!(%error, "cannot say good-bye to the keeper");
             }
             // The keeper answers by ending us; if it does not, we go all the same.
-            let _ = tokio::time::timeout(IDLE, until.end.token.cancelled()).await;
+            let _ = timeout(IDLE, until.end.token.cancelled()).await;
         }
     }
 }

@@ -29,17 +29,17 @@ impl Upkeep {
         let begin = SystemTime::now();
         let needs = self.needs();
         let mut report = CollectReport::default();
-        if let Some(layer) = needs.unknown.first() {
+        if let Some(unknown) = needs.unknown.first() {
             report.trouble = Some(format!(
-                "the index of layer {layer} is damaged, so nobody can tell which contents it \
-                 needs; run `undermount cache verify`"
+                "{unknown} is missing or damaged, so nobody can tell what else is needed; run \
+                 `undermount cache verify`"
             ));
         } else {
             self.drop_objects(&needs, begin, &mut report)?;
+            self.drop_blobs(&needs, begin, &mut report)?;
+            let is_needed = |layer: &_| needs.layers.contains(layer);
+            report.records = self.images.cache().retain_layers(begin, is_needed);
         }
-        self.drop_blobs(&needs, begin, &mut report)?;
-        let is_needed = |layer: &_| needs.layers.contains(layer);
-        report.records = self.images.cache().retain_layers(begin, is_needed);
         self.drop_leftovers(begin, &mut report)?;
         if let Some(target) = request.to {
             self.shrink(target, &mut report)?;
@@ -125,4 +125,40 @@ impl Upkeep {
 fn is_settled(path: &Path, now: SystemTime) -> bool {
     let modified = fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
     modified.is_ok_and(|modified| now.duration_since(modified).is_ok_and(|age| age > SETTLED))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use undermount_fs::digest::Digest;
+    use undermount_fs::fill::Progress;
+
+    use super::*;
+    use crate::agent::testing::{described, image_registry, images, keep_image, keep_index, layer};
+    use crate::image::Reference;
+
+    #[tokio::test]
+    async fn regression_what_an_image_needs_whose_manifest_is_gone_is_kept_until_it_is_back() {
+        let layers = [layer(&[("file", None)])];
+        let server = image_registry(described(&layers)).await;
+        let cache = tempfile::tempdir().unwrap();
+        let images = images(cache.path());
+        let reference: Reference = format!("{}:tag", server.repository()).parse().unwrap();
+        let manifest = keep_image(&images, &layers);
+        keep_index(&images, &layers[0]);
+        images.cache().put_complete(&reference, &manifest).unwrap();
+        images.cache().blobs.remove(&manifest).unwrap();
+        let upkeep = Upkeep::new(images.clone(), Vec::new());
+        let report = upkeep.collect(CollectRequest::default()).await.unwrap();
+        assert!(report.trouble.unwrap().contains(&format!("the manifest {manifest}")));
+        let here = |digest: &Digest| images.cache().blobs.has(digest);
+        assert!(here(&layers[0].tree_digest()));
+        assert!(images.cache().layer(&layers[0].digest()).is_some());
+
+        let report = upkeep.verify(&Arc::new(Progress::default())).await.unwrap();
+        assert_eq!((report.damaged, report.repaired, report.lost), (1, 1, Vec::new()));
+        let report = upkeep.collect(CollectRequest::default()).await.unwrap();
+        assert!(report.trouble.is_none() && here(&manifest) && here(&layers[0].tree_digest()));
+    }
 }

@@ -1,6 +1,8 @@
 //! What images need of the cache.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use undermount_fs::digest::Digest;
@@ -11,6 +13,7 @@ use undermount_fs::view::View;
 
 use super::Recorded;
 use crate::agent::images::Images;
+use crate::agent::layers::LayerShelf;
 use crate::image::{Document, Manifest};
 
 /// Disks keep files in blocks of this size.
@@ -25,26 +28,43 @@ pub struct Needs {
     pub blobs: HashSet<Digest>,
     /// Layers.
     pub layers: HashSet<Digest>,
-    /// Layers whose index should be here and is not: what they need is not known.
-    pub unknown: Vec<Digest>,
+    /// What should be here to tell what else is needed, and is not.
+    pub unknown: Vec<Unknown>,
+}
+
+/// A blob without which nobody can tell what is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unknown {
+    /// The manifest of an image of which all was fetched once, or which just cannot be read.
+    Manifest(Digest),
+    /// The index of this layer.
+    Index(Digest),
+}
+
+impl fmt::Display for Unknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Manifest(manifest) => write!(f, "the manifest {manifest}"),
+            Self::Index(layer) => write!(f, "the index of layer {layer}"),
+        }
+    }
 }
 
 impl Needs {
     /// What `recorded` images and `shown` layers need, as far as it is known here.
-    pub fn of(images: &Images, recorded: &[Recorded], shown: &[Arc<Layer>]) -> Self {
+    pub fn of(images: &Images, recorded: &[Recorded], shown: &Shown) -> Self {
         let mut needs = Self::default();
-        for layer in shown {
+        for layer in &shown.unused {
+            needs.blobs.insert(layer.tree_digest());
+        }
+        for layer in &shown.used {
             needs.layers.insert(layer.digest());
             needs.add_tree(&layer.tree);
             needs.blobs.insert(layer.tree_digest());
         }
         for image in recorded {
             needs.blobs.insert(image.manifest);
-            let Some(manifest) = manifest(images, &image.manifest) else { continue };
-            needs.blobs.insert(manifest.config.digest);
-            for layer in &manifest.layers {
-                needs.add_layer(images, layer.digest);
-            }
+            needs.add_image(images, image);
         }
         needs
     }
@@ -54,14 +74,29 @@ impl Needs {
         self.objects.values().sum()
     }
 
+    fn add_image(&mut self, images: &Images, image: &Recorded) {
+        let Some(manifest) = manifest(images, &image.manifest) else {
+            if image.complete || images.filler().blobs().has(&image.manifest) {
+                self.unknown.push(Unknown::Manifest(image.manifest));
+            }
+            return;
+        };
+        self.blobs.insert(manifest.config.digest);
+        for layer in &manifest.layers {
+            self.add_layer(images, layer.digest);
+        }
+    }
+
     fn add_layer(&mut self, images: &Images, layer: Digest) {
         if !self.layers.insert(layer) {
             return;
         }
         let Some(record) = images.cache().layer(&layer) else { return };
         self.blobs.insert(record.tree);
-        let Some(tree) = images.kept_tree(&layer) else { return self.unknown.push(layer) };
-        self.add_tree(&tree);
+        match images.kept_tree(&layer) {
+            Some(tree) => self.add_tree(&tree),
+            None => self.unknown.push(Unknown::Index(layer)),
+        }
     }
 
     /// Adds what a layer needs beside its tree.
@@ -69,7 +104,7 @@ impl Needs {
         let header = tree.header();
         self.blobs.extend([header.spans, header.span_table]);
         if self.add_contents(tree).is_err() {
-            self.unknown.push(header.layer);
+            self.unknown.push(Unknown::Index(header.layer));
         }
     }
 
@@ -85,10 +120,7 @@ impl Needs {
 /// The images of which all was fetched once.
 pub fn complete(images: &Images) -> Vec<Recorded> {
     let records = images.cache().references().into_iter().filter(|record| record.complete);
-    let recorded = records.filter_map(|record| {
-        Some(Recorded { reference: record.reference.parse().ok()?, manifest: record.manifest })
-    });
-    recorded.collect()
+    records.filter_map(Recorded::of).collect()
 }
 
 /// The manifest with this digest, if it is here.
@@ -97,6 +129,42 @@ pub fn manifest(images: &Images, digest: &Digest) -> Option<Manifest> {
     match Document::parse(bytes.bytes(), None).ok()? {
         Document::Manifest(manifest) => Some(*manifest),
         Document::Index(_) => None,
+    }
+}
+
+/// The layers that a view shows.
+#[derive(Clone, Default)]
+pub struct Shown {
+    /// Those of mounted images, and those that podman uses.
+    pub used: Vec<Arc<Layer>>,
+    /// Those that podman has removed. They stay in the view as long as the kernel knows them; their
+    /// contents need not stay in the cache.
+    pub unused: Vec<Arc<Layer>>,
+}
+
+impl From<Vec<Arc<Layer>>> for Shown {
+    /// All of them used.
+    fn from(used: Vec<Arc<Layer>>) -> Self {
+        Self { used, unused: Vec::new() }
+    }
+}
+
+impl Shown {
+    /// Those of `view`, in an agent whose cache is at `cache`.
+    pub fn of(view: &View, cache: &Path) -> Self {
+        let all = view.layers();
+        let Some(by_podman) = LayerShelf::used_layers(cache) else {
+            return all.into();
+        };
+        let of_images: HashSet<Digest> =
+            view.layers_of_images().iter().map(|layer| layer.tree_digest()).collect();
+        let is_used = |layer: &Arc<Layer>| {
+            let tree = layer.tree_digest();
+            let names = [tree, layer.digest()];
+            of_images.contains(&tree) || names.iter().any(|name| by_podman.contains(name))
+        };
+        let (used, unused) = all.into_iter().partition(is_used);
+        Self { used, unused }
     }
 }
 
@@ -116,7 +184,54 @@ impl Pinned {
 impl Pins for Pinned {
     fn keys(&self) -> HashSet<ObjectKey> {
         let Some(images) = self.images.upgrade() else { return HashSet::new() };
-        let shown = self.view.upgrade().map(|view| view.layers()).unwrap_or_default();
+        let cache = images.cache().root();
+        let shown = self.view.upgrade().map(|view| Shown::of(&view, cache)).unwrap_or_default();
         Needs::of(&images, &complete(&images), &shown).objects.into_keys().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use undermount_fs::tree::ImageTree;
+    use undermount_fs::view::{LayerView, NewImage, SlotTable};
+
+    use super::*;
+    use crate::agent::testing::{images, layer};
+
+    #[test]
+    fn regression_what_podman_has_removed_is_shown_and_needs_no_contents() {
+        let cache = tempfile::tempdir().unwrap();
+        let images = images(cache.path());
+        let view = View::new(images.filler().clone());
+        let mut slots = SlotTable::open(&cache.path().join("slots")).unwrap();
+        let [removed, used, mounted] =
+            ["removed", "used", "mounted"].map(|it| layer(&[(it, None)]));
+        for layer in [&removed, &used, &mounted] {
+            let shown = LayerView::with_whiteouts(layer.clone(), None).unwrap();
+            view.add_layer(shown, &mut slots).unwrap();
+        }
+        let tree = ImageTree::merge(vec![mounted.tree.clone()]).unwrap();
+        let manifest = Digest::of(b"manifest");
+        view.add_image(NewImage { manifest, tree, layers: vec![mounted.clone()] }, &mut slots)
+            .unwrap();
+        let record = serde_json::json!({
+            "reference": "r", "manifests": [], "uses": { used.digest().to_string(): 1 },
+        });
+        let path = cache.path().join("podman/r.json");
+        std::fs::create_dir(cache.path().join("podman")).unwrap();
+        std::fs::write(&path, record.to_string()).unwrap();
+
+        let shown = Shown::of(&view, cache.path());
+        let trees = |layers: &[Arc<Layer>]| -> HashSet<Digest> {
+            layers.iter().map(|layer| layer.tree_digest()).collect()
+        };
+        assert_eq!(trees(&shown.used), [used.tree_digest(), mounted.tree_digest()].into());
+        assert_eq!(trees(&shown.unused), [removed.tree_digest()].into());
+        let needs = Needs::of(&images, &[], &shown);
+        assert!(needs.blobs.contains(&removed.tree_digest()), "the next worker shows it again");
+        assert!(!needs.layers.contains(&removed.digest()));
+
+        std::fs::write(&path, "{").unwrap();
+        assert_eq!(Shown::of(&view, cache.path()).used.len(), 3, "nobody knows what podman uses");
     }
 }

@@ -8,6 +8,7 @@ use undermount_fs::fill::{Content, Layer, Progress};
 use undermount_fs::index::LayerTree;
 use undermount_fs::object::{CHUNK, ObjectKey, State, Surveyed};
 
+use super::needs::Unknown;
 use super::{Recorded, Upkeep, UpkeepError, background};
 use crate::agent::images::ImageError;
 use crate::control::{Failure, VerifyReport};
@@ -51,10 +52,22 @@ impl Upkeep {
             report.checked.add(blob.bytes);
             progress.advance(blob.bytes);
         }
+        damage.blobs.extend(self.missing());
         self.audit_objects(&objects, &mut report, &mut damage, progress);
         self.audit_incomplete(&objects, &mut report, &mut damage, progress);
         report.damaged = (damage.blobs.len() + damage.objects.len()) as u64;
         Ok((report, damage))
+    }
+
+    /// Manifests and trees that are gone and without which nobody can tell what is needed: whoever
+    /// found them damaged before has dropped them.
+    fn missing(&self) -> Vec<Digest> {
+        let (cache, unknown) = (self.images.cache(), self.needs().unknown.into_iter());
+        let blobs = unknown.filter_map(|unknown| match unknown {
+            Unknown::Manifest(manifest) => Some(manifest),
+            Unknown::Index(layer) => Some(cache.layer(&layer)?.tree),
+        });
+        blobs.filter(|blob| !cache.blobs.has(blob)).collect()
     }
 
     fn audit_objects(
@@ -92,12 +105,15 @@ impl Upkeep {
             }
             let Some(tree) = self.images.kept_tree(&layer) else { continue };
             for content in contents(&tree) {
-                let Some(object) = wanted.remove(&content.key) else { continue };
+                let Some(object) = wanted.get(&content.key) else { continue };
                 let store = self.images.filler().store();
-                let (audited, chunks) =
-                    store.audit_incomplete(&content.key, content.size, &content.chunks);
+                // An index that lies says nothing of the object.
+                let Some((audited, chunks)) = store.audit_incomplete(content.large_name()) else {
+                    continue;
+                };
                 report.checked.add(audited.bytes);
                 progress.advance(object.length);
+                wanted.remove(&content.key);
                 if audited.damaged {
                     damage.objects.insert(content.key, chunks);
                 }
@@ -163,6 +179,13 @@ impl Upkeep {
                     break;
                 }
             }
+            let store = filler.store().clone();
+            // What is in memory only is written: the disk lacks it.
+            if !content.is_large()
+                && let Err(error) = background::run(move || content.whole_file(&store)).await
+            {
+                tracing::warn!(%error, "cannot look at what was fetched again");
+            }
         }
     }
 
@@ -192,10 +215,11 @@ impl Upkeep {
     fn has_chunks(&self, key: &ObjectKey, chunks: &[usize]) -> bool {
         let store = self.images.filler().store();
         let layers = self.needs().layers;
-        let trees = layers.iter().filter_map(|layer| self.images.kept_tree(layer));
-        let found =
-            trees.filter_map(|tree| contents(&tree).find(|content| content.key == *key)).next();
-        found.is_some_and(|content| chunks.iter().all(|unit| content.is_unit_stored(store, *unit)))
+        let mut trees = layers.iter().filter_map(|layer| self.images.kept_tree(layer));
+        let has_all = |content: Content| {
+            content.key == *key && chunks.iter().all(|unit| content.is_unit_stored(store, *unit))
+        };
+        trees.any(|tree| contents(&tree).any(has_all))
     }
 }
 

@@ -12,7 +12,7 @@ use undermount::prepare::copy::{
 use undermount::prepare::sources::Sources;
 
 use super::ReachArgs;
-use crate::cli::exit::{CliResult, Exit};
+use crate::cli::exit::{CliResult, Exit, in_words};
 use crate::cli::prepare::copy_state;
 use crate::cli::progress;
 
@@ -141,10 +141,4 @@ fn summary(report: &CopyReport) -> String {
         words.push_str(&format!("\n  {name}: {}", in_words(error)));
     }
     words
-}
-
-/// An error and its causes in one line.
-fn in_words(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |words, cause| format!("{words}: {cause}"))
 }

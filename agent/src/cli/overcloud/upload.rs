@@ -30,7 +30,7 @@ impl UploadArgs {
         let images = records.iter().map(|record| upload_list::planned(record, &undercloud));
         let plan = Plan { images: images.collect(), ..Plan::default() };
         let mut found = Found::of_plan(plan, &self.client).await;
-        self.copy.run(&mut found, &Default::default(), Habits::ORIGINAL).await?;
+        self.copy.run(&mut found, &Default::default(), Habits::UPLOAD).await?;
         found.tell_missing();
         Ok(Exit::Success)
     }

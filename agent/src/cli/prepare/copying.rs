@@ -8,8 +8,8 @@ use undermount::prepare::credentials::{self, Logins};
 use undermount::prepare::discover::DiscoverError;
 use undermount::prepare::modify::{self, Cleanup, Modifier, ModifyJob};
 
-use super::{Found, Habits, in_words};
-use crate::cli::exit::CliResult;
+use super::{Found, Habits};
+use crate::cli::exit::{CliResult, in_words};
 use crate::cli::progress;
 
 /// How images are copied.
@@ -96,11 +96,13 @@ impl CopyArgs {
             return Ok(());
         }
         let plan = &found.resolved.plan;
-        let changes = modify::pending(changes, plan, &mut copies, &found.sources).await?;
+        let (changes, unknown) = modify::pending(changes, plan, &mut copies, &found.sources).await;
         let options = self.options(habits)?;
         let progress = progress::for_stderr();
         let report = copy::run(copies, &found.sources, &options, progress).await?;
-        let mut summary = Summary { images: report.outcomes.len(), failures: Vec::new() };
+        let images = report.outcomes.len() + unknown.len();
+        let mut summary = Summary { images, failures: Vec::new() };
+        unknown.iter().for_each(|(image, error)| summary.add(image, error));
         let mut missing = Vec::new();
         let mut absent = Vec::new();
         for (job, error) in report.failures() {
@@ -114,7 +116,7 @@ impl CopyArgs {
             changes.into_iter().partition(|change| !absent.contains(&change.original.to_string()));
         tracing::debug!(images = impossible.len(), "not changed: their originals are not there");
         self.change(&possible, found, logins, &options, &mut summary).await?;
-        summary.into_result()?;
+        summary.into_result(habits.writes_environment)?;
         found.resolved.plan.retain(|image| {
             image.source().parse::<Location>().map_or(true, |source| !missing.contains(&source))
         });
@@ -192,16 +194,18 @@ impl Summary {
         self.failures.push(format!("\n  {image}: {}", in_words(error)));
     }
 
-    fn into_result(self) -> Result<(), String> {
+    fn into_result(self, writes_environment: bool) -> Result<(), String> {
         let (failed, images) = (self.failures.len(), self.images);
         if failed == 0 {
             return Ok(());
         }
-        let others = if failed < images { "the others were, and " } else { "" };
-        let failures: String = self.failures.concat();
-        Err(format!(
-            "{failed} of {images} images could not be copied; {others}no environment file was \
-             written{failures}"
-        ))
+        let mut words = format!("{failed} of {images} images could not be copied");
+        let others = (failed < images).then_some("the others were");
+        let file = writes_environment.then_some("no environment file was written");
+        let consequences: Vec<_> = others.into_iter().chain(file).collect();
+        if !consequences.is_empty() {
+            words = format!("{words}; {}", consequences.join(", and "));
+        }
+        Err(words + &self.failures.concat())
     }
 }

@@ -26,7 +26,7 @@ pub struct InputArgs {
     #[arg(short = 'e', long = "environment-file", value_name = "FILE")]
     environment_files: Vec<PathBuf>,
     /// Directory whose *.yaml files are read before the environment files and after those of
-    /// ~/.tripleo/environments; may be repeated
+    /// ~/.tripleo/environments; may be repeated, and TRIPLEO_ENVIRONMENT_DIRECTORY names a last one
     #[arg(long = "environment-directory", value_name = "DIR")]
     environment_directories: Vec<PathBuf>,
     /// Roles file: only images of services that its roles run are prepared. A relative path is
@@ -87,11 +87,14 @@ pub fn read_environment(directories: &[PathBuf], files: &[PathBuf]) -> CliResult
     Ok(Environment::read(&environment_files(directories, files)?)?)
 }
 
-/// The *.yaml files of the default directory, then those of `directories`, then `files`.
+/// The *.yaml files of the default directory, then those of `directories` and of the one that
+/// TRIPLEO_ENVIRONMENT_DIRECTORY names, then `files`.
 pub fn environment_files(directories: &[PathBuf], files: &[PathBuf]) -> CliResult<Vec<PathBuf>> {
     let default = std::env::home_dir().map(|home| home.join(".tripleo/environments"));
+    let named = std::env::var_os("TRIPLEO_ENVIRONMENT_DIRECTORY");
+    let named = named.filter(|name| !name.is_empty()).map(PathBuf::from);
     let mut all = Vec::new();
-    for directory in default.iter().chain(directories) {
+    for directory in default.iter().chain(directories).chain(&named) {
         all.extend(environment::files_in(directory)?);
     }
     all.extend(files.iter().cloned());

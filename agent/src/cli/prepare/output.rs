@@ -10,9 +10,9 @@ use undermount::prepare::format::OutputFormat;
 use undermount::prepare::plan::{InsecureList, Plan};
 use undermount::prepare::{env_file, yaml};
 
-use super::{Habits, in_words};
+use super::Habits;
 use crate::cli::clock::LocalTime;
-use crate::cli::exit::CliResult;
+use crate::cli::exit::{CliResult, in_words};
 
 /// What is written.
 #[derive(Debug, Args)]

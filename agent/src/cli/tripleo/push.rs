@@ -7,6 +7,7 @@ use undermount::image::{Platform, Reference};
 use undermount::prepare::copy::{
     self, Attached, CopyJob, CopyOptions, Indexing, Location, ManifestFormat,
 };
+use undermount::prepare::naming::without_tag;
 use undermount::prepare::progress::Unseen;
 use undermount::prepare::sources::Sources;
 use undermount::registry::client::Client;
@@ -132,13 +133,6 @@ fn split(image: &str, is_local: bool) -> Result<(&str, &str), String> {
     }
     let tag = image[bare.len()..].trim_start_matches(':');
     Ok((name, if tag.is_empty() { "latest" } else { tag }))
-}
-
-fn without_tag(image: &str) -> &str {
-    match image.rsplit_once(':') {
-        Some((name, tag)) if !tag.contains('/') => name,
-        _ => image,
-    }
 }
 
 #[cfg(test)]

@@ -9,8 +9,7 @@ use undermount::prepare::image_build::{self, BuildOptions, Settings};
 use undermount::prepare::recipe::{Recipe, Recipes, bare_name};
 use undermount::prepare::yaml::{Map, Value};
 
-use crate::cli::exit::{CliResult, Exit};
-use crate::cli::prepare::in_words;
+use crate::cli::exit::{CliResult, Exit, in_words};
 
 /// Modules of RHEL whose version can be chosen.
 const MODULES: [&str; 4] = ["container-tools", "mariadb", "redis", "virt"];

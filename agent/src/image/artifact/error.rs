@@ -43,6 +43,11 @@ pub enum ArtifactError {
         /// The size that is claimed.
         size: u64,
     },
+    /// Trees that together are larger than any that this program makes.
+    #[error(
+        "the trees of the layers have {0} bytes together, more than the {MAX_TREE} that are allowed"
+    )]
+    TreesTooLarge(u64),
     /// A tree that does not decompress, or not to its size.
     #[error("the tree of layer {layer} is damaged: {reason}")]
     TreeDamaged {

@@ -5,12 +5,13 @@
 //!     io.undermount.pack            `start`, or `update <digest of the predecessor's manifest>`
 //!     io.undermount.pack.head       digest of the head: what is read first
 //!     io.undermount.pack.head.size  its bytes
+//!     io.undermount.pack.origin     `registry` or `prepare`: made without being asked for
 //! ```
 //!
 //! An artifact has at most one start-up pack, and an update pack per predecessor. Packs are a help
 //! and not a need: one that is malformed is left out, and readers that know none ignore them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -20,7 +21,8 @@ use undermount_fs::fill::PackBlob;
 use undermount_fs::pack::Packed;
 use undermount_fs::source::Scope;
 
-use super::{ArtifactError, manifest_with_packs, parse};
+use super::patch::{TreePatch, patches};
+use super::{ArtifactError, manifest_with, parse};
 use crate::image::manifest::{Descriptor, Document, media_type};
 
 /// What the pack is for.
@@ -29,6 +31,8 @@ pub const PACK: &str = "io.undermount.pack";
 pub const HEAD: &str = "io.undermount.pack.head";
 /// The bytes of its head.
 pub const HEAD_SIZE: &str = "io.undermount.pack.head.size";
+/// Who has made it by himself.
+pub const ORIGIN: &str = "io.undermount.pack.origin";
 
 /// What a pack is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -59,11 +63,46 @@ impl FromStr for Purpose {
     }
 }
 
+/// On whose account a pack was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Somebody wanted this one. It stays until somebody wants another one.
+    ByHand,
+    /// A registry made it of what nodes told.
+    Registry,
+    /// `prepare` made it of the profiles that were at hand.
+    Prepare,
+}
+
+impl Origin {
+    /// Whether nobody chose the pack, so that a registry which knows better may replace it.
+    pub fn is_automatic(self) -> bool {
+        self != Self::ByHand
+    }
+
+    /// What stands in the annotation; nothing for what was made by hand.
+    fn word(self) -> Option<&'static str> {
+        match self {
+            Self::ByHand => None,
+            Self::Registry => Some("registry"),
+            Self::Prepare => Some("prepare"),
+        }
+    }
+
+    /// Makers that this version does not know are somebody else.
+    fn of(word: Option<&String>) -> Self {
+        let is_it = |origin: &Self| origin.word() == word.map(String::as_str);
+        [Self::Registry, Self::Prepare].into_iter().find(is_it).unwrap_or(Self::ByHand)
+    }
+}
+
 /// Where a pack is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackEntry {
     /// What it is for.
     pub purpose: Purpose,
+    /// Who has made it.
+    pub origin: Origin,
     /// The blob.
     pub blob: Digest,
     /// Its bytes.
@@ -75,10 +114,10 @@ pub struct PackEntry {
 }
 
 impl PackEntry {
-    /// Where `packed`, which is for `purpose`, will be.
-    pub fn of(purpose: Purpose, packed: &Packed) -> Self {
+    /// Where `packed`, which `origin` has made for `purpose`, will be.
+    pub fn of(purpose: Purpose, origin: Origin, packed: &Packed) -> Self {
         let Packed { digest: blob, size, head, head_size, .. } = *packed;
-        Self { purpose, blob, size, head, head_size }
+        Self { purpose, origin, blob, size, head, head_size }
     }
 
     /// The pack as it is fetched in the name of `scope`.
@@ -94,6 +133,8 @@ impl PackEntry {
             (HEAD.to_owned(), self.head.to_string()),
             (HEAD_SIZE.to_owned(), self.head_size.to_string()),
         ]);
+        let origin = self.origin.word().map(|word| (ORIGIN.to_owned(), word.to_owned()));
+        descriptor.annotations.extend(origin);
         descriptor
     }
 
@@ -101,6 +142,7 @@ impl PackEntry {
         let annotation = |key: &str| blob.annotations.get(key);
         Some(Self {
             purpose: annotation(PACK)?.parse().ok()?,
+            origin: Origin::of(annotation(ORIGIN)),
             blob: blob.digest,
             size: blob.size,
             head: annotation(HEAD)?.parse().ok()?,
@@ -109,16 +151,19 @@ impl PackEntry {
     }
 }
 
-/// The packs in the manifest of an index artifact.
+/// The packs in the manifest of an index artifact. Of several for one purpose, which nobody makes,
+/// the first counts.
 pub fn packs(manifest: &[u8]) -> Vec<PackEntry> {
     let manifest = Document::parse(manifest, None).and_then(Document::into_manifest);
     let layers = manifest.map(|manifest| manifest.layers).unwrap_or_default();
     let is_pack = |blob: &&Descriptor| blob.media_type == media_type::UNDERMOUNT_PACK;
-    layers.iter().filter(is_pack).filter_map(PackEntry::read).collect()
+    let mut seen = HashSet::new();
+    let packs = layers.iter().filter(is_pack).filter_map(PackEntry::read);
+    packs.filter(|pack| seen.insert(pack.purpose)).collect()
 }
 
-/// The manifest of an index artifact of image `subject` with `pack` added, in the place of
-/// another one for the same purpose; and what names it.
+/// The manifest of an index artifact of image `subject` with `pack` and the patches that come with
+/// it added, in the place of others for the same purpose; and what names it.
 ///
 /// # Errors
 /// [`ArtifactError`] where `manifest` is not that of an index artifact of the image.
@@ -126,18 +171,46 @@ pub fn with_pack(
     manifest: &[u8],
     subject: &Digest,
     pack: PackEntry,
+    with: Vec<TreePatch>,
 ) -> Result<(Descriptor, Bytes), ArtifactError> {
-    let layers = parse(manifest, subject)?;
-    let mut packs = packs(manifest);
+    let (mut packs, mut patches) = (packs(manifest), patches(manifest));
     packs.retain(|other| other.purpose != pack.purpose);
+    patches.retain(|other| Purpose::Update(other.predecessor) != pack.purpose);
+    patches.extend(with);
     packs.push(pack);
     packs.sort_by_key(|pack| pack.purpose);
+    patches.sort_by_key(|patch| (patch.predecessor, patch.layer));
+    with_parts(manifest, subject, &packs, &patches)
+}
+
+/// The same without the pack for `purpose` and the patches that came with it.
+///
+/// # Errors
+/// As [`with_pack`].
+pub fn without_pack(
+    manifest: &[u8],
+    subject: &Digest,
+    purpose: Purpose,
+) -> Result<(Descriptor, Bytes), ArtifactError> {
+    let (mut packs, mut patches) = (packs(manifest), patches(manifest));
+    packs.retain(|pack| pack.purpose != purpose);
+    patches.retain(|patch| Purpose::Update(patch.predecessor) != purpose);
+    with_parts(manifest, subject, &packs, &patches)
+}
+
+fn with_parts(
+    manifest: &[u8],
+    subject: &Digest,
+    packs: &[PackEntry],
+    patches: &[TreePatch],
+) -> Result<(Descriptor, Bytes), ArtifactError> {
+    let layers = parse(manifest, subject)?;
     let document = Document::parse(manifest, None)?.into_manifest()?;
     let subject = document.subject.as_ref().ok_or_else(|| ArtifactError::Subject {
         expected: *subject,
         found: "no image".to_owned(),
     })?;
-    Ok(manifest_with_packs(subject, &layers, &packs))
+    Ok(manifest_with(subject, &layers, packs, patches))
 }
 
 #[cfg(test)]
@@ -154,8 +227,8 @@ mod tests {
     }
 
     fn pack(purpose: Purpose, content: &[u8]) -> PackEntry {
-        let blob = Digest::of(content);
-        PackEntry { purpose, blob, size: 100, head: Digest::of(b"head"), head_size: 70 }
+        let (blob, head, origin) = (Digest::of(content), Digest::of(b"head"), Origin::ByHand);
+        PackEntry { purpose, origin, blob, size: 100, head, head_size: 70 }
     }
 
     #[test]
@@ -175,11 +248,13 @@ mod tests {
         let subject = artifact.subject;
         assert_eq!(packs(&artifact.manifest), []);
         let update = pack(Purpose::Update(Digest::of(b"before")), b"update");
-        let (_, manifest) = with_pack(&artifact.manifest, &subject, update.clone()).unwrap();
+        let (_, manifest) =
+            with_pack(&artifact.manifest, &subject, update.clone(), vec![]).unwrap();
         let first = pack(Purpose::Start, b"first");
-        let (_, manifest) = with_pack(&manifest, &subject, first).unwrap();
+        let (_, manifest) = with_pack(&manifest, &subject, first, vec![]).unwrap();
         let second = pack(Purpose::Start, b"second");
-        let (descriptor, manifest) = with_pack(&manifest, &subject, second.clone()).unwrap();
+        let (descriptor, manifest) =
+            with_pack(&manifest, &subject, second.clone(), vec![]).unwrap();
         assert_eq!(packs(&manifest), [second, update]);
         assert_eq!(
             parse(&manifest, &subject).unwrap(),
@@ -190,10 +265,55 @@ mod tests {
     }
 
     #[test]
+    fn a_pack_is_taken_away_and_the_others_stay() {
+        let Artifact { subject, manifest: bare, .. } = artifact();
+        let update = pack(Purpose::Update(Digest::of(b"before")), b"update");
+        let (_, updated) = with_pack(&bare, &subject, update, vec![]).unwrap();
+        let (_, both) =
+            with_pack(&updated, &subject, pack(Purpose::Start, b"start"), vec![]).unwrap();
+        let (_, manifest) = without_pack(&both, &subject, Purpose::Start).unwrap();
+        assert_eq!(manifest, updated);
+        let update = Purpose::Update(Digest::of(b"before"));
+        assert_eq!(without_pack(&manifest, &subject, update).unwrap().1, bare);
+    }
+
+    #[test]
+    fn who_made_a_pack_without_being_asked_says_so() {
+        let Artifact { subject, manifest: bare, .. } = artifact();
+        for (origin, word) in [
+            (Origin::ByHand, None),
+            (Origin::Registry, Some("registry")),
+            (Origin::Prepare, Some("prepare")),
+        ] {
+            let start = PackEntry { origin, ..pack(Purpose::Start, b"start") };
+            let (_, manifest) = with_pack(&bare, &subject, start.clone(), vec![]).unwrap();
+            let json: Value = serde_json::from_slice(&manifest).unwrap();
+            assert_eq!(json["layers"][2]["annotations"][ORIGIN].as_str(), word);
+            assert_eq!(packs(&manifest), [start]);
+            assert_eq!(origin.is_automatic(), word.is_some());
+        }
+        assert_eq!(Origin::of(Some(&"a later version".to_owned())), Origin::ByHand);
+    }
+
+    #[test]
+    fn regression_a_purpose_has_one_pack_whatever_the_artifact_says() {
+        let artifact = artifact();
+        let start = pack(Purpose::Start, b"start");
+        let (_, manifest) =
+            with_pack(&artifact.manifest, &artifact.subject, start.clone(), vec![]).unwrap();
+        let mut json: Value = serde_json::from_slice(&manifest).unwrap();
+        let blobs = json["layers"].as_array_mut().unwrap();
+        let last = blobs.last().unwrap().clone();
+        blobs.extend(std::iter::repeat_n(last, 100));
+        assert_eq!(packs(json.to_string().as_bytes()), [start]);
+    }
+
+    #[test]
     fn malformed_packs_are_left_out() {
         let artifact = artifact();
         let start = pack(Purpose::Start, b"start");
-        let (_, manifest) = with_pack(&artifact.manifest, &artifact.subject, start).unwrap();
+        let (_, manifest) =
+            with_pack(&artifact.manifest, &artifact.subject, start, vec![]).unwrap();
         for key in [PACK, HEAD, HEAD_SIZE] {
             let mut json: Value = serde_json::from_slice(&manifest).unwrap();
             json["layers"][2]["annotations"][key] = "rubbish".into();

@@ -154,3 +154,33 @@ proptest! {
         let _ = parse(&manifest, &subject().digest);
     }
 }
+
+#[test]
+fn regression_a_tree_that_no_layer_of_its_size_has_is_not_plausible() {
+    let entry = |tree_size: u64, packed: u64| {
+        let mut entry = blobs("a").pack().unwrap().entry;
+        (entry.tree_size, entry.tree_blob.size) = (tree_size, packed);
+        entry
+    };
+    let (kib, mib) = (1 << 10, 1 << 20);
+    for (tree, packed, layer, plausible) in [
+        (mib, 100 * kib, 100, true),
+        (100 * mib, 10 * mib, mib, true),
+        (1024 * mib, 50 * kib, 20 * kib, false),
+        (300 * mib, 10 * kib, mib, false),
+        (mib, mib + 100, mib, true),
+        (mib, 600 * mib, mib, false),
+        (MAX_TREE, u64::MAX, u64::MAX, false),
+    ] {
+        assert_eq!(entry(tree, packed).is_plausible(layer), plausible, "{tree} {packed} {layer}");
+    }
+}
+
+#[test]
+fn regression_the_trees_of_an_image_are_bounded_together() {
+    let message = parse_changed(|manifest| {
+        manifest["layers"][0]["annotations"][TREE_SIZE] = json!("600000000");
+        manifest["layers"][2]["annotations"][TREE_SIZE] = json!("600000000");
+    });
+    assert!(message.unwrap_err().contains("have 1200000000 bytes together"));
+}

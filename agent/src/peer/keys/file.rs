@@ -14,14 +14,15 @@
 //! ```
 
 use std::fmt::{self, Write as _};
-use std::fs::File;
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::rand::{SecureRandom as _, SystemRandom};
+
+use crate::host::file::{self, Lasting};
 
 /// Two keys and a page of words fit; what is longer is another file.
 const MAX_LENGTH: u64 = 4096;
@@ -191,11 +192,8 @@ impl KeyFile {
     /// [`KeyFileError`] where it cannot be read, is open to others, or holds no key.
     pub fn read(path: &Path) -> Result<Self, KeyFileError> {
         let failed = |source| KeyFileError::Io { action: "read", path: path.to_owned(), source };
-        let file = File::open(path).map_err(failed)?;
+        let file = file::open(path).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
-        if !metadata.is_file() {
-            return Err(failed(io::Error::other("it is no file")));
-        }
         let mode = metadata.mode() & 0o7777;
         // The group root has no other members; systemd hands credentials over like this.
         let tolerated = if metadata.gid() == 0 { 0o740 } else { 0o700 };
@@ -257,18 +255,15 @@ impl KeyFile {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let directory = parent.unwrap_or(Path::new("."));
         std::fs::create_dir_all(directory).map_err(failed)?;
-        let mut file = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
-        file.write_all(self.to_text().as_bytes()).map_err(failed)?;
-        let read_only = std::fs::Permissions::from_mode(0o400);
-        file.as_file().set_permissions(read_only).map_err(failed)?;
-        file.as_file().sync_all().map_err(failed)?;
-        file.persist(path).map_err(|error| failed(error.error))?;
-        File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)
+        let text = self.to_text();
+        file::replace(path, text.as_bytes(), 0o400, Lasting::PowerCut).map_err(failed)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn key(byte: u8) -> SecretKey {
@@ -369,5 +364,9 @@ mod tests {
         let error = KeyFile::read(Path::new("/nonexistent/cluster.key")).unwrap_err();
         assert!(error.to_string().contains("/nonexistent/cluster.key"));
         assert!(KeyFile::read(Path::new("/")).is_err(), "a directory is no key");
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        assert!(KeyFile::read(&pipe).is_err(), "nor is a pipe, and nobody waits for it");
     }
 }

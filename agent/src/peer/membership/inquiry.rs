@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::Identity;
 use super::swim::{Record, StateDigest};
+use crate::peer::client::read_body;
 use crate::peer::keys::{Call, CallError, ClusterKeys, SignedCall};
 use crate::peer::member::MemberId;
 
@@ -178,7 +179,8 @@ impl Inquiry {
         response: Response,
     ) -> Result<Vec<Record>, InquiryError> {
         let status = response.status();
-        let body = match read(response, if status.is_success() { MAX_STATE } else { 1024 }).await {
+        let limit = if status.is_success() { MAX_STATE } else { 1024 };
+        let body = match read_body(response, limit).await {
             Ok(body) => body,
             Err(reason) => return Err(InquiryError::Answer { url, reason }),
         };
@@ -201,18 +203,6 @@ pub enum Place {
     Seed(String),
     /// The agent at this address.
     Node(SocketAddr),
-}
-
-/// A body of at most `limit` bytes.
-async fn read(mut response: Response, limit: usize) -> Result<Vec<u8>, String> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| error.to_string())? {
-        if body.len() + chunk.len() > limit {
-            return Err(format!("more than {limit} bytes"));
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
 }
 
 /// The entity tag of a state.

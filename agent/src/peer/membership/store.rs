@@ -10,7 +10,7 @@
 //! a disk image, makes another node of it: the machine's id tells.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,6 +18,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Serialize};
 
 use super::identity::Identity;
+use crate::host::file::{self, Lasting};
 use crate::peer::member::{Member, MemberId};
 
 const VERSION: u32 = 1;
@@ -136,11 +137,8 @@ impl Store {
     }
 
     fn write<T: Serialize>(&self, name: &str, content: &T) -> io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(&self.0)?;
-        file.write_all(&serde_json::to_vec(content).map_err(io::Error::other)?)?;
-        file.as_file().sync_data()?;
-        file.persist(self.0.join(name)).map_err(|error| error.error)?;
-        fs::File::open(&self.0)?.sync_all()
+        let json = serde_json::to_vec(content).map_err(io::Error::other)?;
+        file::replace(&self.0.join(name), &json, 0o600, Lasting::PowerCut)
     }
 }
 

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
 use tokio::sync::{Semaphore, mpsc};
-use undermount_fs::digest::Digest;
 use undermount_fs::layer::{LayerError, LayerIndex};
 
 use super::CopyError;
@@ -17,7 +15,7 @@ use super::origin::Origin;
 use super::store::{BlobRole, Opened, Spot, StoreError, Taken};
 use crate::image::{Descriptor, Repository};
 use crate::prepare::progress::Progress;
-use crate::registry::client::{BlobSource, BlobStream, Listener, Subject};
+use crate::registry::client::{BlobSource, Listener, MemoryBlob};
 
 /// Why a blob is not at its destination.
 #[derive(Debug, thiserror::Error)]
@@ -59,20 +57,6 @@ impl Supply<'_> {
             Self::Origin(origin) => origin.repository_on(host),
             Self::Memory(_) => None,
         }
-    }
-}
-
-/// A blob that was made here.
-struct MemoryBlob(Bytes);
-
-impl BlobSource for MemoryBlob {
-    fn open(&self, offset: u64) -> BlobStream {
-        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(self.0.len());
-        stream::iter([Ok(self.0.slice(from..))]).boxed()
-    }
-
-    fn subject(&self) -> Subject {
-        Subject::File("memory".into(), Digest::of(&self.0))
     }
 }
 

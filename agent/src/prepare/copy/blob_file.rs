@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use undermount_fs::digest::{Digest, Hasher, WrongDigest};
 
 use super::layout::Region;
+use crate::blocking::blocking;
 use crate::image::Descriptor;
 use crate::registry::client::{BlobSource, Fault, Listener, RegistryError};
 
@@ -112,6 +113,20 @@ pub fn link(known: &Path, path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Waits until all that was written to the file system of `root` is on the disk. Once for all files:
+/// each of them for itself would wait for the disk a thousand times.
+///
+/// # Errors
+/// Where the disk does not take it; a `root` that was never made has nothing to lose.
+pub async fn sync(root: &Path) -> Result<(), BlobFileError> {
+    let path = root.to_owned();
+    let sync = move || match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        opened => opened.and_then(|root| Ok(nix::unistd::syncfs(root)?)),
+    };
+    blocking(sync).await.map_err(|source| BlobFileError::Write { path: root.to_owned(), source })
 }
 
 /// Removes what a killed run left of the file `path`, which is there by other means.

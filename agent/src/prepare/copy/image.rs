@@ -103,8 +103,16 @@ impl ImageCopier<'_> {
 
 impl<'a> Work<'a> {
     fn new(copier: &'a ImageCopier<'a>, job: &'a CopyJob, origin: Origin, spot: Spot) -> Self {
-        let (moved, refused, annotated) = Default::default();
-        Self { copier, job, origin, spot, moved, changed: false, refused, annotated }
+        Self {
+            copier,
+            job,
+            origin,
+            spot,
+            moved: Moved::default(),
+            changed: false,
+            refused: Vec::new(),
+            annotated: HashMap::new(),
+        }
     }
 
     fn done(self) -> Done {

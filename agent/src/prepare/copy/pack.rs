@@ -1,7 +1,8 @@
 //! Start-up packs for images that were copied, where profiles of their starts are known here.
 //!
 //! A registry of ours makes packs by itself; this is for all others, and for the first nodes. The
-//! profiles of an earlier build of an image serve as well: files are known by their paths.
+//! profiles of an earlier build of an image serve as well: files are known by their paths. A
+//! registry of ours may refine what is made here, since nobody chose it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use undermount_fs::fill::Layer;
 use undermount_fs::index::Backing;
 
 use crate::image::artifact::LayerEntry;
-use crate::image::artifact::pack::{PackEntry, Purpose};
+use crate::image::artifact::pack::{Origin, PackEntry, Purpose};
 use crate::image::{Platform, Reference};
 use crate::profile::{
     PackError, ProfileError, Profiles, StartRecord, fitting, make_pack, packable_layer, profile_of,
@@ -102,9 +103,9 @@ impl Packs {
         let source =
             Arc::new(RegistrySource::new(self.client.clone(), Arc::new(Ledger::default())));
         let packed = make_pack(&profile, layers, source, &self.scratch).await?;
-        let entry = PackEntry::of(Purpose::Start, &packed);
+        let entry = PackEntry::of(Purpose::Start, Origin::Prepare, &packed);
         let bytes = Bytes::from_owner(Backing::load(packed.file).map_err(PackError::from)?);
         self.client.push_blob(target.repository(), &bytes).await?;
-        Ok(self.client.attach_pack(target.repository(), manifest, entry).await?)
+        Ok(self.client.attach_pack(target.repository(), manifest, entry, Vec::new()).await?)
     }
 }

@@ -19,7 +19,7 @@ use undermount_fs::digest::Digest;
 use crate::image::{Descriptor, Reference, Repository, Tag};
 use crate::registry::client::{BlobSource, Listener, RawManifest, RegistryError, Upload};
 
-use super::blob_file::BlobFileError;
+use super::blob_file::{BlobFileError, sync};
 use super::layout::LayoutError;
 use crate::prepare::image_serve::ImageServeError;
 
@@ -144,14 +144,17 @@ impl Store {
         }
     }
 
-    /// Makes what was written last; `whole` says whether all images arrived.
+    /// Makes what was written last, and sees to it that what is there stays over a loss of power;
+    /// `whole` says whether all images arrived.
     ///
     /// # Errors
     /// [`StoreError`] where that fails.
     pub async fn finish(&self, whole: bool) -> Result<(), StoreError> {
         match self {
             Self::Archive(store) if whole => store.finish().await,
-            _ => Ok(()),
+            Self::Archive(_) | Self::Registry(_) => Ok(()),
+            Self::Tree(store) => Ok(sync(store.root()).await?),
+            Self::Directory(store) => Ok(sync(store.root()).await?),
         }
     }
 }
@@ -335,6 +338,36 @@ impl Spot {
             Store::Tree(store) => Ok(Box::new(store.blob(self.repository(), blob, role))),
             Store::Directory(store) => Ok(Box::new(store.blob(blob))),
             Store::Archive(store) => Ok(Box::new(store.blob(blob)?)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn regression_what_was_written_to_files_is_on_the_disk_before_a_copy_is_done() {
+        let directory = tempfile::tempdir().unwrap();
+        let stores = |root: &std::path::Path| {
+            [Store::Tree(TreeStore::new(root)), Store::Directory(DirectoryStore::new(root))]
+        };
+        for whole in [true, false] {
+            for store in stores(directory.path()) {
+                store.finish(whole).await.unwrap();
+            }
+            for store in stores(&directory.path().join("nothing written")) {
+                store.finish(whole).await.unwrap();
+            }
+        }
+        // No disk can be made to fail here; a directory that leads to itself cannot be synced either.
+        let circle = directory.path().join("v2");
+        std::os::unix::fs::symlink(&circle, &circle).unwrap();
+        let [tree, layout] =
+            [stores(directory.path()).into_iter().next(), stores(&circle).into_iter().nth(1)];
+        for store in [tree, layout].into_iter().flatten() {
+            let error = store.finish(true).await.unwrap_err();
+            assert!(matches!(error, StoreError::File(BlobFileError::Write { .. })), "{error}");
         }
     }
 }

@@ -4,7 +4,8 @@
 use super::super::copy::origin::Origins;
 use super::super::copy::{CopyError, Location};
 use super::super::label::{Labels, TagLabel};
-use super::{DiscoverError, without_tag};
+use super::super::naming::without_tag;
+use super::DiscoverError;
 
 /// The tag that the labels of the image at `location` tell; where they tell none it keeps its own.
 pub async fn discover_tag(

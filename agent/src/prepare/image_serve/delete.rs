@@ -8,8 +8,17 @@ use std::path::Path;
 use undermount_fs::digest::Digest;
 
 use super::lists::{digests_of, names};
-use super::{ImageServe, ImageServeError, write_error};
+use super::{ImageServe, ImageServeError, if_there, write_error};
 use crate::image::{Document, Repository, Tag, referrers};
+
+/// What the tags that stay need.
+struct Needed {
+    manifests: BTreeSet<Digest>,
+    /// Nothing where a manifest is not understood, which may need any.
+    blobs: Option<BTreeSet<String>>,
+    /// Tags of manifests that are needed no more.
+    strays: Vec<String>,
+}
 
 impl ImageServe {
     /// Deletes `tag`, and the manifests and blobs that no other tag of the image needs; with the
@@ -17,39 +26,54 @@ impl ImageServe {
     /// tag.
     ///
     /// # Errors
-    /// [`ImageServeError::Write`] where that fails.
+    /// [`ImageServeError::Read`] where it cannot be told what the other tags need: then all stays.
+    /// [`ImageServeError::Write`] where something cannot be removed.
     pub fn delete(&self, image: &Repository, tag: &Tag) -> Result<bool, ImageServeError> {
         self.replace_links(image)?;
-        let map = self.type_map(image, tag.as_str());
-        match fs::remove_file(&map) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            removed => removed.map_err(|source| write_error(&map, source))?,
-        }
-        self.sweep(image)?;
+        let mut tags = self.read_tags(image)?;
+        let Some(at) = tags.iter().position(|other| other == tag.as_str()) else {
+            return Ok(false);
+        };
+        tags.remove(at);
+        // All is read before anything is removed.
+        let needed = self.needed(image, tags)?;
+        self.remove_tag(image, tag.as_str())?;
+        self.sweep(image, &needed)?;
         self.rebuild_lists(image)?;
         Ok(true)
     }
 
+    /// Removes a tag: its type map, and the link where it still is one.
+    fn remove_tag(&self, image: &Repository, tag: &str) -> Result<(), ImageServeError> {
+        let map = self.type_map(image, tag);
+        gone(fs::remove_file(&map), &map)?;
+        let link = self.directory(image, "manifests").join(tag);
+        match self.linked(image, tag)? {
+            Some(_) => gone(fs::remove_file(&link), &link),
+            None => Ok(()),
+        }
+    }
+
     /// Removes what no tag of the image needs.
-    fn sweep(&self, image: &Repository) -> Result<(), ImageServeError> {
-        let needed = self.needed_manifests(image)?;
-        let blobs: Option<Vec<_>> =
-            needed.iter().map(|digest| self.blobs_of(image, digest)).collect();
-        let is_needed = |name: &str| name.parse().is_ok_and(|digest| needed.contains(&digest));
+    fn sweep(&self, image: &Repository, needed: &Needed) -> Result<(), ImageServeError> {
+        for tag in &needed.strays {
+            self.remove_tag(image, tag)?;
+        }
+        let is_needed =
+            |name: &str| name.parse().is_ok_and(|digest| needed.manifests.contains(&digest));
         for kind in ["manifests", "referrers"] {
             let directory = self.directory(image, kind);
-            for name in names(&directory) {
+            for name in names(&directory)? {
                 if name.starts_with("sha256:") && !is_needed(&name) {
                     let path = directory.join(name);
                     fs::remove_dir_all(&path).map_err(|source| write_error(&path, source))?;
                 }
             }
         }
-        // What one of them needs may be any blob.
-        if let Some(blobs) = blobs {
-            self.keep_blobs(image, &blobs.into_iter().flatten().collect())?;
+        if let Some(blobs) = &needed.blobs {
+            self.keep_blobs(image, blobs)?;
         }
-        match names(&self.directory(image, "manifests")).is_empty() {
+        match names(&self.directory(image, "manifests"))?.is_empty() {
             true => self.remove(image),
             false => Ok(()),
         }
@@ -62,7 +86,7 @@ impl ImageServe {
         blobs: &BTreeSet<String>,
     ) -> Result<(), ImageServeError> {
         let directory = self.directory(image, "blobs");
-        for name in names(&directory) {
+        for name in names(&directory)? {
             if !blobs.contains(name.trim_end_matches(".gz")) {
                 let path = directory.join(name);
                 fs::remove_file(&path).map_err(|source| write_error(&path, source))?;
@@ -73,10 +97,6 @@ impl ImageServe {
 
     /// Removes an image, and not those whose names begin with its name.
     fn remove(&self, image: &Repository) -> Result<(), ImageServeError> {
-        let gone = |removed: io::Result<()>, path: &Path| match removed {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(write_error(path, error)),
-            _ => Ok(()),
-        };
         for kind in ["blobs", "referrers", "tags", "manifests"] {
             let path = self.directory(image, kind);
             gone(fs::remove_dir_all(&path), &path)?;
@@ -88,63 +108,85 @@ impl ImageServe {
         }
     }
 
-    /// The manifests that tags name, the children of lists, and what belongs to any of them.
-    /// Tags that belong to a manifest (`sha256-...`) keep nothing, and go with it.
-    fn needed_manifests(&self, image: &Repository) -> Result<BTreeSet<Digest>, ImageServeError> {
-        let (reserved, versions): (Vec<_>, Vec<_>) =
-            self.tags(image).into_iter().partition(|tag| referrers::is_reserved_tag(tag));
-        let mut todo: Vec<Digest> =
-            versions.iter().flat_map(|tag| self.meant_by(image, tag)).collect();
-        let mut needed = BTreeSet::new();
+    /// What `tags` need: the manifests that they name, the children of lists, what belongs to any
+    /// of them, and the blobs of all. Tags that belong to a manifest (`sha256-...`) keep nothing,
+    /// and go with it.
+    fn needed(&self, image: &Repository, tags: Vec<String>) -> Result<Needed, ImageServeError> {
+        let mut todo = Vec::new();
+        let mut reserved = Vec::new();
+        for tag in tags {
+            let meant = self.meant_by(image, &tag)?;
+            match referrers::is_reserved_tag(&tag) {
+                true => reserved.push((tag, meant)),
+                false => todo.extend(meant),
+            }
+        }
+        let (mut manifests, mut blobs) = (BTreeSet::new(), Some(BTreeSet::new()));
         while let Some(digest) = todo.pop() {
-            if !needed.insert(digest) {
+            if !manifests.insert(digest) {
                 continue;
             }
-            todo.extend(self.children_of(image, &digest));
-            todo.extend(self.referrers(image, &digest).iter().map(|referrer| referrer.digest));
+            let uses = self.uses_of(image, &digest)?;
+            todo.extend(uses.children);
+            match (&mut blobs, uses.blobs) {
+                (Some(all), Some(more)) => all.extend(more),
+                _ => blobs = None,
+            }
+            let belonging = self.read_referrers(image, &digest)?;
+            todo.extend(belonging.iter().map(|referrer| referrer.digest));
             let prefix = referrers::fallback_tag(&digest);
-            let own = reserved.iter().filter(|tag| tag.starts_with(prefix.as_str()));
-            todo.extend(own.flat_map(|tag| self.meant_by(image, tag)));
+            let own = reserved.iter().filter(|(tag, _)| tag.starts_with(prefix.as_str()));
+            todo.extend(own.flat_map(|(_, meant)| meant));
         }
-        for tag in reserved {
-            if !self.meant_by(image, &tag).iter().any(|digest| needed.contains(digest)) {
-                let map = self.type_map(image, &tag);
-                fs::remove_file(&map).map_err(|source| write_error(&map, source))?;
-            }
-        }
-        Ok(needed)
+        reserved.retain(|(_, meant)| !meant.iter().any(|digest| manifests.contains(digest)));
+        let strays = reserved.into_iter().map(|(tag, _)| tag).collect();
+        Ok(Needed { manifests, blobs, strays })
     }
 
-    /// The manifests that the type map of `tag` names.
-    fn meant_by(&self, image: &Repository, tag: &str) -> Vec<Digest> {
-        let map = fs::read_to_string(self.type_map(image, tag)).unwrap_or_default();
-        digests_of(&map).collect()
-    }
-
-    fn document(&self, image: &Repository, digest: &Digest) -> Option<Document> {
-        let bytes = fs::read(self.manifest_path(image, digest).join("index.json")).ok()?;
-        Document::parse(&bytes, None).ok()
-    }
-
-    fn children_of(&self, image: &Repository, digest: &Digest) -> Vec<Digest> {
-        match self.document(image, digest) {
-            Some(Document::Index(index)) => {
-                index.manifests.iter().map(|child| child.digest).collect()
-            }
-            _ => Vec::new(),
+    /// The manifests that `tag` names.
+    fn meant_by(&self, image: &Repository, tag: &str) -> Result<Vec<Digest>, ImageServeError> {
+        let path = self.type_map(image, tag);
+        match if_there(&path, fs::read_to_string(&path))? {
+            Some(map) => Ok(digests_of(&map).collect()),
+            None => Ok(self.linked(image, tag)?.into_iter().collect()),
         }
     }
 
-    /// The blobs of a manifest, or nothing where it is there and cannot be understood, as those
-    /// of Docker's schema 1 cannot.
-    fn blobs_of(&self, image: &Repository, digest: &Digest) -> Option<Vec<String>> {
-        match self.document(image, digest) {
-            Some(Document::Manifest(manifest)) => {
+    /// What the manifest `digest` names. One that is not there names nothing.
+    fn uses_of(&self, image: &Repository, digest: &Digest) -> Result<Uses, ImageServeError> {
+        let directory = self.manifest_path(image, digest);
+        let path = directory.join("index.json");
+        let nothing = Uses { children: Vec::new(), blobs: Some(BTreeSet::new()) };
+        let Some(bytes) = if_there(&path, fs::read(&path))? else {
+            let blobs = (!directory.exists()).then(BTreeSet::new);
+            return Ok(Uses { blobs, ..nothing });
+        };
+        Ok(match Document::parse(&bytes, None) {
+            Ok(Document::Manifest(manifest)) => {
                 let all = std::iter::once(&manifest.config).chain(&manifest.layers);
-                Some(all.map(|blob| blob.digest.to_string()).collect())
+                let blobs = all.map(|blob| blob.digest.to_string()).collect();
+                Uses { blobs: Some(blobs), ..nothing }
             }
-            Some(Document::Index(_)) => Some(Vec::new()),
-            None => (!self.manifest_path(image, digest).exists()).then(Vec::new),
-        }
+            Ok(Document::Index(index)) => {
+                let children = index.manifests.iter().map(|child| child.digest).collect();
+                Uses { children, ..nothing }
+            }
+            Err(_) => Uses { blobs: None, ..nothing },
+        })
+    }
+}
+
+/// What a manifest names.
+struct Uses {
+    children: Vec<Digest>,
+    /// Nothing where the manifest is not understood, as those of Docker's schema 1 are not.
+    blobs: Option<BTreeSet<String>>,
+}
+
+/// What was to be removed is not there.
+fn gone(removed: io::Result<()>, path: &Path) -> Result<(), ImageServeError> {
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(write_error(path, error)),
+        _ => Ok(()),
     }
 }

@@ -1,12 +1,15 @@
 //! What the tree lists: the tags of each image, and the images.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use serde_json::json;
 use undermount_fs::digest::Digest;
 
-use super::{ImageServe, ImageServeError, type_map, write, write_error, write_if_changed};
+use super::{
+    ImageServe, ImageServeError, if_there, type_map, write, write_error, write_if_changed,
+};
 use crate::image::{Repository, referrers};
 use crate::prepare::copy::blob_file::TEMPORARY;
 
@@ -16,7 +19,7 @@ impl ImageServe {
         let _rebuilding = self.lists.lock().expect("no panic while it is held");
         self.replace_links(image)?;
         if self.directory(image, "manifests").is_dir() {
-            let mut tags = self.tags(image);
+            let mut tags = self.read_tags(image)?;
             // Nodes know where to look for indexes; to everybody else they are no images.
             tags.retain(|tag| !referrers::is_own_tag(tag));
             let list = json!({"name": image.path(), "tags": tags}).to_string();
@@ -33,31 +36,52 @@ impl ImageServe {
         repositories
     }
 
-    /// The tags of `image`, those that belong to manifests included.
+    /// The tags of `image`, those that belong to manifests included; none where they cannot be
+    /// read.
     pub fn tags(&self, image: &Repository) -> Vec<String> {
-        let tag = |name: String| match name.strip_suffix(".type-map") {
-            Some(tag) => Some(tag.to_owned()),
-            None => self.linked(image, &name).is_some().then_some(name),
-        };
-        let mut tags: Vec<_> =
-            names(&self.directory(image, "manifests")).into_iter().filter_map(tag).collect();
+        self.read_tags(image).unwrap_or_else(|error| {
+            tracing::warn!(%image, error = &error as &dyn std::error::Error, "its tags are unknown");
+            Vec::new()
+        })
+    }
+
+    /// The tags of `image`, those that belong to manifests included.
+    pub(super) fn read_tags(&self, image: &Repository) -> Result<Vec<String>, ImageServeError> {
+        let mut tags = Vec::new();
+        for name in names(&self.directory(image, "manifests"))? {
+            match name.strip_suffix(".type-map") {
+                Some(tag) => tags.push(tag.to_owned()),
+                None if self.linked(image, &name)?.is_some() => tags.push(name),
+                None => {}
+            }
+        }
         tags.sort();
         tags.dedup();
-        tags
+        Ok(tags)
     }
 
     /// The manifest that `tag` means where it is a link to the directory of a manifest: the
     /// original made such tags before it made type maps.
-    pub(super) fn linked(&self, image: &Repository, tag: &str) -> Option<Digest> {
-        let target = fs::read_link(self.directory(image, "manifests").join(tag)).ok()?;
-        target.file_name()?.to_str()?.parse().ok()
+    pub(super) fn linked(
+        &self,
+        image: &Repository,
+        tag: &str,
+    ) -> Result<Option<Digest>, ImageServeError> {
+        let path = self.directory(image, "manifests").join(tag);
+        let target = match fs::read_link(&path) {
+            // It is no link.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => None,
+            read => if_there(&path, read)?,
+        };
+        let name = target.as_deref().and_then(|target| target.file_name()?.to_str());
+        Ok(name.and_then(|name| name.parse().ok()))
     }
 
     /// Writes type maps for the tags that are links, and removes the links. Where a tag is both,
     /// its type map is the newer.
     pub(super) fn replace_links(&self, image: &Repository) -> Result<(), ImageServeError> {
-        for tag in names(&self.directory(image, "manifests")) {
-            let linked = self.linked(image, &tag);
+        for tag in names(&self.directory(image, "manifests"))? {
+            let linked = self.linked(image, &tag)?;
             let Some(raw) = linked.and_then(|digest| self.manifest(image, &digest)) else {
                 continue;
             };
@@ -81,18 +105,22 @@ pub fn digests_of(type_map: &str) -> impl Iterator<Item = Digest> {
 }
 
 /// The names in a directory, sorted; none where it does not exist.
-pub fn names(directory: &Path) -> Vec<String> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let mut names: Vec<_> =
-        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+pub fn names(directory: &Path) -> Result<Vec<String>, ImageServeError> {
+    let read = |directory| {
+        let paths = fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name()));
+        paths.collect::<io::Result<Vec<_>>>()
+    };
+    let found = if_there(directory, read(directory))?.unwrap_or_default();
+    let mut names: Vec<_> = found.into_iter().filter_map(|name| name.into_string().ok()).collect();
     names.retain(|name| !name.starts_with(TEMPORARY));
     names.sort();
-    names
+    Ok(names)
 }
 
 /// Images are directories with blobs, manifests and tags.
 fn find_images(directory: &Path, name: &str, found: &mut Vec<String>) {
-    let children = names(directory);
+    // What cannot be read is missing from the list until it can.
+    let children = names(directory).unwrap_or_default();
     let has = |kind: &str| children.iter().any(|child| child == kind);
     if has("blobs") && has("manifests") && has("tags") {
         found.push(name.to_owned());

@@ -60,6 +60,7 @@ fn extension<'a>(rest: Rest<'a>, engine: &mut String) -> Result<Rest<'a>, String
             Ok(rest)
         }
         ['<', ..] => Err("unknown extension ?<".to_owned()),
+        ['(', condition @ ..] => condition_on_group(condition, engine),
         _ => {
             // How texts are decoded: as text, always.
             let count = rest.iter().take_while(|c| "aimsux".contains(**c)).count();
@@ -72,6 +73,21 @@ fn extension<'a>(rest: Rest<'a>, engine: &mut String) -> Result<Rest<'a>, String
             Ok(rest)
         }
     }
+}
+
+/// What follows `(?(`: the number or name of a group, where the engine would take a bare name for a
+/// pattern.
+fn condition_on_group<'a>(rest: Rest<'a>, engine: &mut String) -> Result<Rest<'a>, String> {
+    let end = rest.iter().position(|&c| c == ')').ok_or("missing ), unterminated name")?;
+    let group: String = rest[..end].iter().collect();
+    let is_name = group.starts_with(|c: char| c.is_alphabetic() || c == '_')
+        && group.chars().all(|c| c.is_alphanumeric() || c == '_');
+    match group.parse::<u32>() {
+        Ok(number) => engine.push_str(&format!("(?({number})")),
+        Err(_) if is_name => engine.push_str(&format!("(?(<{group}>)")),
+        Err(_) => return Err(format!("bad character in group name '{group}'")),
+    }
+    Ok(&rest[end + 1..])
 }
 
 /// What follows `[`.

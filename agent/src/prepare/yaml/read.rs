@@ -1,9 +1,10 @@
 //! From text to a [`Value`]: composes the parser's events, follows aliases and merge keys.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use serde_saphyr::granit_parser::{
-    Event, Marker, Parser, ScalarStyle, ScanError, Span, StrInput, Tag,
+    ErrorKind, Event, Marker, Parser, ScalarStyle, ScanError, Span, StrInput, Tag,
 };
 
 use super::{Map, Value, scalar};
@@ -42,18 +43,18 @@ impl From<ScanError> for YamlError {
 /// [`YamlError`] where the text is malformed, holds several documents, an alias of something
 /// unknown, a tag that plain data does not have, or more than a million nodes.
 pub fn read(text: &str) -> Result<Value, YamlError> {
-    let mut composer =
-        Composer { events: Parser::new_from_str(text), anchors: HashMap::new(), nodes: 0 };
-    let mut document = None;
+    let mut text = Cow::Borrowed(text);
     loop {
-        let (event, span) = composer.next()?;
-        match event {
-            Event::StreamEnd => return Ok(document.unwrap_or(Value::Null)),
-            Event::DocumentStart(..) if document.is_some() => {
-                return Err(YamlError::at(span.start, "a second document begins; one is expected"));
+        let (document, glued) = {
+            let mut composer = Composer::new(&text);
+            (composer.document(), composer.glued)
+        };
+        match glued {
+            // PyYAML lets a comment follow quotes and brackets at once, the parser does not.
+            Some(at) if text[..at].ends_with(['"', '\'', '[', ']', '{', '}', ',']) => {
+                text.to_mut().insert(at, ' ');
             }
-            Event::StreamStart | Event::DocumentStart(..) | Event::DocumentEnd => {}
-            event => document = Some(composer.node(event, span)?),
+            _ => return document,
         }
     }
 }
@@ -62,16 +63,45 @@ struct Composer<'t> {
     events: Parser<'t, StrInput<'t>>,
     anchors: HashMap<usize, Value>,
     nodes: usize,
+    /// Where the parser stopped at a comment with nothing before it: an offset in bytes.
+    glued: Option<usize>,
 }
 
 impl<'t> Composer<'t> {
+    fn new(text: &'t str) -> Self {
+        let (events, anchors) = (Parser::new_from_str(text), HashMap::new());
+        Self { events, anchors, nodes: 0, glued: None }
+    }
+
+    /// The one document.
+    fn document(&mut self) -> Result<Value, YamlError> {
+        let mut document = None;
+        loop {
+            let (event, span) = self.next()?;
+            match event {
+                Event::StreamEnd => return Ok(document.unwrap_or(Value::Null)),
+                Event::DocumentStart(..) if document.is_some() => {
+                    let problem = "a second document begins; one is expected";
+                    return Err(YamlError::at(span.start, problem));
+                }
+                Event::StreamStart | Event::DocumentStart(..) | Event::DocumentEnd => {}
+                event => document = Some(self.node(event, span)?),
+            }
+        }
+    }
+
     /// The next event that is not a comment.
     fn next(&mut self) -> Result<(Event<'t>, Span), YamlError> {
         loop {
             match self.events.next_event() {
                 Some(Ok((Event::Comment(..), _))) => {}
                 Some(Ok(event)) => return Ok(event),
-                Some(Err(error)) => return Err(error.into()),
+                Some(Err(error)) => {
+                    if *error.kind() == ErrorKind::CommentNotSeparated {
+                        self.glued = error.marker().byte_offset();
+                    }
+                    return Err(error.into());
+                }
                 None => return Ok((Event::StreamEnd, Span::default())),
             }
         }
@@ -198,8 +228,8 @@ fn typed(
         (Some("float"), Value::Int(value)) => Ok(Value::Float(value as f64)),
         (Some("bool"), _) => wrong("a boolean"),
         (Some("int" | "float"), _) => wrong("a number"),
-        // The bare `!` says "not plain": text.
-        _ if tag.original() == "!" => Ok(Value::from(word)),
+        // To PyYAML the bare `!` is no tag, not even before quotes.
+        (_, value) if tag.original() == "!" => Ok(value),
         _ => Err(unknown_tag(tag, span)),
     }
 }
@@ -296,5 +326,30 @@ mod tests {
             text.push_str(&format!("a{level}: &a{level} [{aliases}]\n"));
         }
         assert!(read(&text).unwrap_err().problem.contains("nodes"));
+    }
+
+    #[test]
+    fn regression_a_comment_may_follow_quotes_and_brackets_at_once() {
+        for (text, expected) in [
+            ("a: \"x\"#c", "a: x"),
+            ("a: 'x'#c\nb: 'y'#d\n", "a: x\nb: y"),
+            ("a: [x]#c", "a: [x]"),
+            ("a: [x,#c\n y]", "a: [x, y]"),
+            ("a: {b: 1}#c", "a: {b: 1}"),
+            ("\"ä#\"#c", "'ä#'"),
+        ] {
+            assert_eq!(read(text).unwrap(), read(expected).unwrap(), "{text}");
+        }
+        for text in ["a: |#c\n  x", "a: [x, *b#c]", "a: \"x\"c"] {
+            assert!(read(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn regression_a_bare_exclamation_mark_leaves_the_type_implied() {
+        assert_eq!(read("!").unwrap(), Value::Null);
+        assert_eq!(read("! 12").unwrap(), Value::Int(12));
+        assert_eq!(read("! \"12\"").unwrap(), Value::Int(12));
+        assert_eq!(read("! x").unwrap(), Value::from("x"));
     }
 }

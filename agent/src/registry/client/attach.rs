@@ -1,21 +1,22 @@
 //! Index artifacts in a registry: attached to their image, and found again.
 
-use std::sync::atomic::Ordering;
-
 use bytes::Bytes;
 use futures_util::stream::{StreamExt as _, TryStreamExt as _, iter};
 use undermount_fs::digest::{Digest, Verified};
 
-use crate::image::artifact::pack::{self, PackEntry};
+use crate::image::artifact::pack::{self, PackEntry, Purpose};
+use crate::image::artifact::patch::{self, TreePatch};
 use crate::image::artifact::{self, Artifact, ArtifactError, LayerEntry, MAX_TREE};
 use crate::image::{Descriptor, Reference, Repository, Tag, media_type, referrers};
 
 use super::error::{Fault, Message, RegistryError, Subject};
-use super::upload::Listed;
+use super::publish::Listed;
 use super::{Client, RawManifest};
 
 /// Blobs of an artifact that are pushed side by side.
 const SIDE_BY_SIDE: usize = 4;
+/// Index artifacts of one image that are looked at: more is a registry that makes them up.
+const MAX_ARTIFACTS: usize = 16;
 /// How often the fallback index is written when others write it too.
 const FALLBACK_ROUNDS: usize = 5;
 
@@ -30,6 +31,8 @@ pub struct FoundArtifact {
     pub layers: Vec<LayerEntry>,
     /// Where contents lie that are worth fetching together.
     pub packs: Vec<PackEntry>,
+    /// How to get trees from those of a predecessor.
+    pub patches: Vec<TreePatch>,
 }
 
 impl Client {
@@ -79,7 +82,7 @@ impl Client {
         };
         let about = Subject::Referrers(repository.clone(), *subject);
         let endpoint = self.endpoint(&self.home(repository, &about)?);
-        let knows_referrers = !endpoint.without_referrers.load(Ordering::Relaxed);
+        let knows_referrers = !endpoint.without_referrers.holds();
         if knows_referrers || own_tag.is_none() {
             let listed = put(repository.at(descriptor.digest)).await?;
             if listed == Listed::ByRegistry {
@@ -132,23 +135,31 @@ impl Client {
         subject: &Digest,
     ) -> Result<Vec<FoundArtifact>, RegistryError> {
         let kind = Some(media_type::UNDERMOUNT_INDEX);
+        if let Some(listed) = self.api_referrers(repository, subject, kind).await? {
+            return self.read_artifacts(repository, subject, listed).await;
+        }
+        let own = repository.tagged(referrers::own_tag(subject));
+        if let Some(found) = self.read_artifact(&own, subject).await? {
+            return Ok(vec![found]);
+        }
+        let listed = self.fallback_referrers(repository, subject, kind).await?;
+        self.read_artifacts(repository, subject, listed).await
+    }
+
+    /// Those of the artifacts in a list that can be used.
+    async fn read_artifacts(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        listed: Vec<Descriptor>,
+    ) -> Result<Vec<FoundArtifact>, RegistryError> {
+        if listed.len() > MAX_ARTIFACTS {
+            let listed = listed.len();
+            tracing::warn!(%repository, %subject, listed, "too many index artifacts for one image");
+        }
         let mut found = Vec::new();
-        match self.api_referrers(repository, subject, kind).await? {
-            Some(listed) => {
-                for entry in listed {
-                    found.extend(self.read_artifact(&repository.at(entry.digest), subject).await?);
-                }
-            }
-            None => {
-                let own = repository.tagged(referrers::own_tag(subject));
-                found.extend(self.read_artifact(&own, subject).await?);
-                if found.is_empty() {
-                    for entry in self.fallback_referrers(repository, subject, kind).await? {
-                        let reference = repository.at(entry.digest);
-                        found.extend(self.read_artifact(&reference, subject).await?);
-                    }
-                }
-            }
+        for entry in listed.into_iter().take(MAX_ARTIFACTS) {
+            found.extend(self.read_artifact(&repository.at(entry.digest), subject).await?);
         }
         Ok(found)
     }
@@ -186,8 +197,8 @@ impl Client {
         };
         match artifact::parse(&raw.bytes, subject) {
             Ok(layers) => {
-                let packs = pack::packs(&raw.bytes);
-                Ok(Some(FoundArtifact { digest: raw.digest, raw, layers, packs }))
+                let (packs, patches) = (pack::packs(&raw.bytes), patch::patches(&raw.bytes));
+                Ok(Some(FoundArtifact { digest: raw.digest, raw, layers, packs, patches }))
             }
             Err(error) => {
                 tracing::warn!(%reference, %error, "unusable index artifact");
@@ -196,9 +207,9 @@ impl Client {
         }
     }
 
-    /// Adds `pack`, whose blob `repository` has, to the index artifact of the image manifest
-    /// `subject`, in the place of another one for the same purpose. `false` where the image has no
-    /// index artifact.
+    /// Adds `pack` and the `patches` that come with it, whose blobs `repository` has, to the index
+    /// artifact of the image manifest `subject`, in the place of others for the same purpose.
+    /// `false` where the image has no index artifact.
     ///
     /// # Errors
     /// [`RegistryError`] where the registry refuses or cannot be reached.
@@ -207,14 +218,59 @@ impl Client {
         repository: &Repository,
         subject: &Digest,
         pack: PackEntry,
+        patches: Vec<TreePatch>,
     ) -> Result<bool, RegistryError> {
         let found = self.index_artifacts(repository, subject).await?;
         let Some(before) = found.first() else { return Ok(false) };
-        let (descriptor, manifest) =
-            pack::with_pack(&before.raw.bytes, subject, pack).map_err(|error| {
-                let subject = Subject::Manifest(repository.at(before.digest));
-                Fault::Unusable(Message(error.to_string())).of(&subject)
-            })?;
+        let changed = pack::with_pack(&before.raw.bytes, subject, pack, patches);
+        let changed = changed.map_err(|error| unusable(repository, before, &error))?;
+        self.replace_artifacts(repository, subject, &found, changed).await?;
+        Ok(true)
+    }
+
+    /// Takes the pack for `purpose` out of the index artifact of the image manifest `subject`.
+    /// `false` where the image has none.
+    ///
+    /// # Errors
+    /// [`RegistryError`] where the registry refuses or cannot be reached, or goes on listing what
+    /// has the pack.
+    pub async fn detach_pack(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        purpose: Purpose,
+    ) -> Result<bool, RegistryError> {
+        let has_pack =
+            |artifact: &&FoundArtifact| artifact.packs.iter().any(|pack| pack.purpose == purpose);
+        let found = self.index_artifacts(repository, subject).await?;
+        let Some(before) = found.iter().find(has_pack) else { return Ok(false) };
+        let changed = pack::without_pack(&before.raw.bytes, subject, purpose);
+        let changed = changed.map_err(|error| unusable(repository, before, &error))?;
+        self.replace_artifacts(repository, subject, &found, changed).await?;
+        // Another one may have come meanwhile; what was there must be gone.
+        let left = self.index_artifacts(repository, subject).await?;
+        let stays = |artifact: &&FoundArtifact| {
+            has_pack(artifact) && found.iter().any(|before| before.digest == artifact.digest)
+        };
+        match left.iter().find(stays) {
+            None => Ok(true),
+            Some(artifact) => {
+                let words = "the registry does not delete it, and lists it with its pack";
+                let subject = Subject::Manifest(repository.at(artifact.digest));
+                Err(Fault::Unusable(Message(words.to_owned())).of(&subject))
+            }
+        }
+    }
+
+    /// Attaches an index artifact of the image manifest `subject` whose blobs are there, in the
+    /// place of those that were `found`.
+    async fn replace_artifacts(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        found: &[FoundArtifact],
+        (descriptor, manifest): (Descriptor, Bytes),
+    ) -> Result<(), RegistryError> {
         let after = descriptor.digest;
         let blobs = Vec::new();
         self.attach(repository, &Artifact { subject: *subject, descriptor, manifest, blobs })
@@ -224,6 +280,16 @@ impl Client {
                 tracing::debug!(%error, "cannot delete an outdated index artifact");
             }
         }
-        Ok(true)
+        Ok(())
     }
+}
+
+/// An artifact that cannot be changed.
+fn unusable(
+    repository: &Repository,
+    artifact: &FoundArtifact,
+    error: &ArtifactError,
+) -> RegistryError {
+    let subject = Subject::Manifest(repository.at(artifact.digest));
+    Fault::Unusable(Message(error.to_string())).of(&subject)
 }

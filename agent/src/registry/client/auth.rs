@@ -108,6 +108,15 @@ impl Pass {
     }
 }
 
+/// What a registry wants to be shown.
+#[derive(Clone)]
+pub(super) struct Learned {
+    /// In its own words.
+    pub challenge: Challenge,
+    /// Whether it said so by TLS. Then no password leaves without TLS either.
+    pub by_tls: bool,
+}
+
 /// The passes for one registry. Each scope's pass is got by one request at a time; others that
 /// need it wait for it.
 pub(super) struct Authenticator {
@@ -115,7 +124,7 @@ pub(super) struct Authenticator {
     transports: Arc<Transports>,
     /// How long a token service may take to answer.
     answer_timeout: Duration,
-    learned: Mutex<Option<Challenge>>,
+    learned: Mutex<Option<Learned>>,
     passes: Mutex<HashMap<Access, Arc<tokio::sync::Mutex<Option<Pass>>>>>,
 }
 
@@ -132,8 +141,8 @@ impl Authenticator {
     /// The pass for `access`; `None` as long as the registry has not asked for any. Where none can
     /// be had, what was learned is forgotten: if the registry still wants one, it will say so.
     pub async fn pass(&self, access: &Access) -> Option<Pass> {
-        let challenge = self.learned.lock().expect("no panic while it is held").clone()?;
-        match self.obtain(&challenge, access, None).await {
+        let learned = self.learned.lock().expect("no panic while it is held").clone()?;
+        match self.obtain(&learned, access, None).await {
             Ok(pass) => Some(pass),
             Err(fault) => {
                 tracing::debug!(%fault, "no pass: asking without one");
@@ -143,20 +152,20 @@ impl Authenticator {
         }
     }
 
-    /// A pass that answers `challenge`, which came although `refused` was shown.
+    /// A pass that answers what was `learned` although `refused` was shown.
     pub async fn answer(
         &self,
-        challenge: Challenge,
+        learned: Learned,
         access: &Access,
         refused: Option<&Pass>,
     ) -> Result<Pass, Fault> {
-        *self.learned.lock().expect("no panic while it is held") = Some(challenge.clone());
-        self.obtain(&challenge, access, refused).await
+        *self.learned.lock().expect("no panic while it is held") = Some(learned.clone());
+        self.obtain(&learned, access, refused).await
     }
 
     async fn obtain(
         &self,
-        challenge: &Challenge,
+        Learned { challenge, by_tls }: &Learned,
         access: &Access,
         refused: Option<&Pass>,
     ) -> Result<Pass, Fault> {
@@ -179,7 +188,7 @@ impl Authenticator {
                     false => access.scopes.clone(),
                 };
                 let (service, within) = (service.as_deref(), self.answer_timeout);
-                let ask = TokenRequest { realm, service, scopes: &wanted, within };
+                let ask = TokenRequest { realm, by_tls: *by_tls, service, scopes: &wanted, within };
                 ask.send(&self.transports, credential.as_ref(), access).await?
             }
         };
@@ -198,6 +207,8 @@ fn basic(credential: &Credential) -> Pass {
 /// A request to a token service.
 struct TokenRequest<'a> {
     realm: &'a str,
+    /// Whether the registry named it by TLS.
+    by_tls: bool,
     service: Option<&'a str>,
     scopes: &'a [String],
     /// How long the head of the answer may take.
@@ -259,6 +270,11 @@ impl TokenRequest<'_> {
         // The registry names the service: it must not talk us into sending passwords in clear.
         let registry = access.repository.split('/').next().unwrap_or_default();
         let clear = url.scheme() != "https" && !url.host_str().is_some_and(is_loopback);
+        if clear && credential.is_some() && self.by_tls {
+            let reason = "wants a password without TLS, which the registry itself uses: none was \
+                sent; the registry has to name a realm with https";
+            return Err(self.fault(reason, false));
+        }
         if clear && credential.is_some() && !is_host_of(&url, registry) {
             return Err(self.fault("wants a password without TLS on another host", false));
         }
@@ -285,6 +301,34 @@ fn is_host_of(url: &Url, registry: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::Secret;
+
+    #[test]
+    fn regression_no_password_leaves_without_tls_where_the_registry_uses_tls() {
+        let credential = Credential { user: "u".into(), password: Secret::new("p") };
+        let access = Access::none("registry.example:5000");
+        for (realm, by_tls, words) in [
+            ("https://registry.example/token", true, ""),
+            ("https://auth.example/token", true, ""),
+            ("https://auth.example/token", false, ""),
+            ("http://127.0.0.1:1/token", true, ""),
+            ("http://registry.example/token", false, ""),
+            ("http://registry.example/token", true, "which the registry itself uses"),
+            ("http://auth.example/token", true, "without TLS"),
+            ("http://auth.example/token", false, "on another host"),
+        ] {
+            let within = Duration::from_secs(1);
+            let ask = TokenRequest { realm, by_tls, service: None, scopes: &[], within };
+            assert!(ask.url(None, &access).is_ok(), "without a password: {realm}");
+            match ask.url(Some(&credential), &access) {
+                Ok(_) => assert_eq!(words, "", "{realm} {by_tls}"),
+                Err(fault) => {
+                    let told = fault.to_string();
+                    assert!(!words.is_empty() && told.contains(words), "{told}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn regression_a_host_is_not_taken_for_another_one_whose_name_begins_alike() {

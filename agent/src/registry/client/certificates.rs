@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use reqwest::{Certificate, Identity};
 use undermount_fs::digest::Digest;
 
+use crate::host;
+
 /// A certificate file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot use the certificate file {}: {reason}", path.display())]
@@ -98,7 +100,7 @@ fn read(files: &[PathBuf]) -> Result<HostCertificates, CertificateError> {
 }
 
 fn bytes(path: &Path) -> Result<Vec<u8>, CertificateError> {
-    std::fs::read(path).map_err(|error| wrong(path, error))
+    host::file::read(path).map_err(|error| wrong(path, error))
 }
 
 fn wrong(path: &Path, reason: impl ToString) -> CertificateError {

@@ -5,7 +5,7 @@
 //! the listener hears is every byte once and in order, whatever had to be repeated.
 
 use bytes::Bytes;
-use futures_util::stream::{BoxStream, StreamExt as _, unfold};
+use futures_util::stream::{BoxStream, StreamExt as _, iter, unfold};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use undermount_fs::digest::{Digest, Hasher, WrongDigest};
@@ -15,6 +15,9 @@ use crate::image::{Descriptor, Repository};
 use super::Client;
 use super::error::{Fault, RegistryError, Subject};
 use super::upload::{Upload, UploadWriter};
+
+/// Bytes in memory are sent in pieces of this size, so that it shows where a target stalls.
+const PIECE: usize = 256 << 10;
 
 /// Whoever wants the bytes of a copied blob as well. The copy waits for a slow listener and
 /// goes on without one that hangs up.
@@ -64,6 +67,23 @@ impl BlobSource for RemoteBlob {
 
     fn subject(&self) -> Subject {
         Subject::Blob(self.repository.clone(), self.digest)
+    }
+}
+
+/// A blob in memory.
+#[derive(Debug, Clone)]
+pub struct MemoryBlob(pub Bytes);
+
+impl BlobSource for MemoryBlob {
+    fn open(&self, offset: u64) -> BlobStream {
+        let rest = self.0.slice(to_usize(offset).min(self.0.len())..);
+        let starts = (0..rest.len()).step_by(PIECE);
+        let pieces = starts.map(move |at| Ok(rest.slice(at..rest.len().min(at + PIECE))));
+        iter(pieces).boxed()
+    }
+
+    fn subject(&self) -> Subject {
+        Subject::File("memory".into(), Digest::of(&self.0))
     }
 }
 

@@ -15,6 +15,8 @@ use serde::Deserialize;
 
 use super::Secret;
 use super::helper::{self, HelperError};
+use crate::blocking::blocking;
+use crate::host;
 
 /// How to show who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,7 +123,8 @@ impl Credentials {
             return Ok(Some(found.clone()));
         }
         for path in &self.files {
-            let text = match tokio::fs::read(path).await {
+            let file = path.clone();
+            let text = match blocking(move || host::file::read(&file)).await {
                 Ok(text) => text,
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 Err(source) => return Err(CredentialError::Read { path: path.clone(), source }),

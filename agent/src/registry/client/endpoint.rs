@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use reqwest::{Request, Response, Url};
@@ -12,14 +12,15 @@ use tokio::time::timeout;
 use crate::image::reference::DEFAULT_HOST;
 
 use super::ClientConfig;
-use super::auth::{Access, Authenticator, Pass};
+use super::auth::{Access, Authenticator, Learned, Pass};
 use super::challenge;
 use super::error::Fault;
+use super::lately::Lately;
 use super::response::fault_of;
 use super::transport::{Transports, is_loopback};
 
-/// How long a loopback registry has to show that it speaks TLS.
-const TLS_PROBE: Duration = Duration::from_secs(5);
+/// How long a registry that may do without TLS has to show what it speaks.
+const PROBE: Duration = Duration::from_secs(5);
 
 /// One registry.
 pub(super) struct Endpoint {
@@ -33,8 +34,12 @@ pub(super) struct Endpoint {
     transports: Arc<Transports>,
     auth: Authenticator,
     base: OnceCell<Url>,
-    /// Set once the registry has shown that it lacks the referrers API.
-    pub without_referrers: AtomicBool,
+    /// The registry has shown that it lacks the referrers API.
+    pub without_referrers: Lately,
+    /// It has kept somebody waiting for nothing.
+    hangs: Lately,
+    /// How long somebody waits until he calls it that.
+    patience: Duration,
     /// Held by whoever rewrites a fallback index.
     pub fallback: tokio::sync::Mutex<()>,
     /// Set once the registry has answered a Range request with the whole blob.
@@ -61,7 +66,9 @@ impl Endpoint {
                 config.answer_timeout,
             ),
             base: OnceCell::new(),
-            without_referrers: AtomicBool::new(false),
+            without_referrers: Lately::new(config.recall),
+            hangs: Lately::new(config.recall),
+            patience: config.answer_timeout.min(config.connect_timeout) / 4,
             fallback: tokio::sync::Mutex::default(),
             ignores_range: AtomicBool::new(false),
         }
@@ -75,7 +82,7 @@ impl Endpoint {
 
     /// A registry is reached by TLS. The exceptions are those the operator names, and loopback
     /// addresses, where nobody else listens: there, and with registries that are insecure
-    /// anyway, plain HTTP is used if TLS is not spoken.
+    /// anyway, plain HTTP is used if that is what is spoken.
     async fn find_base(&self) -> Result<Url, Fault> {
         if let Some(mirror) = &self.mirror {
             return Ok(mirror.clone());
@@ -86,25 +93,48 @@ impl Endpoint {
                 .map_err(|error| Fault::Protocol(format!("{host}: {error}")))
         };
         let may_be_plain = self.insecure || is_loopback(host);
-        if self.plain || may_be_plain && !self.speaks_tls(base("https")?).await? {
+        if self.plain || may_be_plain && self.is_plain(base("https")?, base("http")?).await? {
             return base("http");
         }
         base("https")
     }
 
-    /// Asked without a secret, and therefore of whoever answers: to read the CA store takes longer
-    /// than the question.
-    async fn speaks_tls(&self, url: Url) -> Result<bool, Fault> {
-        let client = self.transports.unverified_client_for(&url)?;
-        match timeout(TLS_PROBE, client.get(url).send()).await {
-            Ok(Ok(_)) => Ok(true),
-            Ok(Err(error)) => match Fault::of_request(error) {
-                Fault::Refused => Err(Fault::Refused),
-                // A certificate that is not accepted is TLS nevertheless.
-                fault => Ok(fault.is_from_tls()),
-            },
-            Err(_) => Ok(false),
+    /// Whether a registry that may do without TLS does. It has to show that: a lost network, or a
+    /// registry that is just starting, would otherwise take TLS away for good.
+    async fn is_plain(&self, tls: Url, plain: Url) -> Result<bool, Fault> {
+        let fault = match self.probe(tls).await {
+            Ok(_) => return Ok(false),
+            // A certificate that is not accepted is TLS nevertheless.
+            Err(fault) if fault.is_from_tls() => return Ok(false),
+            Err(Fault::NotTls(_)) => return Ok(true),
+            Err(Fault::Refused) => return Err(Fault::Refused),
+            // Some servers hang up on what they do not understand, or wait for more of it.
+            Err(fault) => fault,
+        };
+        match self.probe(plain.join("v2/").unwrap_or(plain)).await {
+            Ok(answer) if answer.url().scheme() == "https" => Ok(false),
+            // Those who speak TLS tell who does not by status 400.
+            Ok(answer) if answer.status() != StatusCode::BAD_REQUEST => Ok(true),
+            _ => Err(fault),
         }
+    }
+
+    /// Asks without a secret, and therefore whoever answers: to read the CA store takes longer
+    /// than the question.
+    async fn probe(&self, url: Url) -> Result<Response, Fault> {
+        let client = self.transports.unverified_client_for(&url)?;
+        let late = |_| Fault::Stalled { received: 0, seconds: PROBE.as_secs() };
+        timeout(PROBE, client.get(url).send()).await.map_err(late)?.map_err(Fault::of_request)
+    }
+
+    /// Whether the registry has kept somebody waiting for nothing, lately.
+    pub fn hangs(&self) -> bool {
+        self.hangs.holds()
+    }
+
+    /// Watches a request that is sent to this registry now.
+    pub fn watch(&self) -> Watch<'_> {
+        Watch { endpoint: self, since: Instant::now(), answered: false }
     }
 
     /// Sends `request`, with the pass for `access` where the registry wants one. A refusal is
@@ -129,7 +159,8 @@ impl Endpoint {
         if !self.is_own(response.url()) {
             return Err(refusal(response, shown.as_ref()).await);
         }
-        let pass = self.auth.answer(challenge, access, shown.as_ref()).await?;
+        let learned = Learned { challenge, by_tls: response.url().scheme() == "https" };
+        let pass = self.auth.answer(learned, access, shown.as_ref()).await?;
         pass.show(&mut again);
         let response = self.execute(again).await?;
         match response.status() {
@@ -181,6 +212,30 @@ impl Endpoint {
         if !self.ignores_range.swap(true, Ordering::Relaxed) {
             let registry = &self.host;
             tracing::warn!(registry, "ignores Range requests: whole blobs are transferred");
+        }
+    }
+}
+
+/// A request that is on its way. Dropped before the answer, be it by a deadline of the caller, it
+/// notes that the registry hangs, if it was waited for long enough.
+pub(super) struct Watch<'a> {
+    endpoint: &'a Endpoint,
+    since: Instant,
+    answered: bool,
+}
+
+impl Watch<'_> {
+    /// The registry answers.
+    pub fn answered(mut self) {
+        self.endpoint.hangs.forget();
+        self.answered = true;
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if !self.answered && self.since.elapsed() >= self.endpoint.patience {
+            self.endpoint.hangs.note();
         }
     }
 }

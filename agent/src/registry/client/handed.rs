@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
@@ -22,6 +22,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::host::file::{Lasting, replace};
 use crate::image::{Reference, ReferenceError};
 
 /// What podman says cannot be used. It is never shown.
@@ -83,7 +84,8 @@ pub fn keep(text: &[u8], path: &Path) -> Result<(), HandedError> {
             (_, None) => {}
         }
     }
-    replace(path, file.to_string().as_bytes()).map_err(failed)
+    let text = file.to_string();
+    replace(path, text.as_bytes(), 0o600, Lasting::ThisBoot).map_err(failed)
 }
 
 /// Makes the directory of `path` where it is missing, and keeps others who do the same from it.
@@ -96,13 +98,6 @@ fn lock_directory_of(path: &Path) -> io::Result<Flock<fs::File>> {
 
 fn directory_of(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new("/"))
-}
-
-/// The file gets mode 0600 from where it is made.
-fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    let mut file = tempfile::NamedTempFile::new_in(directory_of(path))?;
-    file.write_all(text)?;
-    file.persist(path).map(drop).map_err(|error| error.error)
 }
 
 #[cfg(test)]

@@ -1,7 +1,5 @@
 //! What a registry lists, page by page: tags, repositories, and what belongs to a manifest.
 
-use std::sync::atomic::Ordering;
-
 use http::header::ACCEPT;
 use http::{HeaderValue, Method, StatusCode};
 use reqwest::{Request, Url};
@@ -16,10 +14,16 @@ use super::endpoint::Endpoint;
 use super::error::{Fault, Message, RegistryError, Subject};
 use super::link;
 use super::response::{Limit, Reading, expect, read_all};
+use super::retry::before;
+use super::route::Way;
 
-/// Largest page, in bytes, and most pages: more is a registry that turns in circles.
-const MAX_PAGE: u64 = 16 << 20;
+/// Most pages of a list: more is a registry that turns in circles.
 const MAX_PAGES: usize = 10_000;
+/// Most pages of what belongs to one manifest, which somebody waits for.
+const MAX_REFERRER_PAGES: usize = 100;
+/// Most bytes of a page, and of all pages together.
+const MAX_PAGE: u64 = 16 << 20;
+const MAX_LIST: u64 = 64 << 20;
 
 #[derive(Deserialize)]
 struct TagList {
@@ -150,46 +154,65 @@ impl Client {
         artifact_type: Option<&str>,
     ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
         let about = Subject::Referrers(repository.clone(), *subject);
-        let mut places = self.places(repository, true).map_err(|fault| fault.of(&about))?;
-        let home = places.pop();
-        for mirror in places {
-            let listed = self.referrers_at(&mirror, &about, subject, artifact_type).await;
-            if let Ok(Some(listed)) = listed
-                && !listed.is_empty()
-            {
-                return Ok(Some(listed));
-            }
+        let way = self.way(repository, true).map_err(|fault| fault.of(&about))?;
+        let Way { mirrors, home, hanging } = way;
+        if let Some(listed) = self.mirrored_referrers(&mirrors, subject, artifact_type).await {
+            return Ok(Some(listed));
         }
-        match home {
-            Some(home) => self.referrers_at(&home, &about, subject, artifact_type).await,
-            None => Ok(None),
+        let ask = || self.referrers_at(&home, subject, artifact_type);
+        match self.retry(&about, ask).await {
+            Ok(listed) => Ok(listed),
+            Err(error) => {
+                let listed = self.mirrored_referrers(&hanging, subject, artifact_type).await;
+                listed.map(Some).ok_or(error)
+            }
         }
     }
 
-    /// What one place lists; one without the API is asked once.
+    /// What the first of `mirrors` lists that lists anything.
+    async fn mirrored_referrers(
+        &self,
+        mirrors: &[Repository],
+        subject: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Option<Vec<Descriptor>> {
+        for mirror in mirrors {
+            let endpoint = self.endpoint(mirror);
+            let watch = endpoint.watch();
+            let asked = self.referrers_at(mirror, subject, artifact_type);
+            let Some(Ok(listed)) = before(self.deadline, asked).await else { continue };
+            watch.answered();
+            if let Some(listed) = listed.filter(|listed| !listed.is_empty()) {
+                return Some(listed);
+            }
+        }
+        None
+    }
+
+    /// What one place lists; one without the API is asked once in a while.
     async fn referrers_at(
         &self,
         repository: &Repository,
-        about: &Subject,
         subject: &Digest,
         artifact_type: Option<&str>,
-    ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
+    ) -> Result<Option<Vec<Descriptor>>, Fault> {
         let endpoint = self.endpoint(repository);
-        if endpoint.without_referrers.load(Ordering::Relaxed) {
+        if endpoint.without_referrers.holds() {
             return Ok(None);
         }
-        let ask = || self.listed_referrers(&endpoint, repository, subject, artifact_type);
-        match self.retry(about, ask).await {
+        match self.listed_referrers(&endpoint, repository, subject, artifact_type).await {
             Ok(listed) => Ok(listed.map(|listed| of_type(listed, artifact_type))),
-            Err(RegistryError { fault: Fault::NotFound(Message(words)), .. }) => {
+            Err(Fault::NotFound(Message(words))) => {
                 // An error of the API would say what it does not know, such as the repository.
-                endpoint.without_referrers.store(words.is_empty(), Ordering::Relaxed);
+                if words.is_empty() {
+                    endpoint.without_referrers.note();
+                }
                 Ok(None)
             }
             // A front that knows older registries only guards what it does not know. Whoever may
             // not read the repository at all learns it from the fallback tag.
-            Err(RegistryError { fault: Fault::Unauthorized { .. }, .. }) => Ok(None),
-            Err(error) => Err(error),
+            Err(Fault::Unauthorized { .. }) => Ok(None),
+            Err(fault) => Err(fault),
         }
     }
 
@@ -206,6 +229,7 @@ impl Client {
         let path = format!("v2/{}/referrers/{subject}{filter}", repository.path());
         let access = Access::pull(repository);
         let mut pages = self.pages(endpoint, &access, &path, media_type::OCI_INDEX).await?;
+        pages.pages_left = MAX_REFERRER_PAGES;
         let mut referrers = Vec::new();
         loop {
             let Some(page) = pages.next().await? else { return Ok(Some(referrers)) };
@@ -260,7 +284,8 @@ struct Pages<'a> {
     accept: &'static str,
     reading: Reading,
     next: Option<Url>,
-    left: usize,
+    pages_left: usize,
+    bytes_left: u64,
 }
 
 impl Client {
@@ -272,16 +297,19 @@ impl Client {
         accept: &'static str,
     ) -> Result<Pages<'a>, Fault> {
         let (next, reading) = (Some(endpoint.url(path).await?), self.reading());
-        Ok(Pages { endpoint, access, accept, reading, next, left: MAX_PAGES })
+        let (pages_left, bytes_left) = (MAX_PAGES, MAX_LIST);
+        Ok(Pages { endpoint, access, accept, reading, next, pages_left, bytes_left })
     }
 }
 
 impl Pages<'_> {
     async fn next(&mut self) -> Result<Option<bytes::Bytes>, Fault> {
         let Some(url) = self.next.take() else { return Ok(None) };
-        self.left = self.left.checked_sub(1).ok_or_else(|| {
-            Fault::Protocol(format!("the list does not end within {MAX_PAGES} pages"))
-        })?;
+        let endless = || Fault::Protocol("the list does not end".to_owned());
+        self.pages_left = self.pages_left.checked_sub(1).ok_or_else(endless)?;
+        if self.bytes_left == 0 {
+            return Err(endless());
+        }
         let mut request = Request::new(Method::GET, url.clone());
         request.headers_mut().insert(ACCEPT, HeaderValue::from_static(self.accept));
         let response = self.endpoint.send(request, self.access).await?;
@@ -293,6 +321,9 @@ impl Pages<'_> {
             }
             self.next = Some(next);
         }
-        read_all(response, Limit::Most(MAX_PAGE), self.reading.clone()).await.map(Some)
+        let limit = Limit::Most(MAX_PAGE.min(self.bytes_left));
+        let page = read_all(response, limit, self.reading.clone()).await?;
+        self.bytes_left -= page.len() as u64;
+        Ok(Some(page))
     }
 }

@@ -2,7 +2,10 @@
 //! 2): where a repository really is, its mirrors, which registries are insecure or blocked, and
 //! what short names mean.
 //!
-//! Reading is apart from deciding: [`RegistriesConf::read`] merges files, the rest is a lookup.
+//! Reading (`file`) is apart from deciding: [`RegistriesConf::read`] merges files, the rest is a
+//! lookup.
+
+mod file;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -82,60 +85,6 @@ enum Pulls {
     TagOnly,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct File {
-    unqualified_search_registries: Option<Vec<String>>,
-    #[serde(default)]
-    registry: Vec<RegistryTable>,
-    #[serde(default)]
-    aliases: BTreeMap<String, String>,
-    /// The lists of version 1.
-    registries: Option<VersionOne>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct RegistryTable {
-    #[serde(default)]
-    prefix: String,
-    #[serde(default)]
-    location: String,
-    #[serde(default)]
-    insecure: bool,
-    #[serde(default)]
-    blocked: bool,
-    #[serde(default)]
-    mirror_by_digest_only: bool,
-    #[serde(default)]
-    mirror: Vec<MirrorTable>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct MirrorTable {
-    location: String,
-    #[serde(default)]
-    insecure: bool,
-    pull_from_mirror: Option<Pulls>,
-}
-
-#[derive(Deserialize)]
-struct VersionOne {
-    #[serde(default)]
-    search: List,
-    #[serde(default)]
-    insecure: List,
-    #[serde(default)]
-    block: List,
-}
-
-#[derive(Default, Deserialize)]
-struct List {
-    #[serde(default)]
-    registries: Vec<String>,
-}
-
 /// Where a repository is read from or written to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Routes {
@@ -173,43 +122,12 @@ impl RegistriesConf {
 
     /// Adds what the file says; whether it exists.
     fn merge(&mut self, path: &Path) -> Result<bool, RegistriesConfError> {
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(source) => {
-                return Err(RegistriesConfError::Read { path: path.to_owned(), source });
-            }
-        };
-        if text.starts_with(OWN_FILE) {
-            return Ok(true);
-        }
-        let malformed =
-            |line, reason| RegistriesConfError::Malformed { path: path.to_owned(), line, reason };
-        let file: File = toml_edit::de::from_str(&text).map_err(|error| {
-            let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-            malformed(line, error.message().to_owned())
-        })?;
-        self.search =
-            file.unqualified_search_registries.unwrap_or(std::mem::take(&mut self.search));
-        self.aliases.extend(file.aliases);
-        for table in file.registry {
-            let registry = table.registry().map_err(|reason| malformed(1, reason))?;
-            self.put(registry);
-        }
-        if let Some(old) = file.registries {
-            self.merge_version_one(old);
-        }
+        let Some(said) = file::read(path)? else { return Ok(false) };
+        self.search = said.search.unwrap_or(std::mem::take(&mut self.search));
+        self.search.extend(said.more_search);
+        self.aliases.extend(said.aliases);
+        said.registries.into_iter().for_each(|registry| self.put(registry));
         Ok(true)
-    }
-
-    fn merge_version_one(&mut self, old: VersionOne) {
-        self.search.extend(old.search.registries);
-        let insecure = old.insecure.registries.into_iter().map(|name| (name, true, false));
-        let blocked = old.block.registries.into_iter().map(|name| (name, false, true));
-        for (prefix, insecure, blocked) in insecure.chain(blocked) {
-            let place = Place { location: String::new(), insecure };
-            self.put(Registry { prefix, place, blocked, mirrors: Vec::new() });
-        }
     }
 
     fn put(&mut self, registry: Registry) {
@@ -286,36 +204,6 @@ impl RegistriesConf {
             [] => vec![typed.to_owned()],
             search => search.iter().map(|host| format!("{host}/{typed}")).collect(),
         }
-    }
-}
-
-impl RegistryTable {
-    fn registry(self) -> Result<Registry, String> {
-        let prefix = if self.prefix.is_empty() { self.location.clone() } else { self.prefix };
-        if prefix.is_empty() {
-            return Err("a [[registry]] has neither `prefix` nor `location`".to_owned());
-        }
-        for name in [&prefix, &self.location] {
-            check(name)?;
-        }
-        let place = Place { location: self.location, insecure: self.insecure };
-        let by_digest = self.mirror_by_digest_only;
-        let mirrors = self.mirror.into_iter().map(|table| {
-            check(&table.location)?;
-            let default = if by_digest { Pulls::DigestOnly } else { Pulls::All };
-            let pulls = table.pull_from_mirror.unwrap_or(default);
-            let place = Place { location: table.location, insecure: table.insecure };
-            Ok(Mirror { place, pulls })
-        });
-        let mirrors = mirrors.collect::<Result<_, String>>()?;
-        Ok(Registry { prefix, place, blocked: self.blocked, mirrors })
-    }
-}
-
-fn check(name: &str) -> Result<(), String> {
-    match name.contains("://") || name.ends_with('/') {
-        true => Err(format!("`{name}` is not HOST[:PORT][/PATH]: leave out scheme and last slash")),
-        false => Ok(()),
     }
 }
 

@@ -49,6 +49,8 @@ pub struct Reply {
     pub reset_after: Option<usize>,
     /// Sends byte by byte with such pauses.
     pub trickle: Option<Duration>,
+    /// Answers so much later.
+    pub late: Duration,
     /// Never answers.
     pub hangs: bool,
 }
@@ -187,6 +189,7 @@ async fn send(stream: &mut TcpStream, seen: &Seen, reply: Reply) -> Option<()> {
     if reply.hangs {
         sleep(Duration::from_secs(60)).await;
     }
+    sleep(reply.late).await;
     let length = reply.claimed.unwrap_or(reply.body.len());
     let mut head = format!("HTTP/1.1 {} X\r\nContent-Length: {length}\r\n", reply.status);
     for (name, value) in &reply.headers {

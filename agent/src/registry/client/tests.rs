@@ -2,3 +2,4 @@
 
 mod pushing;
 mod reading;
+mod recovery;

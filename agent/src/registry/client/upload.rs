@@ -1,4 +1,4 @@
-//! Pushing: blobs as streams that survive a cut, mounts across repositories, manifests.
+//! Pushing blobs: as streams that survive a cut, or as mounts across repositories.
 //!
 //! ```text
 //! POST  uploads/                  -> 202, Location      start_upload
@@ -17,12 +17,13 @@ use reqwest::{Body, Request, Response, Url};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
-use undermount_fs::digest::{Digest, WrongDigest};
+use undermount_fs::digest::Digest;
 
-use crate::image::{Reference, Repository};
+use crate::image::{Descriptor, Repository};
 
 use super::Client;
 use super::auth::Access;
+use super::copy::MemoryBlob;
 use super::endpoint::Endpoint;
 use super::error::{Fault, Message, RegistryError, Subject};
 use super::response::expect;
@@ -32,7 +33,7 @@ use super::retry::before;
 const QUEUE: usize = 4;
 /// How long a registry may take to store a blob that it has received: it may hash it again.
 const COMMIT: Duration = Duration::from_secs(300);
-const SUBJECT_HEADER: &str = "oci-subject";
+const OCTETS: &str = "application/octet-stream";
 
 /// The answer to a mount.
 #[derive(Debug)]
@@ -49,18 +50,11 @@ pub struct Upload {
     client: Client,
     endpoint: Arc<Endpoint>,
     repository: Repository,
+    /// What it was opened with. Bytes that stream cannot be sent again, so the pass that goes with
+    /// them is the one that the registry has just accepted.
+    access: Arc<Access>,
     url: Url,
     offset: u64,
-}
-
-/// Whether the registry lists a manifest that was put under its subject.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Listed {
-    /// It does.
-    ByRegistry,
-    /// It says nothing of a subject: the manifest has none, or the registry does not know
-    /// about them and the fallback tag is the client's to keep.
-    ByNobody,
 }
 
 impl Client {
@@ -75,7 +69,7 @@ impl Client {
             let access = Access::push(repository);
             let (response, asked) = self.post_upload(repository, "", &access).await?;
             let response = expect(response, &[StatusCode::ACCEPTED]).await?;
-            self.opened(repository, &asked, response.headers())
+            self.opened(repository, access, &asked, response.headers())
         });
         opened.await
     }
@@ -101,7 +95,10 @@ impl Client {
             let response = expect(response, &[StatusCode::CREATED, StatusCode::ACCEPTED]).await?;
             match response.status() {
                 StatusCode::CREATED => Ok(Mount::Mounted),
-                _ => self.opened(repository, &asked, response.headers()).map(Mount::Opened),
+                _ => {
+                    let opened = self.opened(repository, access, &asked, response.headers());
+                    opened.map(Mount::Opened)
+                }
             }
         })
         .await
@@ -124,14 +121,15 @@ impl Client {
     fn opened(
         &self,
         repository: &Repository,
+        access: Access,
         asked: &Url,
         headers: &HeaderMap,
     ) -> Result<Upload, Fault> {
         let endpoint = self.endpoint(repository);
         let url = location(&endpoint, asked, headers)?
             .ok_or_else(|| Fault::Protocol("an upload without a Location".into()))?;
-        let (client, repository) = (self.clone(), repository.clone());
-        Ok(Upload { client, endpoint, repository, url, offset: 0 })
+        let (client, repository, access) = (self.clone(), repository.clone(), Arc::new(access));
+        Ok(Upload { client, endpoint, repository, access, url, offset: 0 })
     }
 
     /// Pushes `bytes` as a blob of `repository`, whether it is there or not.
@@ -143,80 +141,9 @@ impl Client {
         repository: &Repository,
         bytes: &Bytes,
     ) -> Result<Digest, RegistryError> {
-        let digest = Digest::of(bytes);
-        let subject = Subject::Blob(repository.clone(), digest);
-        self.retry(&subject, || async {
-            let upload = self.start_upload(repository).await.map_err(|error| error.fault)?;
-            let mut request = upload.put_request(&digest, bytes.len() as u64);
-            *request.body_mut() = Some(Body::from(bytes.clone()));
-            let access = Access::push(&upload.repository);
-            let response = upload.endpoint.send(request, &access).await?;
-            expect(response, &[StatusCode::CREATED]).await.map(drop)
-        })
-        .await?;
-        Ok(digest)
-    }
-
-    /// Puts a manifest, byte by byte as it is, under the tag or digest of `reference`.
-    ///
-    /// # Errors
-    /// [`RegistryError`] where the registry refuses it (a blob may be missing), keeps other
-    /// bytes or cannot be reached.
-    pub async fn put_manifest(
-        &self,
-        reference: &Reference,
-        media_type: &str,
-        bytes: &Bytes,
-    ) -> Result<Listed, RegistryError> {
-        let subject = Subject::Manifest(reference.clone());
-        let digest = Digest::of(bytes);
-        let repository = &self.home(reference.repository(), &subject)?;
-        let endpoint = self.endpoint(repository);
-        let path = format!("v2/{}/manifests/{}", repository.path(), reference.identifier());
-        let kind = HeaderValue::from_str(media_type)
-            .map_err(|_| Fault::Protocol(format!("media type `{media_type}`")).of(&subject))?;
-        self.retry(&subject, || async {
-            let mut request = Request::new(Method::PUT, endpoint.url(&path).await?);
-            request.headers_mut().insert(CONTENT_TYPE, kind.clone());
-            *request.body_mut() = Some(Body::from(bytes.clone()));
-            let response = endpoint.send(request, &Access::push(repository)).await?;
-            let response = expect(response, &[StatusCode::CREATED]).await?;
-            check_stored(response.headers(), digest)?;
-            let listed = response.headers().contains_key(SUBJECT_HEADER);
-            Ok(if listed { Listed::ByRegistry } else { Listed::ByNobody })
-        })
-        .await
-    }
-
-    /// Deletes the manifest `digest` and all tags that name it.
-    ///
-    /// # Errors
-    /// [`RegistryError`] where it does not exist, or the registry does not delete.
-    pub async fn delete_manifest(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<(), RegistryError> {
-        let subject = Subject::Manifest(repository.at(*digest));
-        let repository = &self.home(repository, &subject)?;
-        let endpoint = self.endpoint(repository);
-        self.retry(&subject, || async {
-            let path = format!("v2/{}/manifests/{digest}", repository.path());
-            let request = Request::new(Method::DELETE, endpoint.url(&path).await?);
-            let response = endpoint.send(request, &Access::delete(repository)).await?;
-            expect(response, &[StatusCode::ACCEPTED, StatusCode::OK]).await.map(drop)
-        })
-        .await
-    }
-}
-
-/// The registry's own name for what it stored, where it says one we know.
-fn check_stored(headers: &HeaderMap, expected: Digest) -> Result<(), Fault> {
-    match super::manifests::digest_of(headers) {
-        Some(actual) if actual != expected => {
-            Err(Fault::WrongDigest(WrongDigest { expected, actual }))
-        }
-        _ => Ok(()),
+        let blob = Descriptor::of(OCTETS, bytes);
+        self.copy_blob(&blob, &MemoryBlob(bytes.clone()), repository, None, None).await?;
+        Ok(blob.digest)
     }
 }
 
@@ -245,22 +172,22 @@ impl Upload {
             Some((chunk, receiver))
         });
         *request.body_mut() = Some(Body::wrap_stream(chunks));
-        let (endpoint, access) = (Arc::clone(&self.endpoint), Access::push(&self.repository));
+        let (endpoint, access) = (Arc::clone(&self.endpoint), Arc::clone(&self.access));
         let sending = tokio::spawn(async move {
             let response = endpoint.send(request, &access).await?;
             expect(response, &[StatusCode::CREATED]).await.map(drop)
         });
         let subject = Subject::Blob(self.repository.clone(), *digest);
         let sending = Some(AbortOnDropHandle::new(sending));
-        UploadWriter { upload: self, subject, sender: Some(sender), sending }
+        UploadWriter { upload: self, size, subject, sender: Some(sender), sending }
     }
 
     fn put_request(&self, digest: &Digest, size: u64) -> Request {
         let mut url = self.url.clone();
         url.query_pairs_mut().append_pair("digest", &digest.to_string());
         let mut request = Request::new(Method::PUT, url);
-        set_length(&mut request, size - self.offset);
-        let octets = HeaderValue::from_static("application/octet-stream");
+        set_length(&mut request, size.saturating_sub(self.offset));
+        let octets = HeaderValue::from_static(OCTETS);
         request.headers_mut().insert(CONTENT_TYPE, octets);
         if self.offset > 0 && self.offset < size {
             let range = HeaderValue::from_str(&format!("{}-{}", self.offset, size - 1));
@@ -269,26 +196,31 @@ impl Upload {
         request
     }
 
-    /// Asks how many bytes have arrived, after a cut.
+    /// Asks how many bytes of the blob, which has `size`, have arrived, after a cut.
     ///
     /// # Errors
     /// [`RegistryError`] where the upload is gone (docker-registry 2.8 forgets those that were
-    /// cut) or the registry cannot be reached.
-    pub async fn refresh(&mut self) -> Result<u64, RegistryError> {
+    /// cut), holds more than the blob has, or the registry cannot be reached.
+    async fn refresh(&mut self, size: u64) -> Result<(), RegistryError> {
         let subject = Subject::Upload(self.repository.clone());
         let (endpoint, url) = (&self.endpoint, &self.url);
         let found = self.client.retry(&subject, || async {
             let request = Request::new(Method::GET, url.clone());
-            let response = endpoint.send(request, &Access::push(&self.repository)).await?;
+            let response = endpoint.send(request, &self.access).await?;
             let allowed = [StatusCode::NO_CONTENT, StatusCode::ACCEPTED, StatusCode::OK];
             let response = expect(response, &allowed).await?;
             let next = location(endpoint, url, response.headers())?;
-            Ok((received(response.headers())?, next))
+            let offset = received(response.headers())?;
+            if offset > size {
+                let words = format!("an upload has {offset} bytes of {size}");
+                return Err(Fault::Protocol(words));
+            }
+            Ok((offset, next))
         });
         let (offset, next) = found.await?;
         self.offset = offset;
         self.url = next.unwrap_or_else(|| self.url.clone());
-        Ok(offset)
+        Ok(())
     }
 
     /// Gives the upload up, so that the registry need not keep it.
@@ -298,8 +230,8 @@ impl Upload {
     pub async fn cancel(self) -> Result<(), RegistryError> {
         let subject = Subject::Upload(self.repository.clone());
         let request = Request::new(Method::DELETE, self.url.clone());
-        let access = Access::push(&self.repository);
-        let response = before(self.client.deadline, self.endpoint.send(request, &access)).await;
+        let sent = self.endpoint.send(request, &self.access);
+        let response = before(self.client.deadline, sent).await;
         let response = response.unwrap_or_else(|| Err(Fault::Deadline(Message::default())));
         let response = response.map_err(|fault| fault.of(&subject))?;
         let allowed = [StatusCode::NO_CONTENT, StatusCode::OK, StatusCode::ACCEPTED];
@@ -325,6 +257,8 @@ fn received(headers: &HeaderMap) -> Result<u64, Fault> {
 /// the connection, and the upload can be gone on with.
 pub struct UploadWriter {
     upload: Upload,
+    /// Bytes of the whole blob.
+    size: u64,
     subject: Subject,
     sender: Option<mpsc::Sender<Bytes>>,
     /// The request; gone once its outcome is known.
@@ -390,8 +324,9 @@ impl UploadWriter {
     /// # Errors
     /// [`RegistryError`] where the upload is gone or the registry cannot be reached.
     pub async fn recover(self) -> Result<Upload, RegistryError> {
+        let size = self.size;
         let mut upload = self.hang_up().await;
-        upload.refresh().await?;
+        upload.refresh(size).await?;
         Ok(upload)
     }
 

@@ -257,6 +257,7 @@ fn classify_receive(error: &ReceiveError) -> (StatusCode, &'static str) {
         ReceiveError::TooLong(_) => (StatusCode::BAD_REQUEST, "SIZE_INVALID"),
         ReceiveError::Broken(_) => (StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID"),
         ReceiveError::Stalled => (StatusCode::REQUEST_TIMEOUT, "BLOB_UPLOAD_INVALID"),
+        ReceiveError::Late(_) => (StatusCode::REQUEST_TIMEOUT, "MANIFEST_INVALID"),
         ReceiveError::Storage(_) => (StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN"),
     }
 }

@@ -30,7 +30,7 @@ use super::storage::{Storage, StorageError};
 use super::target::Reference;
 use crate::blocking::blocking;
 use crate::image::artifact::{self, ArtifactError, LayerBlobs, LayerEntry};
-use crate::image::manifest::Descriptor;
+use crate::image::manifest::{Descriptor, media_type};
 use attached::{Attached, lacks_artifact, put_artifact};
 
 pub use attached::artifacts;
@@ -75,8 +75,8 @@ pub struct Promise {
     layers: Vec<Digest>,
 }
 
-/// The work on one layer, shared by all who need it. An error is remembered until the registry
-/// is started again.
+/// The work on one layer, shared by all who need it. An error that is in the layer itself is
+/// remembered until the registry is started again.
 type Layer = OnceCell<Result<LayerEntry, Arc<IndexingError>>>;
 
 /// Why a layer or an image has no index.
@@ -124,6 +124,13 @@ pub enum IndexingError {
     /// The registry is shutting down.
     #[error("the registry is shutting down")]
     Stopped,
+}
+
+impl IndexingError {
+    /// Whether the layer itself is to blame, so that it fails each time.
+    fn is_lasting(&self) -> bool {
+        matches!(self, Self::Layer { .. } | Self::Damaged { .. })
+    }
 }
 
 impl Indexing {
@@ -174,6 +181,16 @@ impl Indexing {
                 let indexing = Arc::clone(self);
                 Some(Promise { indexing, image: image.clone(), subject, config, layers })
             }
+        }
+    }
+
+    /// Has a pack made of the image that the manifest `pushed` to `repository` belongs to, where
+    /// that is an index artifact: its maker may have left the pack to us, or taken one away.
+    pub fn pack_subject(&self, repository: &Repository, pushed: &Submitted) {
+        let is_index = pushed.artifact_type.as_deref() == Some(media_type::UNDERMOUNT_INDEX);
+        let subject = pushed.subject.clone().filter(|_| is_index);
+        if let (Some(packing), Some(digest)) = (&self.packing, subject) {
+            packing.schedule(Image { repository: repository.clone(), digest });
         }
     }
 
@@ -230,9 +247,12 @@ impl Indexing {
         );
         let entry = layer.get_or_init(|| async { self.build(digest).await.map_err(Arc::new) });
         let entry = entry.await.clone();
-        if entry.is_ok() {
-            // From now on the disk remembers it.
-            self.layers.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest);
+        // What was indexed is remembered by the disk; what failed in passing is tried again.
+        if !entry.as_ref().is_err_and(|error| error.is_lasting()) {
+            let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+            if layers.get(&digest).is_some_and(|known| Arc::ptr_eq(known, &layer)) {
+                layers.remove(&digest);
+            }
         }
         entry
     }
@@ -373,4 +393,31 @@ fn feed(indexer: &mut Indexer, mut file: File, stop: &CancellationToken) -> io::
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::storage::testing::fixture;
+    use super::*;
+
+    #[tokio::test]
+    async fn regression_a_layer_is_indexed_once_what_kept_it_from_that_has_passed() {
+        let fixture = fixture();
+        let storage = Arc::new(fixture.storage);
+        let (metrics, tasks) = (Arc::new(Metrics::default()), TaskTracker::new());
+        let indexing =
+            Indexing::new(storage.clone(), None, metrics, tasks, CancellationToken::new());
+        let empty_archive = [0; 1024];
+        let layer = Digest::of(&empty_archive);
+        let error = indexing.layer(layer).await.unwrap_err();
+        assert!(matches!(*error, IndexingError::Missing(_)), "{error}");
+        storage.put_blob(&layer.into(), &empty_archive).unwrap();
+        assert_eq!(indexing.layer(layer).await.unwrap().layer, layer);
+        // What is wrong with the layer itself is found out once.
+        let rubbish = [1; 1024];
+        let layer = Digest::of(&rubbish);
+        storage.put_blob(&layer.into(), &rubbish).unwrap();
+        let first = indexing.layer(layer).await.unwrap_err();
+        assert!(Arc::ptr_eq(&first, &indexing.layer(layer).await.unwrap_err()));
+    }
 }

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! An image without profiles gets a pack by those of its repository's image that was recorded last:
-//! a new build is ready for the nodes before any of them has started it.
+//! a new build is ready for the nodes before any of them has started it. A pack that somebody has
+//! built by hand stays, whatever nodes tell; once he takes it away, this makes one again.
 
 mod shelf;
 
@@ -28,7 +29,7 @@ use super::indexing::{Image, artifacts};
 use super::storage::{Referrer, Storage, StorageError, StoredManifest};
 use super::target::Reference;
 use crate::blocking::blocking;
-use crate::image::artifact::pack::{self, PackEntry, Purpose};
+use crate::image::artifact::pack::{self, Origin, PackEntry, Purpose};
 use crate::image::artifact::{self, ArtifactError, LayerEntry};
 use crate::image::manifest::{Descriptor, Document};
 use crate::profile::{
@@ -79,6 +80,8 @@ pub struct Packing {
 /// An index artifact as it is stored.
 struct Found {
     digest: ContentDigest,
+    /// All that the image has: as a rule this one alone.
+    listed: Vec<ContentDigest>,
     manifest: Bytes,
     layers: Vec<LayerEntry>,
     subject: Digest,
@@ -201,29 +204,42 @@ fn profiles(storage: &Storage, image: &Image) -> Profiles {
     Profiles::new(storage.profiles_dir(&image.repository))
 }
 
-/// The records that fit an image, and its index artifact; `None` where either is missing.
+/// The records that fit an image, and its index artifact; `None` where either is missing, or where
+/// somebody has chosen a pack.
 fn basis(
     storage: &Storage,
     image: &Image,
 ) -> Result<Option<(Vec<StartRecord>, Found)>, MakingError> {
     let Some(subject) = image.digest.sha256() else { return Ok(None) };
     let records = fitting(profiles(storage, image).dated(|_| true)?, &subject);
-    let artifact = artifacts(storage, image)?.into_iter().next();
-    let (false, Some(digest)) = (records.is_empty(), artifact) else { return Ok(None) };
-    let reference = Reference::Digest(digest.clone());
-    let Some(manifest) = storage.manifest(&image.repository, &reference)? else {
+    let is_here = storage.manifest_size(&image.repository, &image.digest)?.is_some();
+    if records.is_empty() || !is_here {
         return Ok(None);
-    };
-    let manifest = Bytes::from(manifest.bytes);
+    }
+    let listed = artifacts(storage, image)?;
+    let mut manifests = Vec::new();
+    for digest in &listed {
+        let reference = Reference::Digest(digest.clone());
+        let Some(manifest) = storage.manifest(&image.repository, &reference)? else { continue };
+        manifests.push((digest.clone(), Bytes::from(manifest.bytes)));
+    }
+    let is_chosen = |pack: PackEntry| !pack.origin.is_automatic();
+    if manifests.iter().any(|(_, manifest)| start_packs(manifest).any(is_chosen)) {
+        return Ok(None);
+    }
+    let Some((digest, manifest)) = manifests.into_iter().next() else { return Ok(None) };
     let layers = artifact::parse(&manifest, &subject)?;
-    Ok(Some((records, Found { digest, manifest, layers, subject })))
+    Ok(Some((records, Found { digest, listed, manifest, layers, subject })))
+}
+
+/// The start-up packs of an artifact: at most one, if the programs that pushed it are ours.
+fn start_packs(manifest: &[u8]) -> impl Iterator<Item = PackEntry> {
+    pack::packs(manifest).into_iter().filter(|pack| pack.purpose == Purpose::Start)
 }
 
 /// Whether the start-up pack of an artifact holds about what `profile` names.
 fn is_alike(shelf: &Shelf, manifest: &[u8], profile: &Profile) -> Result<bool, MakingError> {
-    let packs = pack::packs(manifest);
-    let fits = |entry: &&PackEntry| entry.purpose == Purpose::Start && entry.head_size <= HEAD_MAX;
-    let Some(entry) = packs.iter().find(fits) else {
+    let Some(entry) = start_packs(manifest).find(|pack| pack.head_size <= HEAD_MAX) else {
         return Ok(false);
     };
     let Some(head) = shelf.read(&entry.blob, 0..entry.head_size)? else {
@@ -244,16 +260,17 @@ fn attach(
     found: &Found,
     packed: Packed,
 ) -> Result<(), MakingError> {
-    let entry = PackEntry::of(Purpose::Start, &packed);
+    let entry = PackEntry::of(Purpose::Start, Origin::Registry, &packed);
     storage.put_blob(&entry.blob.into(), &Backing::load(packed.file).map_err(PackError::from)?)?;
-    let (descriptor, manifest) = pack::with_pack(&found.manifest, &found.subject, entry)?;
+    let (descriptor, manifest) =
+        pack::with_pack(&found.manifest, &found.subject, entry, Vec::new())?;
     let document = Document::parse(&manifest, None).and_then(Document::into_manifest);
     let document = document.map_err(ArtifactError::from)?;
     let named = document.layers.iter().chain([&document.config]);
     let blobs: Vec<ContentDigest> = named.map(|blob| blob.digest.into()).collect();
     let change = storage.change(&image.repository);
     // Who pushed another artifact meanwhile knows better.
-    if artifacts(storage, image)?.first() != Some(&found.digest) {
+    if artifacts(storage, image)? != found.listed {
         return Err(MakingError::Gone);
     }
     for blob in &blobs {
@@ -280,8 +297,56 @@ fn json(descriptor: &Descriptor) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::storage::testing::fixture;
+    use super::super::storage::testing::{Fixture, fixture};
     use super::*;
+    use crate::image::artifact::{Artifact, LayerBlobs};
+    use crate::image::media_type;
+
+    /// An image with an index artifact and a start-up pack, and a profile of it.
+    fn packed(fixture: &Fixture, origin: Origin) -> Image {
+        let Fixture { storage, repository, .. } = fixture;
+        let bytes = b"image".to_vec();
+        let subject = Descriptor::of(media_type::OCI_MANIFEST, &bytes);
+        let layer = LayerBlobs { layer: Digest::of(b"l"), tree: "t".into(), spans: "s".into() };
+        let artifact = Artifact::build(&subject, &[layer]).unwrap();
+        let (blob, head) = (Digest::of(b"pack"), Digest::of(b"head"));
+        let pack = PackEntry { purpose: Purpose::Start, origin, blob, size: 9, head, head_size: 4 };
+        let (named, manifest) =
+            pack::with_pack(&artifact.manifest, &artifact.subject, pack, vec![]).unwrap();
+        let stored = |named: &Descriptor, bytes: Vec<u8>| {
+            let media_type = named.media_type.clone();
+            StoredManifest { digest: named.digest.into(), media_type, bytes }
+        };
+        let image = Image { repository: repository.clone(), digest: subject.digest.into() };
+        let change = storage.change(repository);
+        change.put_manifest(&stored(&subject, bytes), &[], None, &[]).unwrap();
+        let referrer = Referrer { subject: image.digest.clone(), descriptor: json(&named) };
+        let manifest = stored(&named, manifest.to_vec());
+        change.put_manifest(&manifest, &[], Some(&referrer), &[]).unwrap();
+        let record = StartRecord::new("r/a/b".to_owned(), subject.digest, "service".to_owned());
+        profiles(storage, &image).add(record).unwrap();
+        image
+    }
+
+    #[test]
+    fn a_pack_that_somebody_chose_stays() {
+        for (origin, is_replaced) in
+            [(Origin::ByHand, false), (Origin::Registry, true), (Origin::Prepare, true)]
+        {
+            let fixture = fixture();
+            let image = packed(&fixture, origin);
+            let found = basis(&fixture.storage, &image).unwrap();
+            assert_eq!(found.is_some(), is_replaced, "{origin:?}");
+        }
+    }
+
+    #[test]
+    fn no_pack_is_made_of_an_image_that_is_gone() {
+        let fixture = fixture();
+        let image = packed(&fixture, Origin::Registry);
+        fixture.storage.change(&image.repository).delete_manifest(&image.digest, None).unwrap();
+        assert!(basis(&fixture.storage, &image).unwrap().is_none());
+    }
 
     #[tokio::test]
     async fn who_waits_too_long_for_his_turn_is_told_so() {

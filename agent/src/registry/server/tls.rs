@@ -14,6 +14,8 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio_rustls::TlsAcceptor;
 
+use crate::host;
+
 /// Where the certificate is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
@@ -113,13 +115,16 @@ impl Current {
             let path = path.to_owned();
             move |source| TlsError::Read { path, source }
         };
-        let chain = CertificateDer::pem_file_iter(&files.certificate)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        let bytes = |path| host::file::read(path).map_err(pem::Error::Io);
+        let chain = bytes(&files.certificate)
+            .and_then(|pem| CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>())
             .map_err(read(&files.certificate))?;
         if chain.is_empty() {
             return Err(TlsError::NoCertificate(files.certificate.clone()));
         }
-        let key = PrivateKeyDer::from_pem_file(&files.key).map_err(read(&files.key))?;
+        let key = bytes(&files.key)
+            .and_then(|pem| PrivateKeyDer::from_pem_slice(&pem))
+            .map_err(read(&files.key))?;
         let key = CertifiedKey::from_der(chain, key, &default_provider())
             .map_err(|source| TlsError::Pair { files: files.clone(), source })?;
         Ok(Self { key: Arc::new(key), modified })

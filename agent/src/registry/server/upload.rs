@@ -65,6 +65,9 @@ pub enum ReceiveError {
     /// Nothing came for a minute.
     #[error("nothing was sent for {} s", STALL.as_secs())]
     Stalled,
+    /// All of it should have been there earlier.
+    #[error("the body took longer than {0} s")]
+    Late(u64),
     /// The storage failed.
     #[error(transparent)]
     Storage(#[from] StorageError),

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::super::awaited::Unit;
-use super::super::extract::{ExtractError, keep, verified};
+use super::super::behind::{Behind, Load};
+use super::super::extract::{ExtractError, keep_chunk, verified};
 use super::super::{Content, Layer};
 use super::Unpacked;
 use crate::digest::Digest;
 use crate::index::IndexError;
-use crate::object::{Object, Store};
+use crate::object::{Holding, Store};
 use crate::pack::{Frame, PackedUnit, Table, UnitName};
 
 /// A unit of a frame, with what the layer's index says of it; `None` where it says nothing.
@@ -47,13 +48,18 @@ impl Wanted {
 #[derive(Default)]
 pub struct Came {
     pub outcome: Unpacked,
-    /// What the store has not yet.
-    pub objects: Vec<Object>,
+    /// What the disk has not yet.
+    pub load: Load,
 }
 
 /// Verifies the `contents` of a frame and holds them. Chunks of large files are also written.
-pub fn take(store: &Store, units: Vec<Known>, contents: Vec<Bytes>) -> Result<Came, ExtractError> {
+pub fn take(
+    behind: &Behind,
+    units: Vec<Known>,
+    contents: Vec<Bytes>,
+) -> Result<Came, ExtractError> {
     let mut came = Came::default();
+    let mut objects = Vec::new();
     for (known, bytes) in units.into_iter().zip(contents) {
         let Some((content, unit)) = known else {
             came.outcome.foreign += 1;
@@ -62,12 +68,12 @@ pub fn take(store: &Store, units: Vec<Known>, contents: Vec<Bytes>) -> Result<Ca
         came.outcome.units += 1;
         came.outcome.bytes += bytes.len() as u64;
         if content.is_large() {
-            keep(store, &content, unit, bytes)?;
+            keep_chunk(behind.store(), &content, unit, bytes)?;
         } else {
-            came.objects.push(verified(&content, bytes)?);
+            objects.push(verified(&content, bytes)?);
         }
     }
-    store.hold(&came.objects);
+    came.load = behind.hold(Holding::Pack, objects);
     Ok(came)
 }
 

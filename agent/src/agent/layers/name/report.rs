@@ -9,8 +9,10 @@ use super::super::plan::{Refusal, place_of, plan};
 use super::super::{Inner, offer};
 use super::{Known, Name, State};
 use crate::agent::completion::Completion;
-use crate::agent::images::Ready;
+use crate::agent::images::{Indexed, Ready};
+use crate::blocking::blocking;
 use crate::control::{Explanation, LayerFate, StoreImage};
+use crate::image::Descriptor;
 
 /// Who wants to know how far things are gets what was so a moment ago, where that takes longer.
 const STATUS_WITHIN: Duration = Duration::from_millis(500);
@@ -59,33 +61,40 @@ impl Name {
             };
             (described, ready)
         };
-        state.images.iter().map(describe).collect()
+        state.images.iter().filter(|known| !known.is_bare).map(describe).collect()
     }
 
-    /// Which way each layer of the image takes that the name means now, and why.
+    /// Which way each layer of the image takes that the name means now, and why. Nobody who wants
+    /// a layer waits for this.
     pub async fn explain(&self, shelf: &Inner) -> Result<Explanation, Refusal> {
-        let mut state = self.state.lock().await;
-        self.load(shelf, &mut state).await;
-        let image = shelf.images.resolve(&self.reference).await;
-        let image = image.map_err(|error| Refusal::unresolved(&error))?;
-        let known = state.images.iter().find(|known| known.image.image.digest == image.digest);
-        let image = match known {
-            Some(known) => known.image.clone(),
-            None => Arc::new(shelf.images.indexed(image).await),
+        let (known, others) = {
+            let mut state = self.state.lock().await;
+            self.load(shelf, &mut state).await;
+            let indexed = state.images.iter().filter(|known| !known.is_bare);
+            let known: Vec<_> = indexed.map(|known| known.image.clone()).collect();
+            (known, state.others())
         };
-        let others = state.others();
-        let layers = image.image.manifest.layers.iter().zip(0..).map(|(layer, place)| {
-            let plan = plan(&image, place, &layer.digest, others.as_deref());
-            let (lazy, reason) = match plan {
-                Ok(plan) => (true, offer::way(&plan).to_owned()),
-                Err(refusal) => (false, refusal.in_words()),
-            };
-            LayerFate { layer: layer.digest, lazy, reason }
-        });
-        Ok(Explanation {
-            reference: self.reference.to_string(),
-            manifest: image.image.digest,
-            layers: layers.collect(),
-        })
+        let images = &shelf.images;
+        let image = images.resolve(&self.reference).await;
+        let image = image.map_err(|error| Refusal::unresolved(&error))?;
+        let image = match known.into_iter().find(|known| known.image.digest == image.digest) {
+            Some(known) => images.indexed_again(&known).await.map_or(known, Arc::new),
+            None => Arc::new(images.indexed(image).await),
+        };
+        let (reference, manifest) = (self.reference.to_string(), image.image.digest);
+        let layers = blocking(move || fates(&image, others.as_deref())).await;
+        Ok(Explanation { reference, manifest, layers })
     }
+}
+
+/// Which way each layer of `image` takes; of `others` see [`plan`].
+fn fates(image: &Indexed, others: Option<&[Arc<Indexed>]>) -> Vec<LayerFate> {
+    let fate = |(layer, place): (&Descriptor, usize)| {
+        let (lazy, reason) = match plan(image, place, &layer.digest, others) {
+            Ok(plan) => (true, offer::way(&plan).to_owned()),
+            Err(refusal) => (false, refusal.in_words()),
+        };
+        LayerFate { layer: layer.digest, lazy, reason }
+    };
+    image.image.manifest.layers.iter().zip(0..).map(fate).collect()
 }

@@ -28,6 +28,11 @@ impl DirectoryStore {
         Self { root: root.to_owned(), whole: Whole::default(), names: Mutex::default() }
     }
 
+    /// The directory.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
     pub(super) fn key(&self) -> String {
         format!("oci:{}", self.root.display())
     }

@@ -31,6 +31,11 @@ impl TreeStore {
         &self.tree
     }
 
+    /// The directory.
+    pub(super) fn root(&self) -> &Path {
+        self.tree.root()
+    }
+
     pub(super) fn key(&self) -> String {
         self.key.clone()
     }

@@ -1,16 +1,18 @@
 //! Uploads, mounts and attached artifacts.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
+use serde_json::json;
 use undermount_fs::digest::Digest;
 
 use crate::image::artifact::{Artifact, LayerBlobs};
 use crate::image::{Descriptor, media_type, referrers};
 
 use super::super::testing::{Reply, Seen, Server, client};
-use super::super::{Listed, Mount, RemoteBlob};
+use super::super::{Listed, MemoryBlob, Mount, RemoteBlob};
 
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
@@ -245,4 +247,62 @@ async fn a_fallback_index_that_another_writer_undoes_is_written_again() {
             format!("PUT {fallback}"),
         ]
     );
+}
+
+#[tokio::test]
+async fn regression_sending_a_blob_may_take_longer_than_an_answer() {
+    let server = Server::start(|seen| match seen.method.as_str() {
+        "POST" => accepted(),
+        _ => Reply { late: Duration::from_secs(1), ..Reply::new(201, "") },
+    })
+    .await;
+    let client = client(|config| config.answer_timeout = Duration::from_millis(300));
+    client.push_blob(&server.repository(), &blob()).await.unwrap();
+    assert_eq!(server.seen().len(), 2);
+}
+
+#[tokio::test]
+async fn regression_an_upload_that_has_more_than_the_blob_is_begun_anew() {
+    let server = copier(Reply::new(503, ""), "0-1000000").await;
+    let (outcome, heard) = copied(&server).await;
+    assert_eq!(outcome, Ok(()));
+    assert_eq!(heard, blob());
+    let seen = server.seen();
+    let puts: Vec<_> = seen.iter().filter(|seen| seen.method == "PUT").collect();
+    assert_eq!(puts.len(), 2);
+    assert_eq!(puts[1].body, blob());
+}
+
+/// A registry whose tokens are good for one `generation`. It takes uploads and mounts nothing.
+async fn forgetful(generation: Arc<AtomicUsize>) -> Server {
+    Server::start(move |seen| {
+        let token = format!("t{}", generation.load(Ordering::SeqCst));
+        if seen.path.starts_with("/token") {
+            return Reply::new(200, json!({ "token": token }).to_string());
+        }
+        if seen.header("authorization") != format!("Bearer {token}") {
+            let realm = format!("Bearer realm=\"http://{}/token\"", seen.header("host"));
+            return Reply::new(401, "").header("WWW-Authenticate", realm);
+        }
+        match seen.method.as_str() {
+            "POST" => accepted(),
+            _ => Reply::new(201, ""),
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn regression_a_blob_that_is_not_mounted_is_sent_with_the_pass_of_the_mount() {
+    let generation = Arc::new(AtomicUsize::new(1));
+    let server = forgetful(Arc::clone(&generation)).await;
+    let (client, repository) = (client(|_| ()), server.repository());
+    client.push_blob(&repository, &blob()).await.unwrap();
+    generation.store(2, Ordering::SeqCst);
+    let from = format!("{}/c/d", server.host).parse().unwrap();
+    let descriptor = Descriptor::of(LAYER, &blob());
+    let mounted = client.mount(&repository, &descriptor.digest, &from).await.unwrap();
+    let Mount::Opened(upload) = mounted else { panic!("nothing is mounted here") };
+    let source = MemoryBlob(blob());
+    client.copy_blob(&descriptor, &source, &repository, Some(upload), None).await.unwrap();
 }

@@ -174,10 +174,11 @@ async fn a_trickle_is_noticed_and_the_rest_asked_for_again() {
 async fn a_registry_that_never_answers_ends_at_the_deadline() {
     let server = Server::start(|_| Reply { hangs: true, ..Reply::default() }).await;
     let begin = Instant::now();
-    let client = client(|config| config.answer_timeout = Duration::from_millis(500));
-    let client = client.until(Instant::now() + Duration::from_millis(700));
+    let client = client(|config| config.answer_timeout = Duration::from_secs(2));
+    // The first try ends in time, also on a busy machine, and the second one does not.
+    let client = client.until(Instant::now() + Duration::from_secs(4));
     let error = client.blob_range(&server.repository(), &Digest::of(b""), 0..9).await.unwrap_err();
-    assert!(begin.elapsed() < Duration::from_secs(5));
+    assert!(begin.elapsed() < Duration::from_secs(30));
     assert!(error.to_string().contains("not done in time: stalled: 0 bytes"), "{error}");
 }
 
@@ -200,9 +201,10 @@ async fn busy_registries_are_waited_for() {
 
 #[tokio::test]
 async fn an_unreachable_registry_is_named() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let host = listener.local_addr().unwrap().to_string();
-    drop(listener);
+    // Nobody else gets the port, and nobody listens.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let host = socket.local_addr().unwrap().to_string();
     for plain_http in [PlainHttp::Always, PlainHttp::Never] {
         let client = client(|config| config.plain_http = plain_http.clone());
         let reference: Reference = format!("{host}/a/b:t").parse().unwrap();

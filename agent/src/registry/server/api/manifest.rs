@@ -1,6 +1,7 @@
 //! Manifests: served and stored byte by byte as they came.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
@@ -25,6 +26,8 @@ use crate::image::reference::Tag;
 
 /// The largest manifest that is stored (distribution-spec, "Pushing Manifests": at least 4 MB).
 const MAX_MANIFEST: usize = 4 << 20;
+/// How long a manifest may take to come in: a fraction of a second as a rule.
+const BODY: Duration = Duration::from_secs(60);
 /// So many tags can be given by parameter.
 const MAX_TAGS: usize = 100;
 const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
@@ -67,7 +70,7 @@ impl Registry {
         body: Body,
     ) -> Answer {
         let tags = tags(&reference, &Parameters::of(&head.uri)?)?;
-        let bytes = collect(body).await?;
+        let bytes = within(BODY, collect(body)).await?;
         let submitted = Submitted::parse(&bytes, text(&head.headers, header::CONTENT_TYPE))?;
         let digest = digest_of(&reference, &bytes)?;
         let image = Image { repository: repository.clone(), digest: digest.clone() };
@@ -113,6 +116,7 @@ async fn store(push: Push, storage: Arc<Storage>, indexing: Arc<Indexing>) -> An
     if let Some(promise) = promise {
         promise.keep();
     }
+    indexing.pack_subject(&push.repository, &push.submitted);
     Ok(push.created())
 }
 
@@ -205,6 +209,15 @@ fn content(bytes: Vec<u8>, media_type: &str, method: &Method) -> Response {
     response
 }
 
+/// What `body` collects, unless that takes longer than `longest`.
+async fn within(
+    longest: Duration,
+    body: impl Future<Output = Result<Bytes, ApiError>>,
+) -> Result<Bytes, ApiError> {
+    let late = |_| ReceiveError::Late(longest.as_secs());
+    tokio::time::timeout(longest, body).await.map_err(late)?
+}
+
 /// Reads the body, as far as a manifest may reach.
 async fn collect(body: Body) -> Result<Bytes, ApiError> {
     let mut stream = body.into_data_stream();
@@ -256,4 +269,19 @@ fn words(reference: &Reference) -> String {
 
 fn unknown(repository: Repository, reference: &Reference) -> ApiError {
     ApiError::ManifestUnknown { repository, reference: words(reference) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn regression_a_manifest_that_does_not_come_is_not_waited_for_without_end() {
+        let first = futures_util::stream::iter([Ok::<_, std::io::Error>(Bytes::from("{"))]);
+        let body = Body::from_stream(first.chain(futures_util::stream::pending()));
+        let taking = within(Duration::from_millis(10), collect(body));
+        let patience = Duration::from_secs(30);
+        let outcome = tokio::time::timeout(patience, taking).await.expect("it ends by itself");
+        assert!(matches!(outcome, Err(ApiError::Receive(ReceiveError::Late(_)))));
+    }
 }

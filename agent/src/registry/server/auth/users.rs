@@ -12,6 +12,7 @@ use undermount_fs::digest::{Digest, Hasher};
 
 use super::super::random::hex;
 use crate::blocking::blocking;
+use crate::host;
 use crate::registry::Secret;
 
 /// A password that was right need not be hashed again for this time.
@@ -148,7 +149,7 @@ impl Known {
     fn read(path: &Path) -> Result<Self, UsersError> {
         // Asked before, so that a change in between is seen the next time.
         let modified = modified(path);
-        let text = fs::read_to_string(path)
+        let text = host::file::read_text(path)
             .map_err(|source| UsersError::Read { path: path.to_owned(), source })?;
         let error = |line, reason| UsersError::Line { path: path.to_owned(), line, reason };
         let mut hashes = HashMap::new();

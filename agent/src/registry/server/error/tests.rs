@@ -101,6 +101,12 @@ fn refusals() -> Vec<(ApiError, u16, &'static str, String)> {
             text("nothing was sent for 60 s"),
         ),
         (
+            ReceiveError::Late(60).into(),
+            408,
+            "MANIFEST_INVALID",
+            text("the body took longer than 60 s"),
+        ),
+        (
             wrong(),
             400,
             "DIGEST_INVALID",

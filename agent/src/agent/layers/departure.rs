@@ -1,0 +1,124 @@
+//! The departure of what podman has removed: layers are dropped with their place in the runtime
+//! directory and in the cache, names are forgotten until somebody asks for them.
+//!
+//! The kernel is told that a layer is gone when somebody visits its path: it asks for the names of
+//! layers each time. It drops then what it has cached below and nobody uses.
+//!
+//! The visit is paid by a process of its own, as with [`readahead`]: it waits for answers of this
+//! one, and a thread that does so cannot be killed.
+//!
+//! [`readahead`]: crate::agent::readahead
+
+use std::io;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tokio::process::Command;
+use tokio::time::{Instant, sleep, timeout};
+use undermount_fs::digest::Digest;
+
+use super::{Inner, LayerShelf};
+use crate::agent::readahead::PROGRAM;
+use crate::blocking::blocking;
+
+/// How often somebody looks for what podman has removed.
+const EVERY: Duration = Duration::from_secs(60);
+
+/// The command that visits paths; its arguments are the paths.
+const COMMAND: &str = "visit";
+
+/// How long the visits of one look may take.
+const VISITS: Duration = Duration::from_secs(30);
+
+/// Views of one visit: there is a limit to the arguments of a process.
+const VIEWS_MAX: usize = 256;
+
+/// How long the kernel may take to tell what it has forgotten; the rest is dropped at the next
+/// look.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(20);
+
+impl LayerShelf {
+    /// Lets go of what podman has removed, again and again. Never ends.
+    pub async fn let_go_forever(self) {
+        loop {
+            sleep(EVERY).await;
+            self.let_go().await;
+        }
+    }
+
+    /// Lets go of the layers and names that podman does not use, and nobody has asked for since the
+    /// last look.
+    pub async fn let_go(&self) {
+        let _turn = self.0.departure.lock().await;
+        self.forget_names();
+        if let Err(error) = self.0.let_layers_go().await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "layers that podman has removed stay for now");
+        }
+    }
+
+    fn forget_names(&self) {
+        let mut names = self.0.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.retain(|_, name| Arc::strong_count(name) > 1 || !name.let_go());
+    }
+}
+
+impl Inner {
+    async fn let_layers_go(self: &Arc<Self>) -> io::Result<()> {
+        let shelf = self.clone();
+        let look = move || Ok::<_, io::Error>(shelf.shown.look(&shelf.records.used_layers()?));
+        let due = blocking(look).await?;
+        let visited = self.visit(&due).await;
+        self.shown.hide(&due);
+        visited?;
+        self.visit(&due).await?;
+        let end = Instant::now() + if due.is_empty() { Duration::ZERO } else { TOLD_WITHIN };
+        while self.shown.census().leaving > 0 {
+            let shelf = self.clone();
+            let dropped = blocking(move || shelf.shown.drop_forgotten()).await;
+            let dropped = dropped.map_err(io::Error::other)?;
+            if dropped > 0 {
+                tracing::info!(dropped, "layers that podman has removed are gone");
+            }
+            if Instant::now() >= end {
+                break;
+            }
+            sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+
+    /// Has the kernel ask for the views `names`.
+    async fn visit(&self, names: &[Digest]) -> io::Result<()> {
+        for names in names.chunks(VIEWS_MAX) {
+            let paths: Vec<PathBuf> =
+                names.iter().flat_map(|name| self.shown.paths(name)).collect();
+            visit(&paths).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Has another process look at `paths`.
+async fn visit(paths: &[PathBuf]) -> io::Result<()> {
+    let mut command = Command::new(PROGRAM);
+    command.arg0("undermount").arg(COMMAND).args(paths);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
+    let mut process = command.spawn()?;
+    let status = timeout(VISITS, process.wait()).await.map_err(io::Error::other)??;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("a visitor ended: {status}")))
+    }
+}
+
+/// Looks at `paths`, which need not be there. Whether they are is the kernel's to find out.
+pub fn look_at(paths: &[PathBuf]) {
+    for path in paths {
+        let _ = std::fs::symlink_metadata(path);
+    }
+}

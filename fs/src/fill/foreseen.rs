@@ -1,0 +1,273 @@
+//! What a start is going to read, fetched span by span before it asks.
+//!
+//! ```text
+//! profile -> units that are missing here -> groups: as many spans as arrive in a moment
+//!   group after group, the next one on its way while one is decoded, of each layer in it:
+//!     runs of spans -> their turns -> is it still missing? -> fetch, decode, keep
+//! ```
+//!
+//! This is for images without a start-up pack: what a pack holds in the order of the start lies
+//! scattered over the layers here, and neighbours in the tar come along as they do with a miss. A
+//! group is no larger than what is fetched ahead of one who reads in order, so that a read which
+//! nobody foresaw waits no longer. Who misses what is on its way waits for it; what lies further ahead
+//! he fetches himself, and is not kept waiting by those who only foresee.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use futures_util::future::try_join_all;
+use futures_util::stream::{StreamExt as _, iter, unfold};
+
+use super::ahead::{along, group};
+use super::pack::content;
+use super::plan::{SpanRun, plan};
+use super::run::TakenRun;
+use super::{FillError, Filler, Layer, blocking};
+use crate::digest::Digest;
+use crate::index::SpanTable;
+use crate::object::Store;
+use crate::pack::{Profile, UnitName};
+use crate::source::Priority;
+
+/// Groups that are on their way at the same time: one arrives while one is decoded.
+const GROUPS: usize = 2;
+/// Span tables that are fetched side by side: each takes a round trip.
+const TABLES: usize = 8;
+
+/// What was fetched because a start was going to read it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Foreseen {
+    /// Units that were missing.
+    pub units: u64,
+    /// Bytes of layers that were fetched.
+    pub fetched: u64,
+}
+
+/// How the units of a layer come.
+#[derive(Clone)]
+struct Course {
+    layer: Arc<Layer>,
+    /// Where its spans are; `None` where it comes whole, as small layers do.
+    table: Option<Arc<SpanTable>>,
+}
+
+/// Units of one layer that come together.
+struct Part {
+    course: Course,
+    units: Vec<UnitName>,
+    spans: BTreeSet<usize>,
+}
+
+/// Units that come together.
+#[derive(Default)]
+struct Group {
+    parts: HashMap<Digest, Part>,
+    /// Bytes of the layers that they take.
+    bytes: u64,
+    /// Units of the profile that were looked at.
+    seen: usize,
+}
+
+impl Filler {
+    /// Brings in the units of `profile` that files of `layers` have and that are missing here, in
+    /// its order, until about `most` bytes of the layers were fetched.
+    ///
+    /// # Errors
+    /// [`FillError`] where something cannot be had; what came before stays.
+    pub async fn fetch_foreseen(
+        self: &Arc<Self>,
+        profile: &Profile,
+        layers: &[Arc<Layer>],
+        most: u64,
+    ) -> Result<Foreseen, FillError> {
+        let courses = Arc::new(self.courses(profile, layers).await);
+        let path = Path { courses, units: profile.units().into(), next: 0, most };
+        let groups = unfold((self.clone(), path), |(filler, mut path)| async move {
+            let group = path.next_group(&filler).await?;
+            Some((group, (filler, path)))
+        });
+        let fetches = groups.map(|group| self.fetch_parts(group));
+        let mut fetches = std::pin::pin!(fetches.buffered(GROUPS));
+        let mut outcome = Foreseen::default();
+        while let Some(came) = fetches.next().await.transpose()? {
+            outcome.units += came.units;
+            outcome.fetched += came.fetched;
+        }
+        Ok(outcome)
+    }
+
+    /// How the units of each layer come. A layer whose spans nobody knows is left out: it would
+    /// have to be fetched whole.
+    async fn courses(&self, profile: &Profile, layers: &[Arc<Layer>]) -> HashMap<Digest, Course> {
+        let mut wanted: HashSet<Digest> = profile.units().iter().map(|unit| unit.layer).collect();
+        let layers = layers.iter().filter(|layer| wanted.remove(&layer.digest())).cloned();
+        let layers: Vec<Arc<Layer>> = layers.collect();
+        let courses = iter(layers).map(|layer| async move {
+            if layer.is_small() && !layer.is_checked() {
+                return Some(Course { layer, table: None });
+            }
+            match self.known_table(&layer).await {
+                Ok(table) => Some(Course { layer, table: Some(table) }),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::debug!(layer = %layer.digest(), error, "nothing of it is foreseen");
+                    None
+                }
+            }
+        });
+        let courses = courses.buffer_unordered(TABLES).filter_map(std::future::ready);
+        courses.map(|course| (course.layer.digest(), course)).collect().await
+    }
+
+    async fn fetch_parts(&self, group: Group) -> Result<Foreseen, FillError> {
+        let parts = group.parts.into_values().map(|part| self.fetch_part(part));
+        let came = try_join_all(parts).await?;
+        let sum = |value: fn(&Foreseen) -> u64| came.iter().map(value).sum();
+        Ok(Foreseen { units: sum(|came| came.units), fetched: sum(|came| came.fetched) })
+    }
+
+    async fn fetch_part(&self, part: Part) -> Result<Foreseen, FillError> {
+        let Part { course: Course { layer, table }, units, spans } = part;
+        let count = units.len() as u64;
+        let Some(table) = table else {
+            self.fetch_whole(&layer, Priority::Pack).await?;
+            let fetched = layer.tree.header().layer_size.get();
+            return Ok(Foreseen { units: count, fetched });
+        };
+        let mut runs = Vec::new();
+        for run in runs_of(&table, &spans, along(self.gauge.link())) {
+            let turns = layer.turns(run.spans.clone()).await;
+            runs.push(TakenRun { run, turns });
+        }
+        // Whoever had a turn before may have brought what was missing.
+        let (looked, known, store) = (layer.clone(), table.clone(), self.store.clone());
+        let look = move || {
+            let spans = units.iter().filter_map(|unit| missing(&looked, &known, &store, unit));
+            spans.flatten().collect::<BTreeSet<usize>>()
+        };
+        let missing = blocking(look).await?;
+        runs.retain(|taken| missing.range(taken.run.spans.clone()).next().is_some());
+        let fetched = runs.iter().map(|taken| bytes(&table, taken.run.spans.clone())).sum();
+        let fetches = runs.into_iter().map(|run| {
+            // Two runs of a layer are apart: they are fetched and decoded side by side.
+            self.fetch_run(&layer, &table, run, Priority::Pack, None)
+        });
+        try_join_all(fetches).await?;
+        Ok(Foreseen { units: count, fetched })
+    }
+}
+
+/// What is left of a profile.
+struct Path {
+    courses: Arc<HashMap<Digest, Course>>,
+    units: Arc<[UnitName]>,
+    /// The first unit that was not looked at.
+    next: usize,
+    /// Bytes that may still be fetched.
+    most: u64,
+}
+
+impl Path {
+    /// What comes next; `None` at the end.
+    async fn next_group(&mut self, filler: &Filler) -> Option<Group> {
+        let limit = group(filler.gauge.link()).min(self.most);
+        if limit == 0 {
+            return None;
+        }
+        let (courses, store) = (self.courses.clone(), filler.store.clone());
+        let (units, next) = (self.units.clone(), self.next);
+        let work = move || Group::of(&units[next..], &courses, &store, limit);
+        let group = blocking(work).await.ok()?;
+        self.next += group.seen;
+        self.most = self.most.saturating_sub(group.bytes);
+        (!group.parts.is_empty()).then_some(group)
+    }
+}
+
+impl Group {
+    /// The first of `units` that are missing in `store`, as many as take `limit` bytes.
+    fn of(
+        units: &[UnitName],
+        courses: &HashMap<Digest, Course>,
+        store: &Store,
+        limit: u64,
+    ) -> Self {
+        let mut group = Self::default();
+        for unit in units {
+            if group.bytes >= limit {
+                break;
+            }
+            group.seen += 1;
+            if let Some(course) = courses.get(&unit.layer) {
+                group.add(unit, course, store);
+            }
+        }
+        group
+    }
+
+    fn add(&mut self, unit: &UnitName, course: &Course, store: &Store) {
+        let Course { layer, table } = course;
+        let spans = match table {
+            Some(table) => match missing(layer, table, store, unit) {
+                Some(spans) => spans,
+                None => return,
+            },
+            None if is_missing(layer, store, unit) => 0..0,
+            None => return,
+        };
+        let part = self.parts.entry(unit.layer).or_insert_with(|| {
+            let whole = if table.is_none() { layer.tree.header().layer_size.get() } else { 0 };
+            self.bytes += whole;
+            Part { course: course.clone(), units: Vec::new(), spans: BTreeSet::new() }
+        });
+        part.units.push(*unit);
+        for span in spans.filter(|span| part.spans.insert(*span)) {
+            self.bytes += table.as_ref().map_or(0, |table| bytes(table, span..span + 1));
+        }
+    }
+}
+
+/// Whether the store lacks a unit that there is. Of a damaged index nothing can be foreseen.
+fn is_missing(layer: &Layer, store: &Store, unit: &UnitName) -> bool {
+    let content = content(layer, unit).ok().flatten();
+    content.is_some_and(|content| !content.is_unit_stored(store, unit.number as usize))
+}
+
+/// The spans that hold a unit which the store lacks. What takes more than is decoded in memory is
+/// left to who reads it.
+fn missing(
+    layer: &Layer,
+    table: &SpanTable,
+    store: &Store,
+    unit: &UnitName,
+) -> Option<Range<usize>> {
+    let content = content(layer, unit).ok()??;
+    let number = unit.number as usize;
+    if content.is_unit_stored(store, number) {
+        return None;
+    }
+    let run = plan(table, content.unit(number).tar_range().into_iter()).pop()?;
+    (!run.is_oversized(table)).then_some(run.spans)
+}
+
+/// `spans` as runs, those as one between which lie no more than `gap` compressed bytes.
+fn runs_of(table: &SpanTable, spans: &BTreeSet<usize>, gap: u64) -> Vec<SpanRun> {
+    let mut runs: Vec<SpanRun> = Vec::new();
+    for &span in spans {
+        match runs.last_mut() {
+            Some(run) if bytes(table, run.spans.end..span) <= gap => run.spans.end = span + 1,
+            _ => runs.push(SpanRun { spans: span..span + 1 }),
+        }
+    }
+    runs
+}
+
+/// Compressed bytes of neighbouring spans.
+fn bytes(table: &SpanTable, spans: Range<usize>) -> u64 {
+    if spans.is_empty() {
+        return 0;
+    }
+    let start = table.piece(spans.start).range.start;
+    table.piece(spans.end - 1).range.end.saturating_sub(start)
+}
