@@ -23,9 +23,9 @@ use crate::profile::{ENOUGH, ProfileError, Profiles, StartRecord, fitting};
 
 /// Bytes of all files: a large service takes a third of a megabyte for each of its starts.
 const MOST: u64 = 64 << 20;
-/// Answers that stay in memory: a cluster starts the same images at the same time,
+/// Answers that stay in memory: the nodes of a cluster start the same images at the same time.
 const ANSWERS: NonZeroUsize = NonZeroUsize::new(32).expect("it is not zero");
-/// those that are no longer than this, in bytes.
+/// The longest answer that stays in memory, in bytes.
 const ANSWER_MAX: usize = 1 << 20;
 
 /// Profiles that are kept for others.
