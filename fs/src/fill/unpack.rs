@@ -256,7 +256,7 @@ impl Filler {
                 self.behind.write(came.load).await;
             }
         }
-        self.behind.written().await;
+        self.behind.all_written().await;
         Ok(())
     }
 
