@@ -1,5 +1,5 @@
-//! What users wait for, measured: how long until a service in an image is ready, on a node that
-//! has nothing of it, against pulling it whole.
+//! Measures what users wait for: how long it takes until a service in an image is ready, on a node
+//! that has nothing of the image, against pulling it whole.
 //!
 //! ```text
 //! for each round, for each variant in turn:
@@ -43,7 +43,7 @@ use podman::Podman;
 
 pub use report::{Report, Summary, to_html};
 
-/// A bench cannot be run.
+/// Why a bench cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     /// Mounting and starting are root's.
@@ -75,7 +75,7 @@ pub enum BenchError {
     /// The command does not start.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// It was to end early.
+    /// Somebody has interrupted it.
     #[error("interrupted")]
     Interrupted,
 }
@@ -156,7 +156,7 @@ pub struct Run {
     pub peer_bytes: u64,
 }
 
-/// Eager variants that this machine can measure: podman's where it is installed.
+/// The eager variant that this machine can measure: podman's where it is installed, else ours.
 pub async fn eager_variant() -> Variant {
     if Podman::is_installed().await { Variant::Podman } else { Variant::Unpack }
 }
@@ -179,7 +179,8 @@ fn client(reference: &Reference) -> Client {
     client
 }
 
-/// Measures; `told` hears of each run as it ends, and `interrupted` ends it early.
+/// Measures all variants in turn, round after round. `told` is called with the round, counted from 0,
+/// and each run as it ends; `interrupted` ends the bench early.
 ///
 /// # Errors
 /// [`BenchError`] where a run fails: then nothing was measured, and nothing is left.
@@ -260,7 +261,7 @@ impl Bench<'_> {
         outcome.unwrap_or(Err(BenchError::Interrupted))
     }
 
-    /// Lets the image come to `node`, and the command start.
+    /// Brings the image to `node` and starts the command there, cold and warm.
     async fn take(
         &self,
         node: &Node<'_>,

@@ -5,7 +5,7 @@
 //! worker that is silent for half a minute, and a busy disk may hold up one fsync for as long. So
 //! what waits for a disk to write, looks at many files, or computes on whole trees and packs goes
 //! through [`blocking`]. Reading one small file of the cache does not need to. Calls that may wait
-//! for our own mounts have a deadline besides (`agent/owner/kernel.rs`).
+//! for our own mounts have a deadline besides (`agent/src/agent/owner/kernel.rs`).
 
 use std::panic::resume_unwind;
 

@@ -289,9 +289,9 @@ pub struct StoreImage {
     pub manifest: Digest,
     /// How many of its layers podman uses, as far as it has told.
     pub layers_in_use: usize,
-    /// How many layers it has, and
+    /// How many layers it has.
     pub layers: usize,
-    /// how many of these can be read lazily.
+    /// How many of its layers can be read lazily.
     pub lazy_layers: usize,
     /// Bytes of the compressed lazy layers, each counted once.
     pub image_bytes: u64,

@@ -5,19 +5,21 @@
 //!   -> units of the file that hold the range          (unit)
 //!   -> spans of the layer that decode these units      (plan)
 //!   -> their pieces and the first one's window         (Source: one request for each blob)
-//!   -> decode, and hold every unit inside              (extract, on a blocking thread)
-//!   -> the bytes that were asked for; the units go to the disk (behind)
+//!   -> decode, and hold every unit inside in memory    (run, extract: on a blocking thread)
+//!   -> the bytes that were asked for                   (waiters)
+//!   -> the units go to the disk                        (write_behind)
 //! ```
 //!
-//! A miss brings in everything that its spans hold whole, since neighbours in a tar are read
+//! A miss brings in every unit that lies whole in its spans, since neighbours in a tar are read
 //! together, and neighbouring spans where that takes no longer. Two readers that miss the same
-//! spans share one fetch. A small layer comes in whole; one that is read in order, or of which
-//! much is read, is fetched ahead of its readers ([`ahead`]), as is what a start is going to read
-//! ([`Filler::fetch_foreseen`]).
+//! spans share one fetch: each span has a *turn*, which whoever fetches it holds.
+//!
+//! Four things are fetched before anybody misses them: a small layer, which comes whole ([`whole`]);
+//! a layer that is read in order, or of which much is read ([`ahead`], [`follow`]); what a start-up
+//! pack holds ([`unpack`]); and, without a pack, what earlier starts have read ([`foreseen`]).
 
 mod ahead;
 mod awaited;
-mod behind;
 mod catch;
 mod extract;
 mod follow;
@@ -40,6 +42,7 @@ mod unread;
 mod waiters;
 mod whole;
 mod windowless;
+mod write_behind;
 
 pub use foreseen::Foreseen;
 pub use ingest::{Blob, IngestError, Pace, Progress};
@@ -59,12 +62,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use self::awaited::Awaited;
-use self::behind::Behind;
 use self::gauge::Gauge;
 use self::outage::Aftermath;
 use self::plan::plan;
 use self::recent::Recent;
 use self::run::TakenRun;
+use self::write_behind::WriteBehind;
 use crate::blob::Blobs;
 use crate::digest::{Digest, Verified};
 use crate::object::{CHUNK, Store};
@@ -105,7 +108,7 @@ pub enum FillError {
 /// Fetches what is missing into a store.
 pub struct Filler {
     store: Arc<Store>,
-    behind: Arc<Behind>,
+    behind: Arc<WriteBehind>,
     blobs: Arc<Blobs>,
     source: Arc<dyn Source>,
     recent: Recent,
@@ -118,7 +121,8 @@ pub struct Filler {
 }
 
 impl Filler {
-    /// A filler for `store`; span tables go to `blobs`; one fetch may take as long as a read waits.
+    /// A filler for `store`, which keeps span tables in `blobs`. One fetch may take as long as a read
+    /// waits by `patience`.
     pub fn new(
         store: Arc<Store>,
         blobs: Arc<Blobs>,
@@ -126,7 +130,7 @@ impl Filler {
         patience: impl Into<Patience>,
     ) -> Self {
         Self {
-            behind: Arc::new(Behind::new(store.clone())),
+            behind: Arc::new(WriteBehind::new(store.clone())),
             store,
             blobs,
             source,
@@ -160,10 +164,10 @@ impl Filler {
         &self.source
     }
 
-    /// Waits until the disk has all that reads have brought so far, or cannot have it.
+    /// Waits until whatever was fetched so far is on the disk, or has failed to get there.
     pub async fn written(&self) {
-        self.behind.decoded().await;
-        self.behind.written().await;
+        self.behind.all_decoded().await;
+        self.behind.all_written().await;
     }
 
     /// Reads `range` of a file of `layer` whose content is not here, or not all of it. The range

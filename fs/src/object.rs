@@ -8,13 +8,17 @@
 //!
 //! Content enters only as an [`Object`], which is hashed on the way in, so that whatever has a
 //! name has the content of that name. Nothing is synced; instead, an object is hashed again when
-//! a process first uses it, and when its file was touched since (a large one chunk by chunk), so
-//! that neither a power cut nor a disk can make a wrong byte. To the reader, every fault of the
-//! store is a miss, also that there is no room: then reading goes on without it.
+//! a process first uses it, and whenever its file was touched since (a large one chunk by chunk), so
+//! that neither a power cut nor a failing disk can make a wrong byte. To the reader, every fault of
+//! the store is a miss, a lack of room among them: then reading goes on without it.
+//!
+//! What came in a moment ago is held in memory as well, and can be read before it is on the disk
+//! ([`Store::hold`]).
 
 mod audit;
 mod budget;
 mod chunks;
+mod error;
 mod evict;
 mod fresh;
 mod key;
@@ -27,11 +31,12 @@ mod survey;
 pub use audit::Audited;
 pub use budget::StoreLimits;
 pub use chunks::LargeName;
+pub use error::StoreError;
 pub use evict::Pins;
-pub use fresh::{Unwritten, weight};
+pub use fresh::{Holding, Unwritten, weight};
 pub use key::{CHUNK, ObjectKey};
 pub use partial::Partial;
-pub use store::{Holding, Store, StoreError, StoreUsage, Verify};
+pub use store::{Store, StoreUsage, Verify};
 pub use survey::{State, Surveyed};
 
 use bytes::Bytes;

@@ -357,3 +357,38 @@ async fn regression_a_shared_layer_is_had_in_the_name_of_any_image_that_has_it()
         assert!(machine.files(root).await == expected, "without {gone}");
     }
 }
+
+/// Small layers come whole, as a stream.
+#[tokio::test]
+async fn regression_a_shared_layer_that_comes_whole_is_had_in_the_name_of_any_image_too() {
+    let source = Arc::new(MemorySource::default());
+    let files = [("a", noise(1, 9_000)), ("b", noise(2, 9_000))];
+    let index = publish(&source, gzip(&archive(&files)));
+    let machine = Machine::new(source.clone());
+    machine.mount_in(Scope::new("registry/first"), std::slice::from_ref(&index), b"first");
+    let second = Scope::new("registry/second");
+    let root = machine.mount_in(second.clone(), &[index], b"second");
+    *source.deleted.lock().unwrap() = Some(second);
+    let file = machine.find(root, "a").unwrap();
+    assert_eq!(machine.read(file, 0, 9_000).await.unwrap(), files[0].1);
+}
+
+#[tokio::test]
+async fn regression_a_layer_that_one_repository_has_not_is_waited_for_where_another_is_away() {
+    let (source, index, expected) = sample(gzip);
+    let machine = Machine::new(source.clone());
+    machine.mount_in(Scope::new("registry/first"), std::slice::from_ref(&index), b"first");
+    let second = Scope::new("registry/second");
+    let root = machine.mount_in(second.clone(), &[index], b"second");
+    let [early, late] = ["lib/d0/f0", "lib/d2/f299"];
+    machine.read(machine.find(root, early).unwrap(), 0, 10).await.unwrap();
+    *source.deleted.lock().unwrap() = Some(second);
+    source.down.store(true, Ordering::SeqCst);
+    let back = async {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        source.down.store(false, Ordering::SeqCst);
+    };
+    let file = machine.find(root, late).unwrap();
+    let (read, ()) = tokio::join!(machine.read(file, 0, 100_000), back);
+    assert!(read.unwrap() == expected[&format!("/{late}")]);
+}

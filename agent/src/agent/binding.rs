@@ -107,9 +107,9 @@ pub struct MountTable(Vec<Line>);
 struct Line {
     /// Of the file system, `major:minor`.
     device: Vec<u8>,
-    /// Which of its directories is shown,
+    /// Which directory of that file system is shown.
     root: Vec<u8>,
-    /// and where.
+    /// Where it is shown.
     point: Vec<u8>,
 }
 

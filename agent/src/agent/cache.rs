@@ -4,9 +4,12 @@
 //! VERSION                 "undermount cache 1"
 //! objects/ partial/ tmp/  file contents (undermount_fs::object)
 //! blobs/                  manifests, configs, index trees, span tables, by digest
-//! layers/<hex>.json       which index a layer has, and how far it is trusted
-//! refs/<hex>.json         which manifest a name meant last, by the digest of the name
+//! layers/<hex>            which index a layer has, and how far it is trusted; JSON
+//! refs/<hex>              which manifest a name meant last, by the digest of the name; JSON
 //! ```
+//!
+//! Other parts of the agent keep directories of their own beside these, `profiles/` and `podman/`
+//! for example, and describe them.
 //!
 //! Everything can be deleted at any time; it is then fetched again. One process owns the
 //! directory at a time, which is the caller's to see to. A cache of an older version is set aside

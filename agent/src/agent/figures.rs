@@ -41,9 +41,9 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Threads that are at a request for this long are told of.
 const STUCK: Duration = Duration::from_secs(10);
 
-/// Every file is looked at no more often than this,
+/// The least time between two surveys, each of which looks at every file.
 const SURVEY_EVERY: Duration = Duration::from_secs(60);
-/// and only for this part of the time.
+/// Surveys take at most one part in so many of the time.
 const SURVEY_SHARE: u32 = 100;
 
 /// Where the figures come from.

@@ -1,21 +1,22 @@
-//! What the next start of an image is going to read, fetched before it asks, where no pack brings it.
+//! Fetches what the start of an image is going to read before it asks, where no pack brings that.
 //!
 //! ```text
-//! image that came without a start-up pack -> profiles of earlier starts: on this node, of this
-//!   build; else with peers; else on this node, of another build
-//!   -> units of this build -> their spans; reads of the start go first
+//! image that came without a start-up pack
+//!   -> profiles of earlier starts:    of this build, recorded here; else whatever peers know;
+//!                                     else of another build, recorded here
+//!   -> place_units                    where these files are in the layers of this build
+//!   -> Filler::fetch_foreseen         their spans, in the order of the start, behind its own reads
 //! ```
 //!
-//! A pack holds the same in a tenth of the bytes and a few requests, but somebody has to make it. This
-//! serves images whose registry makes none, a cache that was lost, and a new build. Nothing is read
-//! ahead through the mount here, as it is with a pack: the start is being recorded, and would be
-//! said to have read whatever an earlier one has.
+//! A pack holds the same in a tenth of the bytes and a few requests, but somebody has to build it.
+//! This module is for images whose registry builds none, for a cache that was lost, and for a new
+//! build. Unlike with a pack, nothing is read ahead through the mount: this start is being recorded,
+//! and its profile would claim every file that an earlier start has read.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
 use undermount_fs::pack::Profile;
 
 use super::images::{ImageError, Images, Ready};
@@ -24,28 +25,29 @@ use crate::image::artifact::pack::Purpose;
 use crate::peer::exchange::Exchange;
 use crate::profile::{Profiles, StartRecord, combined, fitting, most_of, place_units};
 
-/// Images whose profiles are read at a time: so much memory they may take.
+/// Images whose profiles are read at the same time: this bounds the memory that they take.
 const SIDE_BY_SIDE: usize = 2;
 
-/// How long it may take to ask peers.
+/// How long all peers together may take to answer.
 const PEERS: Duration = Duration::from_secs(2);
 
-/// Fetches what starts have read.
+/// Fetches what earlier starts have read.
 #[derive(Clone)]
 pub struct Foresight {
     images: Arc<Images>,
+    /// The other nodes; `None` where this one shares no starts with them.
     peers: Option<Exchange>,
     planning: Arc<Semaphore>,
 }
 
 impl Foresight {
-    /// Fetches for `images` by the profiles that their cache has, and those of `peers`.
+    /// Fetches for `images`, by the profiles in their cache and those that `peers` know.
     pub fn new(images: Arc<Images>, peers: Option<Exchange>) -> Self {
         Self { images, peers, planning: Arc::new(Semaphore::new(SIDE_BY_SIDE)) }
     }
 
-    /// Fetches what earlier starts of the image have read and is not here, unless it came with a
-    /// pack that does so. What cannot be had comes when it is read.
+    /// Fetches what earlier starts of the image have read and is missing here, unless the image came
+    /// with a start-up pack. What cannot be fetched is left to whoever reads it.
     pub async fn fetch(&self, ready: &Arc<Ready>) {
         if ready.packs.iter().any(|pack| pack.purpose == Purpose::Start) {
             return;
@@ -68,7 +70,7 @@ impl Foresight {
         }
     }
 
-    /// What earlier starts have read of the image; `None` where nothing is known of any.
+    /// What earlier starts have read, as units of this image; `None` where no start is known.
     async fn profile(&self, ready: &Arc<Ready>) -> Result<Option<Profile>, ImageError> {
         let Ok(_turn) = self.planning.acquire().await else { return Ok(None) };
         let records = self.records(ready).await;
@@ -79,18 +81,18 @@ impl Foresight {
         blocking(move || Ok(Some(place_units(&combined(&records), &images.merge(&ready)?)))).await
     }
 
-    /// What is known of starts of the image, or of another build of it.
+    /// The starts of the image, or of another build of it, that say most about the next one.
     async fn records(&self, ready: &Arc<Ready>) -> Vec<StartRecord> {
         let (own, manifest) = (self.own(ready).await, ready.image.digest);
         let is_its = |records: &[StartRecord]| records.iter().any(|one| one.manifest == manifest);
         let Some(peers) = self.peers.as_ref().filter(|_| !is_its(&own)) else { return own };
         let scope = ready.image.reference.repository().scope();
-        let told = timeout(PEERS, peers.profiles(&scope, &manifest)).await.unwrap_or_default();
-        // Of two that tell of another build, one's own can be trusted.
+        let told = peers.profiles(&scope, &manifest, PEERS).await;
+        // Where both know other builds only, what was recorded here can be trusted.
         if own.is_empty() || is_its(&told) { told } else { own }
     }
 
-    /// What this node knows of starts of the image, or of another build of it.
+    /// The starts of the image, or of another build of it, that this node has recorded.
     async fn own(&self, ready: &Arc<Ready>) -> Vec<StartRecord> {
         let (images, image) = (self.images.clone(), ready.clone());
         blocking(move || {

@@ -7,8 +7,8 @@
 //!           -> merged tree
 //! ```
 //!
-//! What an index says of its layer is held against the manifest and the config before it is
-//! used; whether it tells the truth about the contents shows when they are read (every object is
+//! What an index says about its layer is checked against the manifest and the config before it is
+//! used. Whether it tells the truth about the contents shows when they are read (every object is
 //! hashed) and when the layer is complete (the index is built again and compared).
 
 mod attached;
@@ -178,7 +178,7 @@ impl Images {
         self.cache.forget_layer(&layer.digest());
     }
 
-    /// Has `work` done to the cache where it may wait for the disk.
+    /// Runs `work` on the cache, on a thread that may wait for the disk.
     async fn on_disk<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Cache) -> T + Send + 'static,

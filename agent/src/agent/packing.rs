@@ -1,4 +1,4 @@
-//! Packs from the owner's side: built, and attached to their images.
+//! Packs that an owner builds on request, and attaches to their images in the registry.
 //!
 //! ```text
 //! profiles, or another image -> Packer: contents -> pack -> registry, with the image's index
@@ -26,7 +26,7 @@ use crate::image::{Reference, ReferenceError, Repository};
 use crate::profile::{self, FileUnit, ProfileError, combined, name_units, place_units};
 use crate::registry::client::{Client, RegistryError};
 
-/// A pack cannot be built or attached.
+/// Why a pack cannot be built or attached.
 #[derive(Debug, thiserror::Error)]
 pub enum PackerError {
     /// A name is not one.
@@ -52,7 +52,7 @@ pub enum PackerError {
     /// A content cannot be read, or the pack not be written.
     #[error(transparent)]
     Packing(#[from] PackingError),
-    /// A tree cannot be written as a difference.
+    /// No patch can be made of a tree.
     #[error("the tree of layer {layer} cannot be compressed")]
     Patch {
         /// The layer.
@@ -63,7 +63,7 @@ pub enum PackerError {
     /// The pack cannot be read back.
     #[error("cannot read the pack back")]
     ReadBack(#[source] io::Error),
-    /// The registry refuses it.
+    /// The registry refuses the pack.
     #[error(transparent)]
     Registry(#[from] RegistryError),
     /// The pack would have nothing to go with.
@@ -87,7 +87,7 @@ impl Packer {
         Self { images, client }
     }
 
-    /// Builds the pack that is asked for and attaches it; the digest of the image's manifest.
+    /// Builds the pack that is asked for and attaches it. Returns the digest of the image's manifest.
     ///
     /// # Errors
     /// [`PackerError`]; the image keeps the packs that it had.
@@ -123,7 +123,7 @@ impl Packer {
         }
     }
 
-    /// Pushes the trees of `image` as differences to those of `before`, as far as that is worth it.
+    /// Pushes patches that give the trees of `image` from those of `before`, as far as they are worth it.
     async fn push_patches(
         &self,
         repository: &Repository,
@@ -153,8 +153,8 @@ impl Packer {
         blocking(move || Ok(name_units(&profile, &images.merge(&ready)?))).await
     }
 
-    /// What of the image `ready` is packed, and for what: what it has and the image `before` has
-    /// not, or what the profiles in `files` come to.
+    /// What is packed of the image `ready`, and for which purpose: whatever the image `before` lacks,
+    /// or what the profiles in `files` come to.
     async fn content(
         &self,
         ready: &Arc<Ready>,

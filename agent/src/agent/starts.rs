@@ -31,9 +31,9 @@ use crate::registry::client::{Client, RegistryError};
 
 /// How often a recording is looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// A start is over when it has read nothing new for this long,
+/// A start is over when it has read nothing new for this long.
 const SILENCE: Duration = Duration::from_secs(10);
-/// or this long after its first read.
+/// A start is over this long after its first read, whatever it still reads.
 const LIMIT: Duration = Duration::from_secs(120);
 /// An image that nobody reads for this long was not started.
 const PATIENCE: Duration = Duration::from_secs(600);

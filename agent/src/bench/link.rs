@@ -34,14 +34,14 @@ pub use lane::Lanes;
 pub use watch::{Request, Traffic};
 
 /// What a link models and what it does not, for reports.
-pub const MODEL: &str = "All variants reach the registry through one proxy on this machine. It models the rate of the \
-    link, one for each direction, which all connections share in the order of their bytes (a token \
-    bucket with no burst), half a round trip of delay each way, and a round trip to connect. With peers, what \
-    comes from the neighbour crosses the same link and shares its rate with what comes from the registry; the \
-    neighbour sends with half of the rate at most, as agents do unless they are told otherwise, and its \
-    datagrams are delayed only. It does not model \
-    loss, TCP's slow start, queues of switches, other traffic or other nodes that pull at the same \
-    time, and it takes processor time of the machine that it runs on, as does the neighbour.";
+pub const MODEL: &str = "All variants reach the registry through one proxy on this machine. It \
+    models the rate of the link, one for each direction, which all connections share in the order of \
+    their bytes (a token bucket with no burst), half a round trip of delay each way, and a round trip \
+    to connect. With peers, what comes from the neighbour crosses the same link and shares its rate \
+    with what comes from the registry; the neighbour sends with half of the rate at most, as agents do \
+    unless they are told otherwise, and its datagrams are delayed only. It does not model loss, TCP's \
+    slow start, queues of switches, other traffic or other nodes that pull at the same time, and it \
+    takes processor time of the machine that it runs on, as does the neighbour.";
 
 /// Bytes that travel together.
 const CHUNK: usize = 16 * 1024;

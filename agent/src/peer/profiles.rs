@@ -9,12 +9,14 @@
 //!   -> GET  the same target                   200 the profiles, sealed; 404 where none is known
 //! ```
 //!
-//! The profiles of a repository are with the members that rank highest for it ([`keepers`]), as
-//! pieces are with their owners, so nobody has to search. Requests are signed and take the ticket
-//! that its pieces take ([`super::realm`]). A body is profiles, one JSON object a line, with zstd.
+//! The members that rank highest for a repository keep its profiles ([`keepers`]), as owners keep
+//! pieces, so that nobody has to search. Requests are signed, and for a private repository they carry
+//! the same ticket as requests for its pieces ([`super::realm`]). A body is profiles, one JSON object
+//! a line, compressed with zstd.
 //!
-//! Nothing tells a right profile from a wrong one. Whose is a lie makes nodes fetch what nobody
-//! reads, up to the bounds of [`place_units`](crate::profile::place_units), and nothing else.
+//! Nobody can tell a right profile from a made-up one. A made-up one makes nodes fetch files that
+//! nobody reads, up to the bounds of [`place_units`](crate::profile::place_units), and does no other
+//! harm.
 
 mod shelf;
 
@@ -37,23 +39,23 @@ pub use shelf::{Answer, Shelf};
 pub const PROFILES: &str = "/v1/profiles";
 /// The longest body with one start, in bytes as they are sent.
 pub const ONE_MAX: usize = 1 << 20;
-/// The longest body with all that is known, in bytes as they are sent.
+/// The longest body with all profiles that a member knows, in bytes as they are sent.
 pub const ALL_MAX: usize = FILE_MAX as usize;
-/// One start, in bytes of JSON: a quarter of what a file may have, which
-/// [`ENOUGH`](crate::profile::ENOUGH) of them fit in.
+/// The largest start, in bytes of JSON: a quarter of a file, so that
+/// [`ENOUGH`](crate::profile::ENOUGH) of them fit into one.
 const START_MAX: u64 = FILE_MAX / 4;
-/// Members that keep the profiles of a repository: another one, in case the first is gone.
+/// How many members keep the profiles of a repository: one, and another in case it goes.
 pub const KEEPERS: usize = 2;
-/// Members that are asked for them: others may have come since, and rank higher now.
+/// How many members are asked for them: some may have joined since and rank higher now.
 pub const ASKED: usize = 4;
-/// Profiles of one build of an image that are taken from a body: each is of another command.
+/// How many profiles are taken from a body, all of one build of an image: one for each command.
 const COMMANDS: usize = 8;
 /// zstd needs no more memory for what has been compressed here: 8 MiB (RFC 8878, 3.1.1.1.2).
 const WINDOW_LOG: u32 = 23;
 /// Paths have much in common, and a body is made once for all who ask.
 const LEVEL: i32 = 9;
 
-/// The `most` members that are the first to keep the profiles of `scope`, the first one first.
+/// The `most` members that rank highest for the profiles of `scope`, the highest first.
 pub fn keepers(scope: &Scope, members: &Members, most: usize) -> Vec<MemberId> {
     ranking(&Digest::of(scope.as_str().as_bytes()), members, &PROTOCOL, most)
 }
@@ -102,7 +104,7 @@ impl ProfileCall {
     }
 }
 
-/// A body that is no profiles.
+/// Why a body does not hold the profiles that it should.
 #[derive(Debug, thiserror::Error)]
 pub enum BadProfiles {
     /// It is not compressed as it should be.
@@ -111,10 +113,10 @@ pub enum BadProfiles {
     /// It is too long.
     #[error("it has more than {0} bytes")]
     TooLong(u64),
-    /// One of its lines is something else.
+    /// It holds something that is not a profile.
     #[error(transparent)]
     Profile(#[from] ProfileError),
-    /// They are of something else, or more than one start.
+    /// It is about another image, or about more than one start.
     #[error("it is not one start of the image that is asked about")]
     NotTheStart,
 }

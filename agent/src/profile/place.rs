@@ -11,10 +11,10 @@ use undermount_fs::tree::{ImageTree, Target};
 
 use super::FileUnit;
 
-/// A pack of a small image may hold all of it, in bytes,
+/// A pack may hold this many bytes of any image, so all of a small one.
 const ALL: u64 = 64 * 1024 * 1024;
-/// that of a larger one this part of it: a profile that names everything must not make every node
-/// fetch everything at the start.
+/// A pack of a larger image may hold one part in so many of it: a profile that names everything must
+/// not make every node fetch everything at the start.
 const SHARE: u64 = 2;
 
 /// Paths of files, by the digest of the layer blob and the inode in it.

@@ -30,11 +30,11 @@ mod privacy;
 mod profiles;
 mod progress;
 mod publish;
+mod referrers;
 mod registries_conf;
 mod response;
 mod retry;
 mod route;
-
 mod security;
 #[cfg(test)]
 pub(crate) mod testing;

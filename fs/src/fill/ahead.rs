@@ -14,48 +14,49 @@ use std::ops::Range;
 
 use super::gauge::Link;
 
-/// Misses that follow each other at this distance at most are those of one who reads in order:
-/// files that are here already are skipped.
+/// Misses at most this many spans apart belong to somebody who reads in order: he skips files that
+/// are here already.
 const NEAR: usize = 3;
 
-/// So many misses in order make a reader in order.
+/// How many such misses in a row it takes to believe it.
 const IN_ORDER: usize = 3;
 
-/// Where more than this part of its spans was wanted, the layer is wanted; where a miss costs more
-/// than a span that nobody reads, already where a smaller part was, but not below
+/// A layer is wanted as a whole once more than this share of its spans was missed, or a smaller one
+/// where a miss costs more than a span that nobody reads.
 const SHARE: f64 = 0.5;
-/// this one: so few spans tell nothing of the others.
+/// The smallest such share: fewer spans say nothing about the others.
 const SHARE_LEAST: f64 = 0.2;
-/// A layer that takes longer, in seconds, is not wanted as a whole: one who waits for a read would
-/// wait behind it.
+/// A layer that takes longer than this, in seconds, is never fetched as a whole: a read that nobody
+/// foresaw would wait behind it.
 const WHOLE_SECONDS: f64 = 1.0;
-/// The same where the link is far, and who waits for reads waits longer without it.
+/// The same for a far link, where readers wait even longer for one span after the other.
 const WHOLE_SECONDS_FAR: f64 = 2.0;
 
-/// What it takes a processor to inflate and hash a span, about, in seconds.
+/// Roughly how long a processor takes to inflate and hash a span, in seconds.
 const UNPACKING: f64 = 0.008;
 
-/// Neighbours that come along have at most this many bytes, compressed.
+/// The most compressed bytes of neighbours that come along with a missed span.
 const ALONG_MAX: u64 = 2 * 1024 * 1024;
-/// So many spans are fetched unasked at most, along with another one or as a group: what compresses
-/// to nearly nothing takes no time to fetch, and long to unpack.
+/// The most spans that are fetched unasked at once, along with a miss or as a group: what compresses
+/// to nearly nothing takes no time to fetch, but long to unpack.
 pub const UNASKED_MAX: usize = 64;
 
-/// What is fetched ahead of a reader who has not moved yet, in compressed bytes.
+/// How far ahead of a reader who has not moved yet is fetched, in compressed bytes.
 const AHEAD_FIRST: u64 = 512 * 1024;
-/// For each byte that he moves on, so many more; up to the bytes of
+/// How many bytes that distance grows by for each byte that the reader moves on.
 const AHEAD_GROWTH: u64 = 2;
-/// so many seconds, between
+/// The distance grows up to what the link delivers in this time, in seconds.
 const AHEAD_SECONDS: f64 = 0.5;
-/// so many bytes, and
+/// The least bytes that the distance may grow to, however slow the link is.
 const AHEAD_MIN: u64 = 4 * 1024 * 1024;
-/// so many.
+/// The most bytes that the distance may grow to, however fast the link is.
 const AHEAD_MAX: u64 = 32 * 1024 * 1024;
 
-/// A group takes no longer than this, in seconds: so long a read waits that nobody foresaw.
+/// How long a group of spans may take to arrive, in seconds: a read that nobody foresaw waits for it.
 const GROUP_SECONDS: f64 = 0.05;
-/// Bytes of a group of spans that are fetched ahead, at least and at most.
-const GROUP: (u64, u64) = (512 * 1024, 4 * 1024 * 1024);
+/// The least and the most compressed bytes of a group of spans that is fetched ahead.
+const GROUP_MIN: u64 = 512 * 1024;
+const GROUP_MAX: u64 = 4 * 1024 * 1024;
 
 /// How much comes along with a span that is fetched over `link`, in compressed bytes.
 pub fn along(link: Link) -> u64 {
@@ -72,7 +73,7 @@ pub fn distance(link: Link, moved: u64) -> u64 {
 
 /// Bytes of a group of spans that is fetched ahead over `link`.
 pub fn group(link: Link) -> u64 {
-    ((link.bytes_per_second * GROUP_SECONDS) as u64).clamp(GROUP.0, GROUP.1)
+    ((link.bytes_per_second * GROUP_SECONDS) as u64).clamp(GROUP_MIN, GROUP_MAX)
 }
 
 /// What to do beyond a miss.
@@ -236,7 +237,7 @@ mod tests {
 
     #[test]
     fn groups_do_not_keep_other_reads_waiting() {
-        assert_eq!((group(GIGABIT), group(SLOW)), (GROUP.1, 625_000));
-        assert_eq!(group(link(1.0, 1.0)), GROUP.0);
+        assert_eq!((group(GIGABIT), group(SLOW)), (GROUP_MAX, 625_000));
+        assert_eq!(group(link(1.0, 1.0)), GROUP_MIN);
     }
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use zerocopy::little_endian::U32;
 
-use super::behind::{Batch, Behind};
 use super::unit::{Content, Unit};
 use super::waiters::Waiters;
+use super::write_behind::{Batch, WriteBehind};
 use crate::digest::{Verified, WrongDigest};
 use crate::index::{IndexError, LayerTree};
 use crate::object::{CHUNK, Object, ObjectKey, Store, StoreError};
@@ -28,15 +28,15 @@ pub enum ExtractError {
     Wrong(#[from] WrongDigest),
 }
 
-/// Walks over `range` of the tar, which `reader` gives, and has every unit that lies within it
-/// whole kept `behind` the `waiters`. What a read wants is also given to it, so that it
-/// is served even where the store cannot keep it.
+/// Walks over `range` of the tar, whose bytes come from `reader`, and keeps every unit that lies
+/// whole in it, written `behind` the reads. The `waiters` are told how far it has come; the read among
+/// them is given its units directly, so that it is answered even where the store cannot keep them.
 ///
 /// # Errors
 /// [`ExtractError`] where the bytes are not what the index says; nothing wrong is kept.
 pub fn extract(
     tree: &LayerTree,
-    behind: &Behind,
+    behind: &WriteBehind,
     range: Range<u64>,
     reader: &mut dyn Read,
     waiters: &mut Waiters,
@@ -54,7 +54,7 @@ pub fn extract(
             } else {
                 batch.push(verified(&content, bytes.clone())?);
             }
-            // Whoever is told finds it here.
+            // Whoever the answer wakes must find in the store what came with it.
             if is_wanted && waiters.found(unit.number, bytes) {
                 batch.hold();
                 waiters.answer();
@@ -72,10 +72,10 @@ pub fn extract(
 /// Which units of a stretch of the tar count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Units {
-    /// Those that it holds whole. A span is hardly longer than a unit of a large file: as a rule it
-    /// holds two in part and none whole.
+    /// Those that lie whole in it. A span is hardly longer than a unit of a large file, of which it
+    /// usually holds parts of two and none whole.
     Whole,
-    /// Those of which it holds anything.
+    /// Those that lie in it at least in part.
     InPart,
 }
 
@@ -239,7 +239,7 @@ pub(super) fn verified(content: &Content, bytes: Bytes) -> Result<Object, Extrac
     Err(WrongDigest { expected, actual }.into())
 }
 
-/// Tells that the store did not take a content; the store itself tells that it is full.
+/// Logs that the store did not take a content, unless it is full, which the store logs by itself.
 pub(super) fn note_unkept(object: &ObjectKey, error: &StoreError) {
     if !error.is_full() {
         let error = error as &dyn std::error::Error;

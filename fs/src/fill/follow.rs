@@ -1,12 +1,12 @@
-//! Fetching ahead of who reads a layer in order, and the rest of a layer that is wanted.
+//! Fetches ahead of whoever reads a layer in order, and the rest of a layer of which much is wanted.
 //!
 //! ```text
 //! miss -> Misses (ahead): Follow or Rest -> Follower: group after group of spans, two on their way
 //!                                              ^ as long as the reader comes after it
 //! ```
 //!
-//! A group holds the turns of its spans, so that who misses one of them waits until the group has
-//! come so far.
+//! A group holds the turns of its spans, so that a read which misses one of them waits until the group
+//! has come so far. What to fetch is decided in [`ahead`](super::ahead), by pure functions.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -101,8 +101,11 @@ impl Filler {
         let mut fetches = std::pin::pin!(fetches.buffered(GROUPS));
         while let Some(fetched) = fetches.next().await {
             if let Err(error) = fetched {
-                // Who misses what it would have brought hears of it.
-                return tracing::debug!(error = &error as &dyn std::error::Error, "not ahead");
+                // Whoever misses what it would have brought gets the error.
+                return tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "fetching ahead ends early"
+                );
             }
         }
     }

@@ -1,16 +1,16 @@
-//! What a start is going to read, fetched span by span before it asks.
+//! Fetches what a start is going to read, span by span, before it asks.
 //!
 //! ```text
-//! profile -> units that are missing here -> groups: as many spans as arrive in a moment
-//!   group after group, the next one on its way while one is decoded, of each layer in it:
-//!     runs of spans -> their turns -> is it still missing? -> fetch, decode, keep
+//! profile -> Group::of: the next units that are missing here, as many as arrive in a moment
+//!   -> group after group, one arriving while the other is decoded; for each layer in a group:
+//!        runs of spans -> their turns -> whatever is still missing -> fetch, decode, keep
 //! ```
 //!
-//! This is for images without a start-up pack: what a pack holds in the order of the start lies
-//! scattered over the layers here, and neighbours in the tar come along as they do with a miss. A
-//! group is no larger than what is fetched ahead of one who reads in order, so that a read which
-//! nobody foresaw waits no longer. Who misses what is on its way waits for it; what lies further ahead
-//! he fetches himself, and is not kept waiting by those who only foresee.
+//! This is for images without a start-up pack. What a pack holds in the order of the start lies
+//! scattered over the layers here, and neighbours in the tar come along, as with a miss. A group is
+//! no larger than what is fetched ahead of somebody who reads in order, so that a read which nobody
+//! foresaw waits no longer for it. A read that misses a span of a group on its way waits for that
+//! span's turn; one that misses something further ahead fetches it and overtakes the groups.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
@@ -20,10 +20,9 @@ use futures_util::future::try_join_all;
 use futures_util::stream::{StreamExt as _, iter, unfold};
 
 use super::ahead::{along, group};
-use super::pack::content;
 use super::plan::{SpanRun, plan};
 use super::run::TakenRun;
-use super::{FillError, Filler, Layer, blocking};
+use super::{Content, FillError, Filler, Layer, blocking};
 use crate::digest::Digest;
 use crate::index::SpanTable;
 use crate::object::Store;
@@ -44,34 +43,36 @@ pub struct Foreseen {
     pub fetched: u64,
 }
 
-/// How the units of a layer come.
+/// A layer, and how its units are fetched.
 #[derive(Clone)]
 struct Course {
     layer: Arc<Layer>,
-    /// Where its spans are; `None` where it comes whole, as small layers do.
+    /// Where its spans are; `None` where it comes whole, as a small layer does.
     table: Option<Arc<SpanTable>>,
 }
 
-/// Units of one layer that come together.
+/// The units of a group that are in one layer.
 struct Part {
     course: Course,
     units: Vec<UnitName>,
+    /// The spans that hold them.
     spans: BTreeSet<usize>,
 }
 
-/// Units that come together.
+/// Units that are fetched together.
 #[derive(Default)]
 struct Group {
+    /// By the digest of the layer.
     parts: HashMap<Digest, Part>,
-    /// Bytes of the layers that they take.
+    /// Compressed bytes that it takes to fetch them.
     bytes: u64,
-    /// Units of the profile that were looked at.
+    /// Units of the profile that were looked at, missing or not.
     seen: usize,
 }
 
 impl Filler {
-    /// Brings in the units of `profile` that files of `layers` have and that are missing here, in
-    /// its order, until about `most` bytes of the layers were fetched.
+    /// Fetches, in the order of `profile`, those of its units that are in `layers` and missing here,
+    /// until that took about `most` compressed bytes.
     ///
     /// # Errors
     /// [`FillError`] where something cannot be had; what came before stays.
@@ -97,8 +98,8 @@ impl Filler {
         Ok(outcome)
     }
 
-    /// How the units of each layer come. A layer whose spans nobody knows is left out: it would
-    /// have to be fetched whole.
+    /// How the units of each layer in `profile` are fetched. A layer whose span table cannot be had is
+    /// left out: it would have to be fetched whole.
     async fn courses(&self, profile: &Profile, layers: &[Arc<Layer>]) -> HashMap<Digest, Course> {
         let mut wanted: HashSet<Digest> = profile.units().iter().map(|unit| unit.layer).collect();
         let layers = layers.iter().filter(|layer| wanted.remove(&layer.digest())).cloned();
@@ -111,7 +112,7 @@ impl Filler {
                 Ok(table) => Some(Course { layer, table: Some(table) }),
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
-                    tracing::debug!(layer = %layer.digest(), error, "nothing of it is foreseen");
+                    tracing::debug!(layer = %layer.digest(), error, "a layer without a span table is not foreseen");
                     None
                 }
             }
@@ -158,18 +159,18 @@ impl Filler {
     }
 }
 
-/// What is left of a profile.
+/// The way through a profile.
 struct Path {
     courses: Arc<HashMap<Digest, Course>>,
     units: Arc<[UnitName]>,
     /// The first unit that was not looked at.
     next: usize,
-    /// Bytes that may still be fetched.
+    /// Compressed bytes that may still be fetched.
     most: u64,
 }
 
 impl Path {
-    /// What comes next; `None` at the end.
+    /// The next group; `None` where nothing is missing any more, or no more may be fetched.
     async fn next_group(&mut self, filler: &Filler) -> Option<Group> {
         let limit = group(filler.gauge.link()).min(self.most);
         if limit == 0 {
@@ -228,21 +229,21 @@ impl Group {
     }
 }
 
-/// Whether the store lacks a unit that there is. Of a damaged index nothing can be foreseen.
+/// Whether the store lacks a unit that the layer has. Nothing is foreseen by a damaged index.
 fn is_missing(layer: &Layer, store: &Store, unit: &UnitName) -> bool {
-    let content = content(layer, unit).ok().flatten();
+    let content = Content::named(&layer.tree, unit).ok().flatten();
     content.is_some_and(|content| !content.is_unit_stored(store, unit.number as usize))
 }
 
-/// The spans that hold a unit which the store lacks. What takes more than is decoded in memory is
-/// left to who reads it.
+/// The spans that hold a unit which the store lacks; `None` where it has the unit. A unit in spans
+/// that are too large to be decoded in memory is left to whoever reads it.
 fn missing(
     layer: &Layer,
     table: &SpanTable,
     store: &Store,
     unit: &UnitName,
 ) -> Option<Range<usize>> {
-    let content = content(layer, unit).ok()??;
+    let content = Content::named(&layer.tree, unit).ok()??;
     let number = unit.number as usize;
     if content.is_unit_stored(store, number) {
         return None;
@@ -251,7 +252,7 @@ fn missing(
     (!run.is_oversized(table)).then_some(run.spans)
 }
 
-/// `spans` as runs, those as one between which lie no more than `gap` compressed bytes.
+/// `spans` as runs; two with no more than `gap` compressed bytes between them are in one run.
 fn runs_of(table: &SpanTable, spans: &BTreeSet<usize>, gap: u64) -> Vec<SpanRun> {
     let mut runs: Vec<SpanRun> = Vec::new();
     for &span in spans {
@@ -263,7 +264,7 @@ fn runs_of(table: &SpanTable, spans: &BTreeSet<usize>, gap: u64) -> Vec<SpanRun>
     runs
 }
 
-/// Compressed bytes of neighbouring spans.
+/// The compressed bytes of neighbouring spans.
 fn bytes(table: &SpanTable, spans: Range<usize>) -> u64 {
     if spans.is_empty() {
         return 0;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use tokio::sync::mpsc;
 
 use super::extract::note_unkept;
 use super::{Filler, Layer};
@@ -18,7 +19,10 @@ use crate::digest::Digest;
 use crate::disk::Draft;
 use crate::layer::{Indexer, LayerError, LayerIndex, ObjectSink};
 use crate::object::{CHUNK, Object, ObjectKey, Store, StoreError};
-use crate::source::{BlobRequest, Piece, Priority, Scope, SourceError};
+use crate::source::{BlobRequest, BlobStream, Priority, Scope, SourceError};
+
+/// Chunks that have arrived and wait to be indexed.
+const CHUNKS: usize = 8;
 
 /// Why a blob could not be taken in.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -123,7 +127,8 @@ pub struct Blob {
 }
 
 impl Filler {
-    /// Fetches the whole `blob`, keeps every file content in it and returns its index.
+    /// Fetches the whole `blob`, keeps every file content in it and returns its index. Its first
+    /// byte may take as long as a read waits.
     ///
     /// # Errors
     /// [`IngestError`] where the blob cannot be had, is not a layer, or has another digest.
@@ -133,8 +138,11 @@ impl Filler {
         pace: Pace,
         progress: &Progress,
     ) -> Result<LayerIndex, IngestError> {
-        let sink = Box::new(self.store_sink());
-        self.take_in(blob, Arc::default(), pace, progress, sink).await
+        let (scope, pieces) = (blob.scope.clone(), Arc::default());
+        let deadline = Instant::now() + self.patience.timeout;
+        let (blob, size, priority) = (blob.digest, blob.size, pace.priority);
+        let request = BlobRequest { scope, blob, size, pieces, priority, deadline };
+        self.take_in(request, pace, progress, Box::new(self.store_sink())).await
     }
 
     /// What puts contents into the store.
@@ -142,23 +150,18 @@ impl Filler {
         StoreSink { store: self.store.clone(), content: None }
     }
 
-    /// The same, for a blob whose `pieces` are known, or none, and whose contents go to `sink`.
+    /// Streams the blob of `request` through an indexer, which hands its contents to `sink`.
     async fn take_in(
         &self,
-        blob: &Blob,
-        pieces: Arc<[Piece]>,
+        request: BlobRequest,
         pace: Pace,
         progress: &Progress,
         sink: Box<dyn ObjectSink>,
     ) -> Result<LayerIndex, IngestError> {
-        let layer = blob.digest;
+        let layer = request.blob;
         let interrupted = || IngestError::Interrupted { layer };
-        let deadline = Instant::now() + self.patience.timeout;
-        let (scope, size) = (blob.scope.clone(), blob.size);
-        let priority = pace.priority;
-        let request = BlobRequest { scope, blob: layer, size, pieces, priority, deadline };
-        let mut stream = self.source.stream(request).await?;
-        let (sender, mut chunks) = tokio::sync::mpsc::channel::<Bytes>(8);
+        let stream = self.source.stream(request).await?;
+        let (sender, mut chunks) = mpsc::channel::<Bytes>(CHUNKS);
         let indexing = tokio::task::spawn_blocking(move || {
             let mut indexer = Indexer::with_sink(sink);
             while let Some(chunk) = chunks.blocking_recv() {
@@ -169,31 +172,9 @@ impl Filler {
             // A stream that was cut off gives an error here, and its own one below.
             indexer.finish()
         });
-        let mut outcome = Ok(());
-        let (start, mut arrived) = (Instant::now(), 0);
-        while let Some(chunk) = stream.next().await {
-            match chunk {
-                Ok(chunk) => {
-                    arrived += chunk.len() as u64;
-                    progress.advance(chunk.len() as u64);
-                    let wait = pace.wait(arrived, start.elapsed());
-                    // A timer rounds up to a millisecond, which a whole blob pays for often.
-                    if !wait.is_zero() {
-                        tokio::time::sleep(wait).await;
-                    }
-                    if sender.send(chunk).await.is_err() {
-                        break;
-                    }
-                }
-                Err(error) => {
-                    outcome = Err(error);
-                    break;
-                }
-            }
-        }
-        drop(sender);
+        let arrived = carry(stream, sender, pace, progress).await;
         let indexed = indexing.await.map_err(|_| interrupted())?;
-        outcome?;
+        arrived?;
         let index = indexed.map_err(|source| IngestError::Layer { layer, source })?;
         if index.layer != layer {
             let (actual, size) = (index.layer, index.layer_size);
@@ -202,8 +183,8 @@ impl Filler {
         Ok(index)
     }
 
-    /// Brings in all of a layer, and checks its index against what its bytes say; returns the
-    /// index that its bytes have.
+    /// Brings in all of a layer, on behalf of whichever of its scopes can have it, and checks its
+    /// index against what its bytes say; returns the index that its bytes have.
     ///
     /// # Errors
     /// [`IngestError`]; [`IngestError::WrongIndex`] means that the index must not be used.
@@ -224,25 +205,62 @@ impl Filler {
         progress: &Progress,
         sink: impl Fn() -> Box<dyn ObjectSink>,
     ) -> Result<LayerIndex, IngestError> {
-        let header = layer.tree.header();
-        let (scope, digest) = (layer.scope(), header.layer);
-        let blob = Blob { scope, digest, size: header.layer_size.get() };
-        let pieces = self.pieces(layer).await;
-        let has_pieces = !pieces.is_empty();
-        let index = match self.take_in(&blob, pieces, pace, progress, sink()).await {
-            // The pieces are the index's, which may lie about them. The blob has one digest.
-            Err(IngestError::Source(SourceError::Wrong { .. })) if has_pieces => {
-                progress.expect(blob.size);
-                self.take_in(&blob, Arc::default(), pace, progress, sink()).await?
-            }
-            outcome => outcome?,
+        let (digest, size) = (layer.digest(), layer.tree.header().layer_size.get());
+        let (known, priority) = (self.pieces(layer).await, pace.priority);
+        let take_in = |scope, pieces, share| {
+            let deadline = Instant::now() + share;
+            let request = BlobRequest { scope, blob: digest, size, pieces, priority, deadline };
+            self.take_in(request, pace, progress, sink())
         };
+        let attempt = |scope: Scope, share| {
+            let pieces = known.clone();
+            let has_pieces = !pieces.is_empty();
+            async move {
+                let outcome = match take_in(scope.clone(), pieces, share).await {
+                    // The pieces are the index's, which may lie about them. The blob has one digest.
+                    Err(IngestError::Source(SourceError::Wrong { .. })) if has_pieces => {
+                        progress.expect(size);
+                        take_in(scope, Arc::default(), share).await
+                    }
+                    outcome => outcome,
+                };
+                // Only what the source is to blame for can be better on another's behalf.
+                match outcome {
+                    Err(IngestError::Source(error)) => Err(error),
+                    outcome => Ok(outcome),
+                }
+            }
+        };
+        let index = layer.on_any_behalf(self.patience.timeout, attempt).await??;
         if index.tree != layer.tree.bytes() {
             return Err(IngestError::WrongIndex { layer: digest, right: Arc::new(index) });
         }
         layer.checked.store(true, Ordering::Release);
         Ok(index)
     }
+}
+
+/// Sends what comes out of `stream` on at `pace`, until its end or until nobody takes it any more.
+async fn carry(
+    mut stream: BlobStream,
+    sender: mpsc::Sender<Bytes>,
+    pace: Pace,
+    progress: &Progress,
+) -> Result<(), SourceError> {
+    let (start, mut arrived) = (Instant::now(), 0);
+    while let Some(chunk) = stream.next().await.transpose()? {
+        arrived += chunk.len() as u64;
+        progress.advance(chunk.len() as u64);
+        let wait = pace.wait(arrived, start.elapsed());
+        // A timer rounds up to a millisecond, which a whole blob pays for often.
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+        if sender.send(chunk).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Puts contents into a store as they go by. What the store cannot take is left out.

@@ -54,7 +54,9 @@ impl Filler {
         let mut seen = HashSet::new();
         for name in profile.units() {
             let Some(layer) = layers.get(&name.layer) else { continue };
-            let Some(content) = content(layer, name)? else { continue };
+            let content =
+                Content::named(&layer.tree, name).map_err(|error| layer.damaged(error))?;
+            let Some(content) = content else { continue };
             if !seen.insert((content.key, name.number)) {
                 continue;
             }
@@ -68,15 +70,4 @@ impl Filler {
         drop(sender);
         Ok(building.await.map_err(|_| PackingError::Interrupted)??)
     }
-}
-
-/// The content that `name` is a unit of, if there is one.
-pub(super) fn content(layer: &Layer, name: &UnitName) -> Result<Option<Content>, FillError> {
-    let tree = &layer.tree;
-    if name.inode as usize >= tree.inodes().len() {
-        return Ok(None);
-    }
-    let content = tree.inode(name.inode).and_then(|inode| Content::of(tree, inode));
-    let content = content.map_err(|error| layer.damaged(error))?;
-    Ok(content.filter(|content| content.all_units().contains(&(name.number as usize))))
 }

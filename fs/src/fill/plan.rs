@@ -10,9 +10,9 @@ use crate::index::SpanTable;
 /// A window is at most this long when it is decompressed, in bytes (RFC 1951).
 pub const WINDOW_MAX: usize = 32 * 1024;
 
-/// A run of spans with more compressed bytes than this is not fetched into memory,
+/// A run of spans with more compressed bytes than this is not fetched into memory.
 const RUN_MAX: u64 = 32 * 1024 * 1024;
-/// nor is one of more spans: each is a piece that is asked for.
+/// A run of more spans than this is not fetched as such: each of them is a piece to ask for.
 const SPANS_MAX: usize = 4096;
 
 /// A run of spans: neighbours that are decoded in one go.

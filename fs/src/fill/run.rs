@@ -1,14 +1,20 @@
 //! Runs of spans: fetched, decoded, and kept.
+//!
+//! ```text
+//! fetch       a run that a read waits for: whole layer, or an earlier start, where it must be
+//!  `-> fetch_run      pieces and the first one's window, at the same time -> a permit to decode
+//!       `-> decode_run   on a blocking thread: inflate -> extract -> waiters
+//! ```
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::behind::Behind;
 use super::extract::{ExtractError, extract};
 use super::plan::{self, SpanRun};
 use super::waiters::{Turns, Waiters, WantedUnits};
+use super::write_behind::WriteBehind;
 use super::{Content, FillError, Filler, Layer, chain};
 use crate::codec::decode::Entry;
 use crate::codec::{CodecError, decode};
@@ -24,7 +30,8 @@ pub(super) struct TakenRun {
 }
 
 impl Filler {
-    /// Fetches and decodes a run of spans; returns those of the content's `units` that it held.
+    /// Fetches and decodes a run of spans, or, where it is too large or lacks its window, whatever it
+    /// takes in its place. Returns those of the content's `units` that it held.
     pub(super) async fn fetch(
         &self,
         layer: &Arc<Layer>,
@@ -50,8 +57,8 @@ impl Filler {
         }
     }
 
-    /// Fetches and decodes a run of spans and keeps what they hold; returns what is `wanted` as
-    /// soon as all of it is here, or what there is of it at the end of the run.
+    /// Fetches and decodes a run of spans and keeps whatever they hold. Returns the `wanted` units as
+    /// soon as all of them are here, or those that there are at the end of the run.
     pub(super) async fn fetch_run(
         &self,
         layer: &Arc<Layer>,
@@ -77,7 +84,11 @@ impl Filler {
             }
             let outcome = decoded.map_err(|error| layer.damaged(chain(&error)));
             if let Err(error) = waiters.finish(outcome) {
-                tracing::warn!(error = &error as &dyn std::error::Error, "found after a read");
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(
+                    error,
+                    "a run of spans turned out wrong after its read was answered"
+                );
             }
             drop(decoder);
         });
@@ -95,7 +106,7 @@ struct FetchedRun {
 fn decode_run(
     layer: &Layer,
     table: &SpanTable,
-    behind: &Behind,
+    behind: &WriteBehind,
     fetched: FetchedRun,
     waiters: &mut Waiters,
 ) -> Result<(), ExtractError> {

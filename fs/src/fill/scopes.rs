@@ -1,22 +1,23 @@
-//! In whose names the bytes of a layer are asked for.
+//! On whose behalf the bytes of a layer are asked for.
 //!
-//! Images share layers, and are fetched in names of their own. A repository that is deleted, or
-//! whose credential has expired, must not take the layers of other images with it: what cannot be
-//! had in the name of one is asked for in the name of the next.
+//! Images share layers, and each image is fetched on behalf of a repository of its own, its scope.
+//! A repository that is deleted, or whose credential has expired, must not take the layers of other
+//! images with it: what cannot be had on behalf of one repository is asked for on behalf of the next.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{FillError, Filler, Layer};
 use crate::digest::Verified;
-use crate::source::{Piece, PieceRequest, Priority, Scope};
+use crate::source::{Piece, PieceRequest, Priority, Scope, SourceError};
 
-/// Names that are known of a layer.
+/// Scopes that are remembered of a layer.
 const MOST: usize = 8;
-/// Names in one registry that a request tries: where it is down, a third one is of no use.
+/// Scopes of one registry that a request tries: where two fail, the registry is at fault, and a third
+/// is of no use.
 const OF_A_REGISTRY: usize = 2;
 
-/// The names, the one to begin with first.
+/// The scopes of a layer, never none, the one to begin with first.
 pub(super) struct Scopes(Mutex<Vec<Scope>>);
 
 impl Scopes {
@@ -28,7 +29,7 @@ impl Scopes {
         self.lock()[0].clone()
     }
 
-    /// Has `scope` be the first one.
+    /// Makes `scope` the first one.
     pub fn prefer(&self, scope: &Scope) {
         let mut scopes = self.lock();
         if scopes[0] == *scope {
@@ -39,7 +40,7 @@ impl Scopes {
         scopes.truncate(MOST);
     }
 
-    /// Those to try, in order.
+    /// Those that a request tries, in order.
     fn to_try(&self) -> Vec<Scope> {
         let mut chosen: Vec<Scope> = Vec::new();
         for scope in self.lock().iter() {
@@ -55,7 +56,7 @@ impl Scopes {
     }
 }
 
-/// Registries among `scopes`: each of them has its share of the time.
+/// How many registries `scopes` are of: each has an equal share of the time.
 fn registries(scopes: &[Scope]) -> u32 {
     let is_first = |(place, scope): &(usize, &Scope)| {
         !scopes[..*place].iter().any(|before| before.host() == scope.host())
@@ -63,8 +64,58 @@ fn registries(scopes: &[Scope]) -> u32 {
     scopes.iter().enumerate().filter(is_first).count() as u32
 }
 
+impl Layer {
+    /// Makes `attempt` on behalf of one scope after the other, each with its share of `patience`, until
+    /// one succeeds.
+    ///
+    /// # Errors
+    /// The first error, unless it says that the layer does not exist and a later one that its
+    /// registry is away: then the layer may still come, and the later one counts.
+    pub(super) async fn on_any_behalf<T, F>(
+        &self,
+        patience: Duration,
+        attempt: impl Fn(Scope, Duration) -> F,
+    ) -> Result<T, SourceError>
+    where
+        F: Future<Output = Result<T, SourceError>>,
+    {
+        let (scopes, end) = (self.scopes.to_try(), Instant::now() + patience);
+        let mut failed = None;
+        for (turn, scope) in scopes.iter().enumerate() {
+            let left = end.saturating_duration_since(Instant::now());
+            let share = left / registries(&scopes[turn..]).max(1);
+            match attempt(scope.clone(), share).await {
+                Ok(done) => {
+                    if turn > 0 {
+                        tracing::info!(layer = %self.digest(), %scope,
+                            "fetched on behalf of another repository");
+                        self.prefer(scope);
+                    }
+                    return Ok(done);
+                }
+                Err(error) => failed = Some(self.telling(failed, error)),
+            }
+        }
+        Err(failed.expect("a layer has a scope"))
+    }
+
+    /// Which of two errors says more about whether the layer can be had.
+    fn telling(&self, first: Option<SourceError>, second: SourceError) -> SourceError {
+        match first {
+            // What is not the layer itself, its spans, can be done without: there the first counts.
+            Some(SourceError::NotFound { blob, .. })
+                if blob == self.digest() && second.may_pass() =>
+            {
+                second
+            }
+            Some(first) => first,
+            None => second,
+        }
+    }
+}
+
 impl Filler {
-    /// Asks for `pieces` in one name after the other, within `patience`; the error is the first.
+    /// Asks the source for `pieces`, on behalf of each scope of the layer in turn, within `patience`.
     pub(super) async fn ask(
         &self,
         layer: &Layer,
@@ -72,27 +123,17 @@ impl Filler {
         priority: Priority,
         patience: Duration,
     ) -> Result<Vec<Verified>, FillError> {
-        let (scopes, end) = (layer.scopes.to_try(), Instant::now() + patience);
-        let mut failed = None;
-        for (turn, scope) in scopes.iter().enumerate() {
-            let asked = Instant::now();
-            let share = end.saturating_duration_since(asked) / registries(&scopes[turn..]).max(1);
-            let (scope, pieces, deadline) = (scope.clone(), pieces.clone(), asked + share);
-            let request = PieceRequest { scope: scope.clone(), pieces, priority, deadline };
-            match self.source.fetch(request).await {
-                Ok(fetched) => {
-                    let bytes = fetched.iter().map(|piece| piece.bytes().len() as u64).sum();
-                    self.gauge.note(bytes, asked.elapsed());
-                    if turn > 0 {
-                        tracing::info!(layer = %layer.digest(), %scope, "fetched in another name");
-                        layer.prefer(&scope);
-                    }
-                    return Ok(fetched);
-                }
-                Err(error) => failed = failed.or(Some(error)),
+        let attempt = |scope, share| {
+            let (pieces, asked) = (pieces.clone(), Instant::now());
+            let request = PieceRequest { scope, pieces, priority, deadline: asked + share };
+            async move {
+                let fetched = self.source.fetch(request).await?;
+                let bytes = fetched.iter().map(|piece| piece.bytes().len() as u64).sum();
+                self.gauge.note(bytes, asked.elapsed());
+                Ok(fetched)
             }
-        }
-        Err(failed.expect("a layer has a name").into())
+        };
+        Ok(layer.on_any_behalf(patience, attempt).await?)
     }
 }
 
@@ -111,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_name_is_the_first_and_two_of_a_registry_are_tried() {
+    fn the_latest_scope_is_the_first_and_two_of_a_registry_are_tried() {
         let known = scopes(&["r:1/a", "r:2/a", "r:1/b", "r:1/c"]);
         assert_eq!(known.first(), Scope::new("r:1/c"));
         assert_eq!(tried(&known), ["r:1/c", "r:1/b", "r:2/a"]);
@@ -121,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_forgotten_beyond_a_number() {
+    fn scopes_are_forgotten_beyond_a_number() {
         let names: Vec<String> = (0..20).map(|number| format!("r:{number}/a")).collect();
         let known = scopes(&names.iter().map(String::as_str).collect::<Vec<_>>());
         assert_eq!(tried(&known).len(), MOST);

@@ -47,7 +47,7 @@ impl Filler {
         match table {
             Ok(table) => (0..table.count()).map(|span| table.piece(span)).collect(),
             Err(error) => {
-                tracing::debug!(layer = %layer.digest(), %error, "its pieces are not known");
+                tracing::debug!(layer = %layer.digest(), %error, "a layer's pieces are not known: it is streamed as a whole");
                 Arc::default()
             }
         }

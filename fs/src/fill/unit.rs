@@ -15,6 +15,7 @@ use super::extract::note_unkept;
 use crate::digest::Digest;
 use crate::index::{Extent, Extents, IndexError, InodeRecord, LayerTree, Records};
 use crate::object::{CHUNK, LargeName, Object, ObjectKey, Store};
+use crate::pack::UnitName;
 
 /// A file with content.
 pub struct Content {
@@ -73,8 +74,20 @@ impl Content {
         Ok(Some(Self { key, size: inode.size.get(), chunks, extents }))
     }
 
-    /// The contents of all files of a layer, each with its inode, in the order of the tar. What
-    /// several files have in common comes once for each of them.
+    /// The content of which `name` is a unit; `None` where the layer of `tree` has no such unit.
+    ///
+    /// # Errors
+    /// [`IndexError`] where the index is damaged.
+    pub fn named(tree: &LayerTree, name: &UnitName) -> Result<Option<Self>, IndexError> {
+        if name.inode as usize >= tree.inodes().len() {
+            return Ok(None);
+        }
+        let content = Self::of(tree, tree.inode(name.inode)?)?;
+        Ok(content.filter(|content| content.all_units().contains(&(name.number as usize))))
+    }
+
+    /// The contents of all files of a layer, each with its inode, in the order of the tar. A content
+    /// that several files share comes once for each of them.
     pub fn all(tree: &LayerTree) -> impl Iterator<Item = Result<(u32, Self), IndexError>> + '_ {
         tree.order().iter().filter_map(|number| {
             let number = number.get();
@@ -107,7 +120,7 @@ impl Content {
         self.units(0..self.size)
     }
 
-    /// The units of whose data some lies in `range` of the tar.
+    /// The units that have data in `range` of the tar.
     pub fn units_in(&self, range: &Range<u64>) -> Vec<usize> {
         let runs = self.extents.iter().map(DataRun::of);
         let first = self.extents.partition_point(|extent| {
@@ -170,7 +183,8 @@ impl Content {
             && partial.file().read_exact_at(bytes, offset).is_ok()
     }
 
-    /// Whether the store has a unit, be it in memory, without reading one that it has whole.
+    /// Whether the store has a unit, on the disk or in memory. Chunks of an incomplete object may be
+    /// hashed for it; a complete object is believed.
     pub fn is_unit_stored(&self, store: &Store, unit: usize) -> bool {
         if self.is_here(store) {
             return true;
@@ -179,9 +193,9 @@ impl Content {
             && store.large(self.large_name()).is_some_and(|partial| store.has_chunk(&partial, unit))
     }
 
-    /// The file that holds all of the content and nothing else; `None` where not all of it is
-    /// here, or not all of it right. What was not hashed before is hashed now: of a large content
-    /// that may be all of it, which takes a second for 2 GB.
+    /// The file that holds the whole content and nothing else; `None` where some of it is missing or
+    /// wrong. Whatever was not hashed before is hashed now: of a large content that may be all of it,
+    /// which takes a second for 2 GB.
     pub fn whole_file(&self, store: &Store) -> Option<Arc<File>> {
         if !self.is_large() {
             if !self.is_stored(store)

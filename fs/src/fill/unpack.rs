@@ -34,9 +34,9 @@ pub use self::opening::Opening;
 
 /// The first group is small, so that the first reads are answered early, in compressed bytes.
 const FIRST_GROUP: u64 = 1024 * 1024;
-/// Each group has twice the bytes of the one before, up to this many,
+/// Each group has twice the bytes of the one before, up to this many.
 const LAST_GROUP: u64 = 4 * 1024 * 1024;
-/// and up to what arrives in this time, in seconds: its first frame waits for its last.
+/// No group has more than what arrives in this time, in seconds: its first frame waits for its last.
 const GROUP_SECONDS: f64 = 0.25;
 /// Groups that are on their way at the same time: one arrives while the next one is asked for.
 const GROUPS: usize = 2;
@@ -256,7 +256,7 @@ impl Filler {
                 self.behind.write(came.load).await;
             }
         }
-        self.behind.written().await;
+        self.behind.all_written().await;
         Ok(())
     }
 

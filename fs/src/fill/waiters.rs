@@ -1,5 +1,14 @@
-//! Who waits while a run of spans is decoded: the read that asked for it, which is answered as soon
-//! as its own bytes are here, and others, whose turn comes span by span.
+//! Those who wait while a run of spans is decoded.
+//!
+//! ```text
+//! run of spans  |---- span 5 ----|---- span 6 ----|---- span 7 ----|
+//! decoded so far ----------------------->|
+//!                                ^       ^ the wanted units are here: the read is answered
+//!                                `- span 5 is through: its turn goes to whoever waits for it
+//! ```
+//!
+//! The read that asked for the run waits for its own units only. Other reads that miss one of its
+//! spans wait for the span's turn, and find in the store what the span held.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -10,11 +19,11 @@ use super::{Content, FillError};
 use crate::index::SpanTable;
 use crate::object::ObjectKey;
 
-/// The turns of spans, in order: nobody else fetches them.
+/// The turns of spans, by their numbers and in order: nobody else fetches a span meanwhile.
 #[derive(Default)]
 pub struct Turns(pub VecDeque<(usize, OwnedMutexGuard<()>)>);
 
-/// Units of a content that a read waits for.
+/// The units of a content that a read waits for.
 pub struct WantedUnits {
     /// The content.
     pub key: ObjectKey,
@@ -22,28 +31,30 @@ pub struct WantedUnits {
     pub units: Vec<usize>,
 }
 
-/// The units that a read gets; those that the run does not hold are not among them.
+/// The wanted units by number, as far as the run held them.
 pub type Answer = Result<HashMap<usize, Bytes>, FillError>;
 
-/// Who waits for a run.
+/// Those who wait for a run.
 pub struct Waiters {
+    /// What the read wants; `None` where it waits for the end of the run.
     wanted: Option<WantedUnits>,
     found: HashMap<usize, Bytes>,
+    /// `None` once the read was answered.
     answer: Option<oneshot::Sender<Answer>>,
-    /// Where in the tar the spans end whose turns are held.
+    /// The turns that are held, each with the position in the tar where its span ends.
     turns: VecDeque<(u64, OwnedMutexGuard<()>)>,
 }
 
 impl Waiters {
-    /// A read that has the `turns` of the run's spans and waits for what is `wanted`, or for the
-    /// end of the run; and where it gets its answer.
+    /// Those who wait for a run whose spans have these `turns`: a read that wants what is `wanted`, or
+    /// the end of the run, and whoever waits for one of the turns. Also where the read is answered.
     pub fn new(
         table: &SpanTable,
         wanted: Option<WantedUnits>,
         turns: Turns,
     ) -> (Self, oneshot::Receiver<Answer>) {
         let (answer, answered) = oneshot::channel();
-        // What is no span is held until all are decoded.
+        // Numbers that are no span's stand for the layer: they are held until the run is decoded.
         let end = |span| if span < table.count() { table.output(span).end } else { u64::MAX };
         let turns = turns.0.into_iter().map(|(span, turn)| (end(span), turn)).collect();
         (Self { wanted, found: HashMap::new(), answer: Some(answer), turns }, answered)
@@ -56,38 +67,40 @@ impl Waiters {
         self.answer.is_some() && self.wanted.as_ref().is_some_and(is_it)
     }
 
-    /// Notes that a wanted unit is here; whether all of them are.
+    /// Notes that a wanted unit is here. Returns whether all of them are.
     pub fn found(&mut self, unit: usize, bytes: Bytes) -> bool {
         self.found.insert(unit, bytes);
         self.wanted.as_ref().is_some_and(|wanted| self.found.len() == wanted.units.len())
     }
 
-    /// Answers the read.
+    /// Answers the read, unless that was done.
     pub fn answer(&mut self) {
         if let Some(answer) = self.answer.take() {
-            // Nobody may wait any more.
+            // The read may have been given up.
             let _ = answer.send(Ok(std::mem::take(&mut self.found)));
         }
     }
 
-    /// Whether somebody else may wait for what ends in the tar at `position` or before.
+    /// Whether the turn of a span is held that ends in the tar at `position` or before.
     pub fn is_awaited(&self, position: u64) -> bool {
         self.turns.front().is_some_and(|(end, _)| *end <= position)
     }
 
-    /// Gives the turns back of spans that end at `position` or before: what they hold is here.
+    /// Gives up the turns of all spans that end at `position` or before: whatever they held can be read.
     pub fn passed(&mut self, position: u64) {
         while self.is_awaited(position) {
             self.turns.pop_front();
         }
     }
 
-    /// Answers the read if it still waits, and gives all turns back. An error that comes too late
-    /// is returned.
+    /// Answers the read, unless that was done, and gives up all turns.
+    ///
+    /// # Errors
+    /// That of `outcome`, where the read was answered before it happened.
     pub fn finish(mut self, outcome: Result<(), FillError>) -> Result<(), FillError> {
         match (self.answer.take(), outcome) {
             (Some(answer), outcome) => {
-                // Nobody may wait any more.
+                // The read may have been given up.
                 let _ = answer.send(outcome.map(|()| self.found));
                 Ok(())
             }
@@ -105,8 +118,8 @@ mod tests {
     use std::time::Duration;
 
     use super::super::Layer;
-    use super::super::behind::Behind;
     use super::super::extract::extract;
+    use super::super::write_behind::WriteBehind;
     use super::*;
     use crate::index::{Backing, LayerTree, SpanTable};
     use crate::layer::Indexer;
@@ -161,7 +174,7 @@ mod tests {
         let layer = Layer::new(tree.clone(), Scope::new("registry/image"));
         let root = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::open(root.path(), StoreLimits::default()).unwrap());
-        let behind = Behind::new(store.clone());
+        let behind = WriteBehind::new(store.clone());
 
         let turns = layer.turns(0..table.count()).await;
         let wanted = WantedUnits { key: key(1), units: vec![0] };

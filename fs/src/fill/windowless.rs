@@ -77,7 +77,7 @@ impl Filler {
 
     pub(super) fn note_no_window(&self, layer: &Layer, error: &FillError) {
         let error = error as &dyn std::error::Error;
-        tracing::info!(layer = %layer.digest(), error, "going the long way");
+        tracing::info!(layer = %layer.digest(), error, "cannot fetch a window: decoding from an earlier place");
         *layer.windowless.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 

@@ -141,9 +141,9 @@ pub struct InodeRecord {
     pub nlink: U32,
     /// Bytes of content, or of a symbolic link's target.
     pub size: U64,
-    /// Modification time, seconds since 1970, and
+    /// Modification time in seconds since 1970.
     pub mtime: I64,
-    /// its nanoseconds (0..1e9, counted forward).
+    /// Nanoseconds of the modification time (0..1e9, counted forward).
     pub mtime_nanos: U32,
     /// Device number of a device node, as the kernel encodes it for user space.
     pub rdev: U32,

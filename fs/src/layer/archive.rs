@@ -226,7 +226,7 @@ fn member(
         .or(path)
         .or_else(|| text("path").cloned())
         .unwrap_or_else(|| header_path(header));
-    let link = || link.or(text("linkpath").cloned()).unwrap_or_else(|| until_nul(&fields.linkname));
+    let link = link.or(text("linkpath").cloned()).unwrap_or_else(|| until_nul(&fields.linkname));
     let size = match text("size") {
         Some(text) => pax_number(text).ok_or(damaged("its PAX size is not a number"))?,
         None => size,
@@ -249,9 +249,28 @@ fn member(
     let gid = id("gid", &fields.gid, "its group is not a number")?;
     let mode = field(&fields.mode).ok_or(damaged("its mode is not a number"))? as u32 & 0o7777;
     let kind = match header.as_bytes()[156] {
-        b'1' => MemberKind::HardLink(link()),
-        b'2' => MemberKind::Symlink(link()),
-        kind @ (b'3' | b'4') => device(header, kind).ok_or(damaged("its device is no number"))?,
+        b'1' => MemberKind::HardLink(link),
+        b'2' => MemberKind::Symlink(link),
+        b'\0' if path.ends_with(b"/") => MemberKind::Directory,
+        typeflag => unlinked(stream, header, typeflag, size, &pax)?,
+    };
+    let xattrs = xattrs(&pax, &kind);
+    Ok(Member { path, kind, mode, uid, gid, mtime, xattrs })
+}
+
+/// What a member with this `typeflag` is that is no link.
+fn unlinked(
+    stream: &mut TarStream,
+    header: &Header,
+    typeflag: u8,
+    size: u64,
+    pax: &PaxRecords,
+) -> Result<MemberKind, LayerError> {
+    Ok(match typeflag {
+        b'3' | b'4' => {
+            let (position, what) = (stream.position(), "its device is no number");
+            device(header, typeflag).ok_or(LayerError::Header { position, what })?
+        }
         b'5' => MemberKind::Directory,
         b'6' => MemberKind::Fifo,
         b'D' => {
@@ -259,11 +278,8 @@ fn member(
             MemberKind::Directory
         }
         b'S' => MemberKind::File(sparse::old_gnu(stream, header, size)?),
-        b'\0' if path.ends_with(b"/") => MemberKind::Directory,
-        _ => MemberKind::File(sparse::pax(stream, &pax, size)?),
-    };
-    let xattrs = xattrs(&pax, &kind);
-    Ok(Member { path, kind, mode, uid, gid, mtime, xattrs })
+        _ => MemberKind::File(sparse::pax(stream, pax, size)?),
+    })
 }
 
 /// The path in the header itself. POSIX headers, whatever version they name, may split it; those

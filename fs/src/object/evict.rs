@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::store::{Store, StoreError, lock};
+use super::error::StoreError;
+use super::store::{Store, lock};
 use super::survey::Surveyed;
 use super::{ObjectKey, StoreLimits};
 

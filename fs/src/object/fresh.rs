@@ -1,8 +1,12 @@
-//! Contents that came in a moment ago, still in memory.
+//! Contents that came in a moment ago, held in memory.
 //!
-//! A start reads within seconds what its pack brings, and what lies around a file that it misses.
-//! It is answered from here, before the disk has the content and without a look at it. What is here
-//! was hashed as it came in.
+//! A start reads within seconds whatever its pack brings, and whatever lies around a file that it
+//! misses. Such reads are answered from here, before the disk has the content and without a look at
+//! it. Each content was hashed as it came in.
+//!
+//! ```text
+//! hold -> batch: unwritten --(Unwritten is dropped)--> written --(too old, or too many)--> forgotten
+//! ```
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -10,22 +14,80 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::Object;
 use super::key::ObjectKey;
+use super::{Object, Store};
 
-/// What an object takes in memory beside its content, about, in bytes.
+/// About how many bytes an object takes in memory beside its content.
 const OVERHEAD: usize = 256;
 
+/// The most bytes of packs that are held: a start reads them some seconds after they came.
+const OF_PACKS_MAX: usize = 48 * 1024 * 1024;
+
+/// The most bytes of misses that are held: whatever is read later is on the disk by then.
+const OF_MISSES_MAX: usize = 16 * 1024 * 1024;
+
+/// What brought the objects that are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holding {
+    /// The pack of a start.
+    Pack,
+    /// A read that missed something near them.
+    Miss,
+}
+
+/// What a store holds in memory.
+pub(super) struct Held {
+    of_packs: Fresh,
+    of_misses: Fresh,
+}
+
+impl Held {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self { of_packs: Fresh::new(OF_PACKS_MAX), of_misses: Fresh::new(OF_MISSES_MAX) }
+    }
+}
+
+impl Store {
+    /// Holds `objects`, which came in together, in memory, so that they can be read before
+    /// [`Self::insert`] has kept them: as long as the answer exists, and after that until they are old
+    /// or others need the memory.
+    pub fn hold(&self, holding: Holding, objects: &[Object]) -> Unwritten {
+        let fresh = match holding {
+            Holding::Pack => &self.held.of_packs,
+            Holding::Miss => &self.held.of_misses,
+        };
+        fresh.hold(Instant::now(), objects)
+    }
+
+    /// The content of an object that is held in memory.
+    pub fn held(&self, key: &ObjectKey) -> Option<Bytes> {
+        self.held.of_packs.get(key).or_else(|| self.held.of_misses.get(key))
+    }
+
+    /// Whether an object is held in memory.
+    pub fn holds(&self, key: &ObjectKey) -> bool {
+        self.held.of_packs.has(key) || self.held.of_misses.has(key)
+    }
+
+    /// Lets go of whatever is written and was held for `age` or longer. Returns whether anything is
+    /// still held.
+    pub fn release_held(&self, age: Duration) -> bool {
+        let now = Instant::now();
+        self.held.of_packs.forget(now, age) | self.held.of_misses.forget(now, age)
+    }
+}
+
 /// Contents by key. Beyond a limit the oldest go, but none that is not written yet.
-pub(super) struct Fresh {
-    /// Bytes that are held at most, all in all.
+struct Fresh {
+    /// The most bytes that are held of what is written.
     limit: usize,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// With the number of the latest batch that has each.
+    /// Each with the number of the latest batch that has it.
     contents: HashMap<ObjectKey, (Bytes, u64)>,
     /// The oldest first.
     batches: VecDeque<Batch>,
@@ -34,7 +96,7 @@ struct State {
     bytes: usize,
 }
 
-/// What came in together, and may share its memory.
+/// Objects that came in together, and may share their memory.
 struct Batch {
     number: u64,
     came: Instant,
@@ -43,18 +105,18 @@ struct Batch {
     unwritten: Weak<()>,
 }
 
-/// Objects that are held in memory at least as long as this is kept: until they are written.
+/// Objects are held in memory at least as long as this exists: until they are written.
 #[derive(Debug)]
-pub struct Unwritten(#[expect(dead_code, reason = "it is there")] Arc<()>);
+pub struct Unwritten(#[expect(dead_code, reason = "only its existence counts")] Arc<()>);
 
 impl Fresh {
-    /// Nothing yet, and no more than `limit` bytes of what is written.
-    pub fn new(limit: usize) -> Self {
+    /// Nothing yet; at most `limit` bytes of what is written.
+    fn new(limit: usize) -> Self {
         Self { limit, state: Mutex::default() }
     }
 
     /// Holds `objects`, which came in together `now`.
-    pub fn hold(&self, now: Instant, objects: &[Object]) -> Unwritten {
+    fn hold(&self, now: Instant, objects: &[Object]) -> Unwritten {
         let bytes = objects.iter().map(weight).sum();
         let keys = objects.iter().map(|object| *object.key()).collect();
         let mark = Arc::new(());
@@ -71,18 +133,18 @@ impl Fresh {
         Unwritten(mark)
     }
 
-    /// The content of an object that came in lately.
-    pub fn get(&self, key: &ObjectKey) -> Option<Bytes> {
+    /// The content of an object that is held.
+    fn get(&self, key: &ObjectKey) -> Option<Bytes> {
         self.state().contents.get(key).map(|(content, _)| content.clone())
     }
 
-    /// Whether an object came in lately.
-    pub fn has(&self, key: &ObjectKey) -> bool {
+    /// Whether an object is held.
+    fn has(&self, key: &ObjectKey) -> bool {
         self.state().contents.contains_key(key)
     }
 
-    /// Lets go of what is `age` or older `now`, and written; whether anything else is here.
-    pub fn forget(&self, now: Instant, age: Duration) -> bool {
+    /// Lets go of whatever is written and `age` or older `now`. Returns whether anything is left.
+    fn forget(&self, now: Instant, age: Duration) -> bool {
         let mut state = self.state();
         while state.forget_oldest(|batch| now.duration_since(batch.came) >= age) {}
         !state.batches.is_empty()
@@ -94,7 +156,7 @@ impl Fresh {
 }
 
 impl State {
-    /// Lets go of the oldest batch that is written and `may_go`; whether there was one.
+    /// Lets go of the oldest batch that is written and `may_go`. Returns whether there was one.
     fn forget_oldest(&mut self, may_go: impl Fn(&Batch) -> bool) -> bool {
         let goes = |batch: &Batch| batch.unwritten.strong_count() == 0 && may_go(batch);
         let place = self.batches.iter().position(goes);
@@ -110,7 +172,7 @@ impl State {
     }
 }
 
-/// What an object takes in memory, about, in bytes: thousands of tiny ones take more than they hold.
+/// About how many bytes an object takes in memory: thousands of tiny ones take more than they hold.
 pub fn weight(object: &Object) -> usize {
     object.bytes().len() + OVERHEAD
 }

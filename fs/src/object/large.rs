@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 use std::{fs, io};
 
 use super::chunks::{Chunks, LargeName};
+use super::error::StoreError;
 use super::partial::Place;
-use super::store::{Store, StoreError, Verify, lock};
+use super::store::{Store, Verify, lock};
 use super::{ObjectKey, Partial};
 use crate::digest::Verified;
 use crate::disk::{Draft, is_regular};

@@ -1,22 +1,29 @@
-//! Complete and incomplete objects on disk.
+//! The store: opened, asked for small objects, and given new ones.
+//!
+//! ```text
+//! get:     open descriptor, unchanged since it was hashed? else open -> hash (prove) -> keep open
+//! insert:  room (keep) -> draft in tmp/ -> rename into objects/ (place)
+//! ```
+//!
+//! Large objects are in [`large`](super::large), what is held in memory in [`fresh`](super::fresh),
+//! making room in [`evict`](super::evict).
 
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
-use bytes::Bytes;
 use lru::LruCache;
 
 use super::evict::{Evictor, Pins};
-use super::fresh::{Fresh, Unwritten};
+use super::fresh::Held;
 use super::stamp::{self, Stamp};
 use super::survey::{Layout, Surveyed, entries};
-use super::{CHUNK, Object, ObjectKey, Partial, StoreLimits};
+use super::{CHUNK, Object, ObjectKey, Partial, StoreError, StoreLimits};
 use crate::disk::{Access, Disk, Draft, LocalDisk, Space, is_damage, is_regular, open_regular};
 
 /// Descriptors of objects that are kept open.
@@ -25,59 +32,8 @@ const HANDLES: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 /// Descriptors of large objects that are kept open.
 const PARTIALS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
 
-/// Objects that are known to be undamaged without another look.
+/// Small objects that are known to be undamaged without being hashed again.
 const PROVEN: NonZeroUsize = NonZeroUsize::new(1 << 16).expect("not zero");
-
-/// Bytes that are held in memory at most, of packs: what a start reads comes some seconds before.
-const HELD_OF_PACKS: usize = 48 * 1024 * 1024;
-
-/// The same of misses: what is read later is on the disk by then.
-const HELD_OF_MISSES: usize = 16 * 1024 * 1024;
-
-/// The store cannot be used, or an object cannot be kept.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// A step on the disk failed.
-    #[error("object store: cannot {action} {path}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-    },
-    /// Quota or reserve forbid it, and nothing else may go.
-    #[error("object store: no room for {size} bytes within quota and reserve")]
-    Full {
-        /// Bytes that were to be kept.
-        size: u64,
-    },
-    /// Somebody gives the chunks of one large object the key of another.
-    #[error("object store: {key} is not the key of the chunks that are to make it")]
-    Name {
-        /// The key.
-        key: ObjectKey,
-    },
-}
-
-impl StoreError {
-    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
-        let path = path.to_owned();
-        move |source| Self::Io { action, path, source }
-    }
-
-    /// Whether there was no room, as opposed to something being wrong.
-    pub fn is_full(&self) -> bool {
-        match self {
-            Self::Full { .. } => true,
-            Self::Name { .. } => false,
-            Self::Io { source, .. } => {
-                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-            }
-        }
-    }
-}
 
 /// When an object is hashed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -88,15 +44,6 @@ pub enum Verify {
     Boot,
     /// When it comes in; later the disk is trusted with all complete objects.
     Insert,
-}
-
-/// For whom objects are held in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Holding {
-    /// The start that a pack is for.
-    Pack,
-    /// Reads around the one that missed something.
-    Miss,
 }
 
 /// What the store uses, and what befell it since it was opened.
@@ -112,7 +59,7 @@ pub struct StoreUsage {
     pub damaged: u64,
 }
 
-/// That an object's file has the right content.
+/// The proof that an object's file has the right content.
 #[derive(Clone, Copy)]
 struct Proof {
     /// The file when it was hashed.
@@ -137,8 +84,7 @@ pub struct Store {
     pub(super) partials: Mutex<LruCache<ObjectKey, Arc<Partial>>>,
     pub(super) pins: Mutex<Option<Arc<dyn Pins>>>,
     pub(super) evictor: Mutex<Evictor>,
-    packed: Fresh,
-    missed: Fresh,
+    pub(super) held: Held,
 }
 
 impl Store {
@@ -180,8 +126,7 @@ impl Store {
             partials: Mutex::new(LruCache::new(PARTIALS)),
             pins: Mutex::default(),
             evictor: Mutex::default(),
-            packed: Fresh::new(HELD_OF_PACKS),
-            missed: Fresh::new(HELD_OF_MISSES),
+            held: Held::new(),
         })
     }
 
@@ -264,8 +209,8 @@ impl Store {
         (file.metadata().ok()?.len() == size).then_some(file)
     }
 
-    /// Hashes an object, and drops it if it is damaged. Of a file that is larger than the object
-    /// can be nothing is known: whoever gives it that size may lie.
+    /// Hashes an object, and drops it if it is damaged. A file that is larger than a small object can
+    /// be is a miss, and stays: it may be a large object that somebody took for a small one.
     fn prove(&self, key: &ObjectKey, size: u64, path: &Path, file: &File) -> Option<()> {
         if Stamp::of(file)?.size > CHUNK {
             return None;
@@ -315,32 +260,6 @@ impl Store {
                 .map_err(StoreError::io("write", &self.layout.temporary))?;
             self.place(draft, object.key())
         })
-    }
-
-    /// Holds `objects`, which came in together, so that they can be read before [`Self::insert`] has
-    /// kept them: as long as the answer is kept, and until others need the room.
-    pub fn hold(&self, holding: Holding, objects: &[Object]) -> Unwritten {
-        let fresh = match holding {
-            Holding::Pack => &self.packed,
-            Holding::Miss => &self.missed,
-        };
-        fresh.hold(Instant::now(), objects)
-    }
-
-    /// The content of an object that is held in memory.
-    pub fn held(&self, key: &ObjectKey) -> Option<Bytes> {
-        self.packed.get(key).or_else(|| self.missed.get(key))
-    }
-
-    /// Whether an object is held in memory.
-    pub fn holds(&self, key: &ObjectKey) -> bool {
-        self.packed.has(key) || self.missed.has(key)
-    }
-
-    /// Lets go of what is held for `age` or longer, and written; whether anything else is held.
-    pub fn release_held(&self, age: Duration) -> bool {
-        let now = Instant::now();
-        self.packed.forget(now, age) | self.missed.forget(now, age)
     }
 
     /// Carries out `step`, which keeps `size` bytes, where there is room or room can be made.

@@ -1,4 +1,11 @@
-//! What is attached to an image: indexes, packs and patches, and how trees come.
+//! What is attached to an image: the indexes of its layers, packs, and patches of trees; and how the
+//! tree of an attached index is fetched.
+//!
+//! ```text
+//! image -> index_artifacts (registry) -> Attached: index of each layer, patches, packs
+//! index -> tree_of: a patch whose base is here -> patched tree
+//!                    `- there is none, or it is of no use -> whole tree
+//! ```
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -15,10 +22,10 @@ use crate::image::artifact::{LayerEntry, MAX_TREE};
 use crate::image::{Descriptor, Reference};
 use crate::registry::client::FoundArtifact;
 
-/// How long the registry may take to tell what is attached.
+/// How long the registry may take to say what is attached.
 const ATTACHED_WITHIN: Duration = Duration::from_secs(30);
 
-/// How long the tree of an index may take to come.
+/// How long the tree of an index, or a patch of it, may take to come.
 const TREE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why something that is attached cannot be had.
@@ -30,15 +37,15 @@ pub struct Attached {
     /// The indexes by layer. `None` where several contradict each other: then none of them is
     /// believed.
     layers: HashMap<Digest, Option<LayerEntry>>,
-    /// Their trees as differences, by layer.
+    /// Patches that give their trees, by layer.
     patches: HashMap<Digest, Vec<TreePatch>>,
     /// Contents that are worth fetching together.
     pub packs: Vec<PackEntry>,
 }
 
 impl Images {
-    /// What is attached to the image. Where the registry cannot tell, nothing is: then the layers
-    /// that are not known are fetched whole, if they can be.
+    /// What is attached to the image. Where the registry cannot say, nothing is: then the layers
+    /// whose index is not known here are fetched whole, if they can be.
     pub(super) async fn attached_indexes(&self, image: &Resolved) -> Attached {
         let repository = image.reference.repository();
         let client = self.client.until(Instant::now() + ATTACHED_WITHIN);
@@ -57,7 +64,10 @@ impl Images {
         attached
     }
 
-    /// The tree that `entry` names: out of a patch, where the tree that it takes is here, else whole.
+    /// The tree that `entry` names: from a patch whose base is here, else whole.
+    ///
+    /// # Errors
+    /// Where it cannot be fetched, or is not what `entry` says.
     pub(super) async fn tree_of(
         &self,
         image: &Resolved,
@@ -70,8 +80,8 @@ impl Images {
         }
     }
 
-    /// The tree out of the first of `patches` whose base is here. One that is of no use costs its
-    /// transfer.
+    /// The tree from the first of `patches` whose base is here; `None` where there is none, or it is
+    /// of no use, which costs its transfer.
     async fn patched_tree(
         &self,
         image: &Resolved,
@@ -108,7 +118,7 @@ impl Images {
         Ok(blocking(move || entry.unpack_tree(packed.bytes())).await?)
     }
 
-    /// A blob of the image's repository, from wherever its bytes are.
+    /// A blob of the image's repository, of `size` bytes, from wherever its bytes are.
     async fn small_blob(
         &self,
         image: &Resolved,

@@ -1,4 +1,4 @@
-//! Memory for the indexes that others have made: a few KiB of an attached index may claim to be a
+//! Bounds the memory for attached indexes, which others have made: a few KiB of one may unpack to a
 //! GiB of names, and an image has several of them.
 
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -6,7 +6,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use crate::image::artifact::LayerEntry;
 
 const MIB: u64 = 1 << 20;
-/// What trees that are being looked through may take at one time, in MiB.
+/// The memory that all trees may take which are being looked through, in MiB.
 const ALL: u32 = 512;
 
 /// The memory that is left.
@@ -19,8 +19,9 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// Waits for what the tree of `entry` takes: its blob, and itself twice, since it is copied to
-    /// where it stays. One that takes more than there is waits until it is alone.
+    /// Waits for the memory that the tree of `entry` takes: its blob, and the tree twice, since it is
+    /// copied to where it stays. A tree that takes more than there is waits until it is alone. The
+    /// memory is given back when the answer is dropped.
     pub async fn turn(&self, entry: &LayerEntry) -> Option<SemaphorePermit<'_>> {
         let bytes = entry.tree_size.saturating_mul(2).saturating_add(entry.tree_blob.size);
         let share = u32::try_from(bytes.div_ceil(MIB)).unwrap_or(ALL).min(ALL);

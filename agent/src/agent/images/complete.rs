@@ -1,4 +1,4 @@
-//! Fetching all of an image, and holding its indexes against its bytes.
+//! Fetching all of an image, and checking its indexes against its bytes.
 
 use std::collections::HashSet;
 use std::error::Error;
@@ -12,8 +12,8 @@ use super::{ImageError, ImageFault, Images, Ready, SIDE_BY_SIDE, distinct, missi
 use crate::agent::cache::LayerRecord;
 
 impl Images {
-    /// Fetches everything of `ready` that is not here, and checks every index against the bytes.
-    /// `progress` counts compressed bytes.
+    /// Fetches whatever of `ready` is missing here, and checks every index against the bytes of its
+    /// layer. `progress` counts compressed bytes.
     ///
     /// # Errors
     /// [`ImageError`] where a layer cannot be had or its index is wrong.
@@ -35,7 +35,8 @@ impl Images {
         complete.await.map_err(|fault: ImageFault| fault.of(&ready.image.reference))
     }
 
-    /// Fetches the small layers of `ready`, each with one request. What cannot be had comes later.
+    /// Fetches the small layers of `ready`, each with one request. One that cannot be had is left to
+    /// whoever reads it.
     pub async fn complete_small(&self, ready: &Ready) {
         let small = distinct(&ready.layers).into_iter().filter(|layer| layer.is_small());
         let pace = Pace::unlimited(Priority::Pack);

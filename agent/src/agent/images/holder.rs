@@ -1,4 +1,5 @@
-//! Which image of a name has a certain layer, and what is here of an image that was ready once.
+//! Which image a name means that holds a certain layer, and images that were ready once, made ready
+//! again from the cache alone.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,20 +15,20 @@ use super::{ImageError, ImageFault, Images, Ready, Resolved, share_equal};
 use crate::image::{Descriptor, Document, ImageConfig, Manifest, Reference};
 use crate::registry::client::RawManifest;
 
-/// Images of an index that are looked through.
+/// How many images of an index are looked through.
 const CHILDREN_MAX: usize = 32;
 
 /// What a name means, as far as one layer is concerned.
 pub struct Holder {
-    /// The image that has the layer, if any has.
+    /// The image that has the layer, if one has.
     pub image: Option<Resolved>,
-    /// Whether the name means several images.
+    /// Whether the name means several images, one for each platform.
     pub one_of_several: bool,
 }
 
 impl Images {
-    /// The image that `reference` means at this moment and of which `holds` is true. The one for
-    /// this platform comes first, but any other may have been pulled.
+    /// The image that `reference` means at this moment and whose manifest `holds` the layer. The one
+    /// for this platform is looked at first, but any other may have been pulled.
     ///
     /// # Errors
     /// [`ImageError`] where the registry does not have it or cannot be reached.
@@ -97,8 +98,8 @@ impl Images {
         Ok(Resolved { reference: reference.clone(), digest, manifest, config })
     }
 
-    /// The image with this manifest as far as it is in the cache; `reference` says in whose name
-    /// it is fetched.
+    /// The image with this manifest, where manifest and config are in the cache. Its bytes are fetched
+    /// on behalf of `reference`.
     pub fn kept(&self, reference: &Reference, manifest: &Digest) -> Option<Resolved> {
         self.stored(reference, manifest).ok().flatten()
     }
@@ -108,9 +109,9 @@ impl Images {
         readable(digest, self.blobs().get(digest)?.bytes())
     }
 
-    /// The image with this manifest and these `trees`, as it was ready once; `None` where some of it
-    /// is not here any more. What is mounted keeps its indexes, whatever was found out about
-    /// them since: the kernel remembers what it was told.
+    /// The image with this manifest and these `trees`, as it was ready once; `None` where some of that
+    /// is not here any more. A mounted image keeps its indexes, whatever was found out about them
+    /// since: the kernel remembers what it was told by them.
     pub fn ready_again(
         &self,
         reference: &Reference,

@@ -1,4 +1,7 @@
-//! What of an image can be read lazily: the layers whose indexes are here, or come with it.
+//! Which layers of an image can be read lazily: those whose indexes are here or attached to the image.
+//!
+//! podman asks for layers one by one, so that an image is of use before all of its indexes are here.
+//! An image that is mounted as a whole needs all of them, see [`Images::make_ready`].
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,8 +19,8 @@ use crate::blocking::blocking;
 use crate::image::Descriptor;
 use crate::image::artifact::pack::PackEntry;
 
-/// How long the indexes of an image may take to come: podman asks for its other layers meanwhile.
-/// Those that have not come by then are looked for again when somebody asks for their layers.
+/// How long the indexes of an image may take to come, while podman already asks for its other layers.
+/// Whichever has not come by then is looked for again when somebody asks for its layer.
 const INDEXES_WITHIN: Duration = Duration::from_secs(60);
 
 /// A layer that can be read lazily, or why it cannot.
@@ -57,7 +60,7 @@ impl Indexed {
         self.layers.get(place).is_some_and(lacks_index)
     }
 
-    /// The image with what of it can be read lazily, to be completed.
+    /// The image with those of its layers that can be read lazily, to be completed.
     pub fn ready(&self) -> Arc<Ready> {
         let layers = self.layers.iter().filter_map(|layer| layer.as_ref().ok().cloned()).collect();
         Arc::new(Ready { image: self.image.clone(), layers, packs: self.packs.clone() })
@@ -90,13 +93,12 @@ impl Images {
         self.indexed_again(&here).await.unwrap_or(here)
     }
 
-    /// The same image, after another look for the indexes that it lacks; `None` where there is
-    /// none of them yet.
+    /// The same image, after another look for the indexes that it lacks; `None` where that found none.
     pub async fn indexed_again(&self, image: &Indexed) -> Option<Indexed> {
         self.indexed_until(image, Instant::now() + INDEXES_WITHIN).await
     }
 
-    /// The same, for no longer than until `end`.
+    /// The same; whatever has not come by `end` counts as not found.
     pub async fn indexed_until(&self, indexed: &Indexed, end: Instant) -> Option<Indexed> {
         let image = &indexed.image;
         if !indexed.layers.iter().any(lacks_index) {
@@ -125,7 +127,7 @@ impl Images {
         Some(Indexed { image: image.clone(), layers, packs })
     }
 
-    /// A layer that was `known` to be readable or not, after another look until `end`.
+    /// A layer that was `known` to be readable or not, after another look for its index until `end`.
     async fn found_by(
         &self,
         end: Instant,

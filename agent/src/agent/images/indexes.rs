@@ -1,4 +1,16 @@
 //! Where the index of a layer comes from.
+//!
+//! ```text
+//! layer:       lazy_tree, else build
+//! lazy_layer:  lazy_tree, else no index
+//!
+//! lazy_tree -> known_tree      the cache has it: built here, or looked through already
+//!         `-> attached_tree   fetch -> take_in: readable? -> examine: does it lie? -> keep
+//! build                        fetch the whole layer, index it on the way -> keep
+//! ```
+//!
+//! Whatever comes out is held against manifest and config ([`check`]). An index that lies is noted
+//! by its digest and not believed again.
 
 use std::sync::Arc;
 

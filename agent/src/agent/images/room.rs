@@ -9,12 +9,12 @@ use super::{ImageError, ImageFault, Images, Ready};
 use crate::agent::cache::Cache;
 use crate::agent::upkeep::{Needs, Shown, needs};
 
-/// Room that is made for small blobs where there is none, in bytes.
+/// How much room is made for a small blob beside its own size, in bytes: others follow it.
 const ROOM: u64 = 1 << 20;
 
 impl Images {
-    /// Keeps a small blob, which file contents make room for. Where there is none all the same,
-    /// the image only mounts as long as its registry can be reached.
+    /// Keeps a small blob; file contents make room for it. Where there is no room all the same, the
+    /// image mounts only as long as its registry can be reached.
     pub(super) async fn keep(
         &self,
         what: &'static str,

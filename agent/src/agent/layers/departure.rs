@@ -1,11 +1,16 @@
-//! The departure of what podman has removed: layers are dropped with their place in the runtime
-//! directory and in the cache, names are forgotten until somebody asks for them.
+//! Letting go of what podman has removed: its layers leave the runtime directory and the cache, and
+//! its names are forgotten until somebody asks for them again.
 //!
-//! The kernel is told that a layer is gone when somebody visits its path: it asks for the names of
-//! layers each time. It drops then what it has cached below and nobody uses.
+//! ```text
+//! every minute: which views does podman use no longer?      Shown::look
+//!   -> visit their paths by name, hide them, visit again    the kernel finds the names gone
+//!   -> drop those whose nodes the kernel has forgotten      Shown::drop_forgotten
+//! ```
 //!
-//! The visit is paid by a process of its own, as with [`readahead`]: it waits for answers of this
-//! one, and a thread that does so cannot be killed.
+//! The kernel asks for the name of a layer each time somebody looks up its path. Once it finds the
+//! name gone, it drops whatever it has cached below and nobody uses. So it takes a visit to the path
+//! to make it forget. A process of its own pays that visit, as in [`readahead`]: the visitor waits for
+//! answers from this process, and one of our own threads that did so could not be killed.
 //!
 //! [`readahead`]: crate::agent::readahead
 
@@ -29,15 +34,16 @@ const EVERY: Duration = Duration::from_secs(60);
 /// The command that visits paths; its arguments are the paths.
 const COMMAND: &str = "visit";
 
-/// How long the visits of one look may take.
+/// How long one process may take to visit its paths, at most [`VIEWS_MAX`] views in either mount.
 const VISITS: Duration = Duration::from_secs(30);
 
-/// Views of one visit: there is a limit to the arguments of a process.
+/// Views that one process visits: its arguments may only be so long.
 const VIEWS_MAX: usize = 256;
 
-/// How long the kernel may take to tell what it has forgotten; the rest is dropped at the next
-/// look.
+/// How long the kernel's FORGETs are waited for after the visits; whatever it forgets later is dropped
+/// at the next look.
 const TOLD_WITHIN: Duration = Duration::from_secs(1);
+/// How often it is checked meanwhile what the kernel has forgotten.
 const PAUSE: Duration = Duration::from_millis(20);
 
 impl LayerShelf {

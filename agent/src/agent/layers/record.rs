@@ -58,7 +58,8 @@ impl NameRecord {
 
     /// Counts a user of a layer.
     pub fn hold(&mut self, layer: Digest) {
-        *self.uses.entry(layer).or_default() += 1;
+        let uses = self.uses.entry(layer).or_default();
+        *uses = uses.saturating_add(1);
     }
 
     /// Adds what was `learnt` while this record could not be read.
@@ -68,17 +69,17 @@ impl NameRecord {
             self.add(*manifest);
         }
         for (layer, uses) in &learnt.uses {
-            *self.uses.entry(*layer).or_default() += uses;
+            let known = self.uses.entry(*layer).or_default();
+            *known = known.saturating_add(*uses);
         }
     }
 
     /// Counts a user of a layer off.
     pub fn release(&mut self, layer: &Digest) {
-        if let Some(uses) = self.uses.get_mut(layer) {
-            *uses -= 1;
-            if *uses == 0 {
-                self.uses.remove(layer);
-            }
+        match self.uses.get_mut(layer) {
+            Some(uses) if *uses > 1 => *uses -= 1,
+            // A record that somebody has written may also say that a layer is used by nobody.
+            _ => drop(self.uses.remove(layer)),
         }
     }
 }
@@ -270,5 +271,15 @@ mod tests {
         assert_eq!(record.uses, BTreeMap::from([(digest(1), 1)]));
         record.release(&digest(1));
         assert!(record.uses.is_empty());
+    }
+
+    #[test]
+    fn regression_counts_that_no_agent_has_written_do_no_harm() {
+        let counts = [(digest(1), 0), (digest(2), u32::MAX)];
+        let mut record = NameRecord { uses: counts.into(), ..NameRecord::default() };
+        record.release(&digest(1));
+        record.hold(digest(2));
+        record.add_all(&NameRecord { uses: counts.into(), ..NameRecord::default() });
+        assert_eq!(record.uses, BTreeMap::from(counts));
     }
 }

@@ -1,4 +1,4 @@
-//! What an image has that its predecessor has not: contents, and trees.
+//! What an image has and its predecessor lacks: contents, and trees as patches.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::PackerError;
 use crate::agent::images::Ready;
 use crate::image::artifact::patch::TreePatch;
 
-/// The units of `image` whose contents `predecessor` has not, in the order of the layers.
+/// The units of `image` whose contents `predecessor` lacks, in the order of the layers.
 pub(super) fn difference(image: &Ready, predecessor: &Ready) -> Result<Profile, PackerError> {
     let mut known = HashSet::new();
     each_content(predecessor, |_, _, content| {
@@ -29,8 +29,8 @@ pub(super) fn difference(image: &Ready, predecessor: &Ready) -> Result<Profile, 
     Ok(Profile::new(units))
 }
 
-/// The trees of `image` as differences to those of `predecessor`, with their bytes: of each layer
-/// that the predecessor has not, to that of its layers with which it shares the most contents.
+/// Patches that give the trees of `image` from those of `predecessor`, with their bytes: one for each
+/// layer that the predecessor lacks, based on that of its layers which shares the most contents.
 pub(super) fn patches(
     image: &Ready,
     predecessor: &Ready,

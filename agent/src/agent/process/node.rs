@@ -116,19 +116,9 @@ impl Node {
     ) -> Result<Self, ProcessError> {
         let drained = LayerShelf::was_drained(&config.cache);
         let peers = mounts.store.as_ref().and_then(|_| start_peers(config, drained, handle));
-        let Opened { images, view, client, ledger, queue, sharing } =
-            Opened::by(config, peers.as_deref(), mounts.lookups())?;
-        let (recorded, seen) = (config.recorded_starts, runtime.starts());
-        // Only who tells others of its starts is told of theirs.
-        let told = sharing.as_ref().filter(|_| recorded == Recorded::Share);
-        let told = told.map(|sharing| sharing.exchange.clone());
-        let starts =
-            Starts::new(images.clone(), view.clone(), client.clone(), told.clone(), recorded, seen);
-        let mut completer =
-            Completer::new(images.clone(), config.complete_within).with_starts(starts);
-        if recorded != Recorded::Off {
-            completer = completer.with_foresight(Foresight::new(images.clone(), told));
-        }
+        let opened = Opened::by(config, peers.as_deref(), mounts.lookups())?;
+        let completer = completer(config, runtime, &opened);
+        let Opened { images, view, client, ledger, queue, sharing } = opened;
         let path = runtime.slots();
         let slots =
             SlotTable::open(&path).map_err(|source| ProcessError::Runtime { path, source })?;
@@ -197,6 +187,24 @@ impl Node {
         let pins = self.services.pins.clone();
         tokio::spawn(async move { pins.restore().await });
         self.services.owner.restore().await;
+    }
+}
+
+/// Completes images, has their starts noticed, and fetches what earlier starts have read, as far as
+/// `config` wants it.
+fn completer(config: &OwnerConfig, runtime: &Runtime, opened: &Opened) -> Completer {
+    let (Opened { images, view, client, sharing, .. }, recorded) = (opened, config.recorded_starts);
+    // Only a node that tells others of its starts is told of theirs.
+    let told = sharing.as_ref().filter(|_| recorded == Recorded::Share);
+    let told = told.map(|sharing| sharing.exchange.clone());
+    let (seen, peers) = (runtime.starts(), told.clone());
+    let starts = Starts::new(images.clone(), view.clone(), client.clone(), peers, recorded, seen);
+    let completer = Completer::new(images.clone(), config.complete_within).with_starts(starts);
+    match recorded {
+        Recorded::Off => completer,
+        Recorded::Share | Recorded::Keep => {
+            completer.with_foresight(Foresight::new(images.clone(), told))
+        }
     }
 }
 

@@ -60,17 +60,7 @@ fn serve(
     worker: &Arc<Worker>,
     mut inheritance: Inheritance,
 ) -> Result<(), ProcessError> {
-    let runtime = Runtime::of(&config.cache);
-    // Never dropped: a runtime that ends drops what waits for the network, and a question of the
-    // kernel that is dropped is answered with EIO. What this process leaves unanswered is its
-    // successor's, or nobody's any more.
-    let threads = ManuallyDrop::new(
-        tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .map_err(ProcessError::Start)?,
-    );
+    let (runtime, threads) = (Runtime::of(&config.cache), threads()?);
     let missing = |what| move || ProcessError::Inheritance { what };
     let socket = inheritance.keepsakes.remove(SOCKET).ok_or_else(missing("control socket"))?;
     let dirs: Vec<PathBuf> =
@@ -93,19 +83,10 @@ fn serve(
         begin_services(&config, &node, figures, &over, threads.handle());
     }
     threads.spawn(health::beat(worker.clone(), inheritance.pulse));
-    let status = Status {
-        cache: config.cache,
-        worker: std::process::id(),
-        program: own_program(),
-        data_mode: node.services.owner.data_mode(),
-        restarts: worker.history().restarts,
-        last_exit: worker.history().last_exit.clone(),
-        store: store.map(|dir| StoreStatus { dir, ..StoreStatus::default() }),
-        ..Status::default()
-    };
     let farewell = await_farewell(worker.clone());
     let listener = UnixListener::from(socket);
-    let stay = if status.store.is_some() { Stay::Always } else { Stay::WhileNeeded };
+    let stay = if store.is_some() { Stay::Always } else { Stay::WhileNeeded };
+    let status = status(config.cache, store, &node, worker);
     let (api, upgrades) = Api::new(node.services.clone(), status);
     let until = Until { end: farewell.clone(), upgrades, stay };
     threads.block_on(answer(&node.services.owner, api, listener, worker, until));
@@ -119,6 +100,29 @@ fn serve(
         take_down(&dirs, &runtime)?;
     }
     Ok(())
+}
+
+/// The threads that drive the tasks of a worker. They are never dropped: a runtime that ends drops
+/// what waits for the network, and a question of the kernel that is dropped is answered with EIO. What
+/// this process leaves unanswered is its successor's, or nobody's any more.
+fn threads() -> Result<ManuallyDrop<tokio::runtime::Runtime>, ProcessError> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let threads = builder.worker_threads(2).enable_all().build();
+    threads.map(ManuallyDrop::new).map_err(ProcessError::Start)
+}
+
+/// What `undermount status` says of a worker that has just begun, whose layer store is at `store`.
+fn status(cache: PathBuf, store: Option<PathBuf>, node: &Node, worker: &Worker) -> Status {
+    Status {
+        cache,
+        worker: std::process::id(),
+        program: own_program(),
+        data_mode: node.services.owner.data_mode(),
+        restarts: worker.history().restarts,
+        last_exit: worker.history().last_exit.clone(),
+        store: store.map(|dir| StoreStatus { dir, ..StoreStatus::default() }),
+        ..Status::default()
+    }
 }
 
 /// Begins what only an agent does: its mirror, its metrics, and its answers to peers until `over`.

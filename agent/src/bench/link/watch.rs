@@ -32,8 +32,9 @@ pub struct Request {
     pub bytes: u64,
 }
 
-/// Which request of the traffic a connection is busy with.
-pub(super) type Current = Mutex<Option<usize>>;
+/// The request that a connection is busy with: in which measurement, by its beginning, and which of
+/// its requests.
+pub(super) type Current = Mutex<Option<(Instant, usize)>>;
 
 /// Counts what goes over a link.
 pub(super) struct Watch {
@@ -71,13 +72,14 @@ impl Watch {
         let begin_ms = state.0.elapsed().as_millis() as u64;
         let place = state.1.requests.len();
         state.1.requests.push(Request { words, begin_ms, end_ms: begin_ms, bytes: 0 });
-        *current.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
+        *current.lock().unwrap_or_else(PoisonError::into_inner) = Some((state.0, place));
     }
 
     /// A chunk on its way back.
     pub fn answered(&self, bytes: &[u8], current: &Current) {
         let mut state = self.state();
-        let now = state.0.elapsed().as_millis() as u64;
+        let begin = state.0;
+        let now = begin.elapsed().as_millis() as u64;
         let count = bytes.len() as u64;
         let traffic = &mut state.1;
         traffic.bytes += count;
@@ -85,11 +87,31 @@ impl Watch {
             Some(last) if last.0 == now => last.1 = traffic.bytes,
             _ => traffic.progress.push((now, traffic.bytes)),
         }
-        let place = *current.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = *current.lock().unwrap_or_else(PoisonError::into_inner);
         // A request from before the beginning has no place here.
+        let place = current.filter(|(since, _)| *since == begin).map(|(_, place)| place);
         if let Some(request) = place.and_then(|place| traffic.requests.get_mut(place)) {
             request.end_ms = now;
             request.bytes += count;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regression_an_answer_to_a_request_from_before_the_beginning_is_no_other_requests() {
+        let (watch, old, new) = (Watch::new(), Current::default(), Current::default());
+        watch.asked(b"GET /old HTTP/1.1\r\n", &old);
+        // A measurement begins later than the one before.
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        watch.begin();
+        watch.asked(b"GET /new HTTP/1.1\r\n", &new);
+        watch.answered(b"late", &old);
+        watch.answered(b"ok", &new);
+        let traffic = watch.traffic();
+        assert_eq!((traffic.bytes, traffic.requests[0].bytes), (6, 2));
     }
 }

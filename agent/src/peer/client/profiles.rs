@@ -1,4 +1,5 @@
-//! Asks other nodes for profiles of starts, and tells them of some.
+//! Asks a member for its profiles of starts, or hands it one: the client's side of the requests in
+//! [`crate::peer::profiles`].
 
 use std::time::{Duration, SystemTime};
 
@@ -12,10 +13,10 @@ use crate::peer::keys::{Call, SignedCall, Ticket};
 use crate::peer::member::Member;
 use crate::peer::profiles::{ALL_MAX, ProfileCall};
 
-/// How many starts of an image a node has.
+/// The header that says how many starts of an image a member has.
 pub const STARTS: HeaderName = HeaderName::from_static("undermount-starts");
 
-/// How long a whole answer may take; nobody waits for it.
+/// How long a whole answer may take. Starts do not wait for it.
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// Why a member did not do what it was asked for.
@@ -42,7 +43,7 @@ impl PeerClient {
     /// How many starts of the image of `call` the `member` has.
     ///
     /// # Errors
-    /// [`Unheard`]
+    /// [`Unheard`] where it does not answer, or without a number.
     pub async fn recorded_starts(
         &self,
         member: &Member,
@@ -51,13 +52,13 @@ impl PeerClient {
     ) -> Result<usize, Unheard> {
         let (_, response) = self.send(member, Method::HEAD, call, ticket, Bytes::new()).await?;
         let starts = text(response.headers(), &STARTS).and_then(|starts| starts.parse().ok());
-        starts.ok_or_else(|| Unheard::Lies("tells no number of starts".to_owned()))
+        starts.ok_or_else(|| Unheard::Lies("it does not say how many starts it has".to_owned()))
     }
 
-    /// Sends a profile of one start, as a body, to `member`.
+    /// Hands a profile of one start, as a body, to `member`.
     ///
     /// # Errors
-    /// [`Unheard`]
+    /// [`Unheard`] where it does not take it; [`Unheard::Refused`] with 409 where it has enough.
     pub async fn give_profile(
         &self,
         member: &Member,
@@ -71,7 +72,8 @@ impl PeerClient {
     /// The body with the profiles that `member` has of the image of `call` or of another build.
     ///
     /// # Errors
-    /// [`Unheard`]; [`Unheard::Refused`] with 404 where it has none.
+    /// [`Unheard`] where it does not answer as it should; [`Unheard::Refused`] with 404 where it has
+    /// none.
     pub async fn profiles(
         &self,
         member: &Member,

@@ -1,8 +1,15 @@
-//! Profiles of starts: told to those who keep them, and asked for there.
+//! Profiles of starts: handed to the members that keep them, and asked for there.
+//!
+//! ```text
+//! profiles:       keepers of the repository -> ask one after the other, until one has some
+//! offer_profile:  keepers of the repository -> HEAD: enough starts already? -> PUT
+//! kept_profiles, keep_profile: this node as a keeper, for itself and for the server
+//! ```
 
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use tokio::time::timeout;
 use undermount_fs::digest::Digest;
 use undermount_fs::source::Scope;
 
@@ -17,17 +24,17 @@ use crate::peer::profiles::{
 use crate::peer::realm::Realm;
 use crate::profile::{ENOUGH, ProfileError, StartRecord};
 
-/// Who keeps profiles.
+/// A member that keeps profiles of a repository.
 struct Keeper {
     id: MemberId,
-    /// How to ask it, and what to show to it; `None` for this node.
+    /// How to reach it, and the ticket to show to it; `None` for this node.
     other: Option<(Member, Option<Ticket>)>,
 }
 
-/// A profile is not kept.
+/// Why a profile is not kept.
 #[derive(Debug, thiserror::Error)]
 pub enum KeepError {
-    /// It is none of a start of this image.
+    /// It is not the profile of one start of this image.
     #[error("not a profile: {0}")]
     Bad(#[from] BadProfiles),
     /// This node cannot write it.
@@ -37,12 +44,24 @@ pub enum KeepError {
 
 impl Exchange {
     /// What starts of the image `manifest` have read, or else starts of another build in the
-    /// repository `scope`, as far as its keepers know of any. Unverified: see
-    /// [`crate::peer::profiles`].
-    pub async fn profiles(&self, scope: &Scope, manifest: &Digest) -> Vec<StartRecord> {
+    /// repository `scope`, as far as its keepers know of any and answer `within` this time: each of
+    /// them has an equal share of what is left, so that one that hangs does not hide what the others
+    /// know. Unverified: see [`crate::peer::profiles`].
+    pub async fn profiles(
+        &self,
+        scope: &Scope,
+        manifest: &Digest,
+        within: Duration,
+    ) -> Vec<StartRecord> {
         let Some(call) = ProfileCall::new(scope, manifest) else { return Vec::new() };
-        for keeper in self.keepers(scope, ASKED).await {
-            let records = self.ask(&keeper, &call).await;
+        let end = Instant::now() + within;
+        let keepers = timeout(within, self.keepers(scope, ASKED)).await.unwrap_or_default();
+        for (keeper, unasked) in keepers.iter().zip((1..=keepers.len() as u32).rev()) {
+            let share = end.saturating_duration_since(Instant::now()) / unasked;
+            let records = timeout(share, self.ask(keeper, &call)).await.unwrap_or_else(|_| {
+                tracing::debug!(member = %keeper.id, "does not tell of profiles in time");
+                Vec::new()
+            });
             if !records.is_empty() {
                 return records;
             }
@@ -50,6 +69,7 @@ impl Exchange {
         Vec::new()
     }
 
+    /// The profiles that `keeper` has for `call`; none where it does not answer as it should.
     async fn ask(&self, keeper: &Keeper, call: &ProfileCall) -> Vec<StartRecord> {
         let body = match &keeper.other {
             None => {
@@ -69,7 +89,8 @@ impl Exchange {
         records
     }
 
-    /// Tells the keepers of the repository `scope` what one start has read, where they want more.
+    /// Hands what one start has read to those keepers of the repository `scope` that have fewer than
+    /// [`ENOUGH`] starts of the image.
     pub async fn offer_profile(&self, scope: &Scope, record: &StartRecord) {
         let Some(call) = ProfileCall::new(scope, &record.manifest) else { return };
         let record = record.clone();
@@ -111,10 +132,10 @@ impl Exchange {
         blocking(move || exchange.0.profiles.answer(realm, &call)).await
     }
 
-    /// Keeps a start for `realm` that comes as a body; `false` where there are enough.
+    /// Keeps a start for `realm` that comes as a body; `false` where there are [`ENOUGH`] already.
     ///
     /// # Errors
-    /// [`KeepError`]
+    /// [`KeepError`] where it is not a start of the image of `call`, or cannot be written.
     pub(in crate::peer) async fn keep_profile(
         &self,
         realm: Realm,
@@ -129,8 +150,8 @@ impl Exchange {
         blocking(keep).await
     }
 
-    /// The `most` members that are the first to keep the profiles of `scope`, but for those that
-    /// are left alone.
+    /// The `most` members that rank highest for the profiles of `scope`, without those that are
+    /// shunned at present.
     async fn keepers(&self, scope: &Scope, most: usize) -> Vec<Keeper> {
         let members = self.roster().members();
         let mut found = Vec::new();
@@ -148,14 +169,14 @@ impl Exchange {
         found
     }
 
-    /// What a member has said, if it did; its standing suffers as with pieces.
+    /// What `member` has said, if it did. Where it did not, its standing suffers as with pieces.
     fn heard<T>(&self, member: MemberId, said: Result<T, Unheard>) -> Option<T> {
         let now = self.now();
         let unheard = match said {
             Ok(said) => return Some(said),
             Err(unheard) => unheard,
         };
-        tracing::debug!(%member, %unheard, "asked about profiles");
+        tracing::debug!(%member, %unheard, "no answer about profiles");
         match unheard {
             Unheard::Unreachable => self.standing().unreachable(member, now),
             Unheard::Foreign => self.standing().foreign(member, now),

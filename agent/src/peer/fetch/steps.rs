@@ -10,9 +10,9 @@ use crate::peer::member::MemberId;
 pub(super) struct Steps {
     /// The ranks above oneself, then those below.
     ranks: VecDeque<(MemberId, Mode)>,
-    /// So many are still asked to read through,
+    /// How many members may still be asked to read through, as owners.
     owners: usize,
-    /// and so many for what they have.
+    /// How many members may still be asked for what they have.
     probes: usize,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! `<directory>/<realm>-<32 hex digits of the repository>/<profile>.json`
 //!
-//! A realm has directories of its own, so that what came from a holder of a credential is given to
+//! Each realm has directories of its own: what a holder of a credential handed over is given to
 //! holders of the same credential only, whatever credentials this node has by then.
 
 use std::fs;
@@ -23,15 +23,15 @@ use crate::profile::{ENOUGH, ProfileError, Profiles, StartRecord, fitting};
 
 /// Bytes of all files: a large service takes a third of a megabyte for each of its starts.
 const MOST: u64 = 64 << 20;
-/// Answers that stay in memory: a cluster starts the same images at the same time,
+/// Answers that stay in memory: the nodes of a cluster start the same images at the same time.
 const ANSWERS: NonZeroUsize = NonZeroUsize::new(32).expect("it is not zero");
-/// those that are no longer than this, in bytes.
+/// The longest answer that stays in memory, in bytes.
 const ANSWER_MAX: usize = 1 << 20;
 
 /// Profiles that are kept for others.
 pub struct Shelf {
     directory: PathBuf,
-    /// What was answered of late. The lock is held while the directory is read or changed.
+    /// The latest answers. The lock is held while the directory is read or changed.
     answers: Mutex<LruCache<Key, Answer>>,
 }
 
@@ -78,8 +78,8 @@ impl Shelf {
         Answer { starts, profiles: (!records.is_empty()).then(|| pack(&records)) }
     }
 
-    /// Keeps a start that somebody of `realm` has recorded in the name of `scope`, unless it has
-    /// [`ENOUGH`]; whether it was kept. Blocks.
+    /// Keeps a start that a node of `realm` has recorded of an image in `scope`, unless there are
+    /// [`ENOUGH`] of it; whether it was kept. Blocks.
     ///
     /// # Errors
     /// [`ProfileError`] where it cannot be written.

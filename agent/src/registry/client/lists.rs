@@ -1,28 +1,24 @@
-//! What a registry lists, page by page: tags, repositories, and what belongs to a manifest.
+//! What a registry lists, page by page: its repositories, and the tags of each.
 
 use http::header::ACCEPT;
 use http::{HeaderValue, Method, StatusCode};
 use reqwest::{Request, Url};
 use serde::Deserialize;
-use undermount_fs::digest::Digest;
 
-use crate::image::{Descriptor, Document, Index, Repository, Tag, media_type, referrers};
+use crate::image::{Repository, referrers};
 
 use super::Client;
 use super::auth::Access;
 use super::endpoint::Endpoint;
-use super::error::{Fault, Message, RegistryError, Subject};
+use super::error::{Fault, RegistryError, Subject};
 use super::link;
 use super::response::{Limit, Reading, expect, read_all};
-use super::retry::before;
-use super::route::Way;
 
 /// Most pages of a list: more is a registry that turns in circles.
 const MAX_PAGES: usize = 10_000;
-/// Most pages of what belongs to one manifest, which somebody waits for.
-const MAX_REFERRER_PAGES: usize = 100;
-/// Most bytes of a page, and of all pages together.
+/// Most bytes of a page.
 const MAX_PAGE: u64 = 16 << 20;
+/// Most bytes of all pages of a list.
 const MAX_LIST: u64 = 64 << 20;
 
 #[derive(Deserialize)]
@@ -109,168 +105,6 @@ impl Client {
         })
         .await
     }
-
-    /// What belongs to the manifest `subject`, of one `artifact_type` or of all: from the
-    /// referrers API, or from the fallback tag where the registry does not have it.
-    ///
-    /// # Errors
-    /// [`RegistryError`] where that cannot be found out.
-    pub async fn referrers(
-        &self,
-        repository: &Repository,
-        subject: &Digest,
-        artifact_type: Option<&str>,
-    ) -> Result<Vec<Descriptor>, RegistryError> {
-        match self.api_referrers(repository, subject, artifact_type).await? {
-            Some(listed) => Ok(listed),
-            None => self.fallback_referrers(repository, subject, artifact_type).await,
-        }
-    }
-
-    /// What belongs to the manifest `subject` of a repository whose reserved tags are `tags`: the
-    /// fallback tag is asked for only if it is one of them.
-    ///
-    /// # Errors
-    /// As [`Self::referrers`].
-    pub async fn referrers_beside(
-        &self,
-        repository: &Repository,
-        subject: &Digest,
-        tags: &[Tag],
-    ) -> Result<Vec<Descriptor>, RegistryError> {
-        match self.api_referrers(repository, subject, None).await? {
-            Some(listed) => Ok(listed),
-            None if !tags.contains(&referrers::fallback_tag(subject)) => Ok(Vec::new()),
-            None => self.fallback_referrers(repository, subject, None).await,
-        }
-    }
-
-    /// What the referrers API lists; `None` where the registry does not have it. A mirror that
-    /// lists something is believed, one that fails does not count.
-    pub(super) async fn api_referrers(
-        &self,
-        repository: &Repository,
-        subject: &Digest,
-        artifact_type: Option<&str>,
-    ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
-        let about = Subject::Referrers(repository.clone(), *subject);
-        let way = self.way(repository, true).map_err(|fault| fault.of(&about))?;
-        let Way { mirrors, home, hanging } = way;
-        if let Some(listed) = self.mirrored_referrers(&mirrors, subject, artifact_type).await {
-            return Ok(Some(listed));
-        }
-        let ask = || self.referrers_at(&home, subject, artifact_type);
-        match self.retry(&about, ask).await {
-            Ok(listed) => Ok(listed),
-            Err(error) => {
-                let listed = self.mirrored_referrers(&hanging, subject, artifact_type).await;
-                listed.map(Some).ok_or(error)
-            }
-        }
-    }
-
-    /// What the first of `mirrors` lists that lists anything.
-    async fn mirrored_referrers(
-        &self,
-        mirrors: &[Repository],
-        subject: &Digest,
-        artifact_type: Option<&str>,
-    ) -> Option<Vec<Descriptor>> {
-        for mirror in mirrors {
-            let endpoint = self.endpoint(mirror);
-            let watch = endpoint.watch();
-            let asked = self.referrers_at(mirror, subject, artifact_type);
-            let Some(Ok(listed)) = before(self.deadline, asked).await else { continue };
-            watch.answered();
-            if let Some(listed) = listed.filter(|listed| !listed.is_empty()) {
-                return Some(listed);
-            }
-        }
-        None
-    }
-
-    /// What one place lists; one without the API is asked once in a while.
-    async fn referrers_at(
-        &self,
-        repository: &Repository,
-        subject: &Digest,
-        artifact_type: Option<&str>,
-    ) -> Result<Option<Vec<Descriptor>>, Fault> {
-        let endpoint = self.endpoint(repository);
-        if endpoint.without_referrers.holds() {
-            return Ok(None);
-        }
-        match self.listed_referrers(&endpoint, repository, subject, artifact_type).await {
-            Ok(listed) => Ok(listed.map(|listed| of_type(listed, artifact_type))),
-            Err(Fault::NotFound(Message(words))) => {
-                // An error of the API would say what it does not know, such as the repository.
-                if words.is_empty() {
-                    endpoint.without_referrers.note();
-                }
-                Ok(None)
-            }
-            // A front that knows older registries only guards what it does not know. Whoever may
-            // not read the repository at all learns it from the fallback tag.
-            Err(Fault::Unauthorized { .. }) => Ok(None),
-            Err(fault) => Err(fault),
-        }
-    }
-
-    /// The answer of the referrers API; `None` where something else answers in its place. Any
-    /// 404 means the same: the API answers an unknown subject with an empty index.
-    async fn listed_referrers(
-        &self,
-        endpoint: &Endpoint,
-        repository: &Repository,
-        subject: &Digest,
-        artifact_type: Option<&str>,
-    ) -> Result<Option<Vec<Descriptor>>, Fault> {
-        let filter = artifact_type.map(|kind| format!("?artifactType={kind}")).unwrap_or_default();
-        let path = format!("v2/{}/referrers/{subject}{filter}", repository.path());
-        let access = Access::pull(repository);
-        let mut pages = self.pages(endpoint, &access, &path, media_type::OCI_INDEX).await?;
-        pages.pages_left = MAX_REFERRER_PAGES;
-        let mut referrers = Vec::new();
-        loop {
-            let Some(page) = pages.next().await? else { return Ok(Some(referrers)) };
-            // A server of files may answer anything with a page of its own.
-            let Ok(index) = parse_index(&page) else { return Ok(None) };
-            referrers.extend(index.manifests);
-        }
-    }
-
-    /// What the fallback index lists.
-    pub(super) async fn fallback_referrers(
-        &self,
-        repository: &Repository,
-        subject: &Digest,
-        artifact_type: Option<&str>,
-    ) -> Result<Vec<Descriptor>, RegistryError> {
-        let tag = repository.tagged(referrers::fallback_tag(subject));
-        match self.manifest(&tag).await {
-            Ok(raw) => {
-                let index = raw.document().and_then(Document::into_index);
-                let about = Subject::Manifest(tag);
-                let index = index.map_err(|error| Fault::Manifest(error).of(&about))?;
-                Ok(of_type(index.manifests, artifact_type))
-            }
-            Err(error) if error.is_not_found() => Ok(Vec::new()),
-            Err(error) => Err(error),
-        }
-    }
-}
-
-/// Registries may ignore the filter, and fallback indexes have none.
-fn of_type(mut listed: Vec<Descriptor>, artifact_type: Option<&str>) -> Vec<Descriptor> {
-    let wanted = |entry: &Descriptor| {
-        artifact_type.is_none() || referrers::artifact_type(entry) == artifact_type
-    };
-    listed.retain(wanted);
-    listed
-}
-
-fn parse_index(page: &[u8]) -> Result<Index, Fault> {
-    Ok(Document::parse(page, Some(media_type::OCI_INDEX))?.into_index()?)
 }
 
 fn read<'a, T: Deserialize<'a>>(page: &'a [u8]) -> Result<T, Fault> {
@@ -278,18 +112,21 @@ fn read<'a, T: Deserialize<'a>>(page: &'a [u8]) -> Result<T, Fault> {
 }
 
 /// The pages of a list.
-struct Pages<'a> {
+pub(super) struct Pages<'a> {
     endpoint: &'a Endpoint,
     access: &'a Access,
     accept: &'static str,
     reading: Reading,
     next: Option<Url>,
-    pages_left: usize,
+    /// How many more pages are read before the list counts as endless.
+    pub pages_left: usize,
+    /// The same in bytes.
     bytes_left: u64,
 }
 
 impl Client {
-    async fn pages<'a>(
+    /// The pages of the list at `path`, of which each request says that it takes `accept`.
+    pub(super) async fn pages<'a>(
         &self,
         endpoint: &'a Endpoint,
         access: &'a Access,
@@ -303,7 +140,8 @@ impl Client {
 }
 
 impl Pages<'_> {
-    async fn next(&mut self) -> Result<Option<bytes::Bytes>, Fault> {
+    /// The next page; `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<bytes::Bytes>, Fault> {
         let Some(url) = self.next.take() else { return Ok(None) };
         let endless = || Fault::Protocol("the list does not end".to_owned());
         self.pages_left = self.pages_left.checked_sub(1).ok_or_else(endless)?;

@@ -95,7 +95,9 @@ impl Client {
                     }
                     tracing::debug!(%mirror, %status, "the mirror does not have it");
                 }
-                Err(fault) => tracing::info!(%mirror, fault = fault.in_words(), "no mirror"),
+                Err(fault) => {
+                    tracing::info!(%mirror, fault = fault.in_words(), "cannot use a mirror")
+                }
             }
         }
         None

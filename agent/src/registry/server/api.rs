@@ -119,9 +119,12 @@ pub async fn metrics(
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
 }
 
+fn is_read(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
 async fn answer(registry: Arc<Registry>, peer: SocketAddr, request: Request<Body>) -> Answer {
     let (head, body) = request.into_parts();
-    let reads = matches!(head.method, Method::GET | Method::HEAD);
     let target = match Target::parse(head.uri.path()) {
         // What cannot be is not there; only who would put it there has to know why.
         Err(ParseTargetError::Tag(error)) if head.method != Method::PUT => {
@@ -131,11 +134,23 @@ async fn answer(registry: Arc<Registry>, peer: SocketAddr, request: Request<Body
     };
     let access = match target {
         Target::Base => Access::Ping,
-        _ if reads => Access::Pull,
+        _ if is_read(&head.method) => Access::Pull,
         Target::Profiles(..) => Access::Tell,
         _ => Access::Push,
     };
     registry.gate.admit(peer, &head.headers, access, target.repository()).await?;
+    dispatch(&registry, target, peer, head, body).await
+}
+
+/// Answers a request for `target` that `peer` may make.
+async fn dispatch(
+    registry: &Arc<Registry>,
+    target: Target,
+    peer: SocketAddr,
+    head: request::Parts,
+    body: Body,
+) -> Answer {
+    let reads = is_read(&head.method);
     match target {
         Target::Base if reads => Ok(Json(json!({})).into_response()),
         Target::Catalog if reads => registry.catalog(&head).await,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::super::awaited::Unit;
-use super::super::behind::{Behind, Load};
 use super::super::extract::{ExtractError, keep_chunk, verified};
+use super::super::write_behind::{Load, WriteBehind};
 use super::super::{Content, Layer};
 use super::Unpacked;
 use crate::digest::Digest;
@@ -54,7 +54,7 @@ pub struct Came {
 
 /// Verifies the `contents` of a frame and holds them. Chunks of large files are also written.
 pub fn take(
-    behind: &Behind,
+    behind: &WriteBehind,
     units: Vec<Known>,
     contents: Vec<Bytes>,
 ) -> Result<Came, ExtractError> {
@@ -107,13 +107,10 @@ pub fn local_units(table: &Table, wanted: &[Wanted]) -> Vec<UnitName> {
 /// What the index of its layer says about a unit.
 fn known(unit: &PackedUnit, layers: &HashMap<Digest, &Layer>) -> Result<Known, IndexError> {
     let Some(layer) = layers.get(&unit.name.layer) else { return Ok(None) };
-    let Some(content) = Content::of(&layer.tree, layer.tree.inode(unit.name.inode)?)? else {
-        return Ok(None);
-    };
     let number = unit.name.number as usize;
-    let fits = content.all_units().contains(&number)
-        && content.unit(number).length == u64::from(unit.length);
-    Ok(fits.then(|| (Arc::new(content), number)))
+    let fits = |content: &Content| content.unit(number).length == u64::from(unit.length);
+    let content = Content::named(&layer.tree, &unit.name)?.filter(fits);
+    Ok(content.map(|content| (Arc::new(content), number)))
 }
 
 /// The next frames that are fetched together: `limit` compressed bytes, and one frame at least.

@@ -17,6 +17,9 @@ use crate::peer::testing::{
 };
 use crate::profile::FileUnit;
 
+/// How long keepers may take, all in all.
+const WITHIN: Duration = Duration::from_secs(10);
+
 fn scope() -> Scope {
     Scope::new(SCOPE)
 }
@@ -49,11 +52,12 @@ async fn what_one_node_has_seen_all_others_are_told() {
     let seen = record(b"zed", "usr/bin/nova-api");
     nodes[0].exchange.offer_profile(&scope(), &seen).await;
     for node in &nodes {
-        let asked = async |build| node.exchange.profiles(&scope(), &Digest::of(build)).await;
+        let asked =
+            async |build| node.exchange.profiles(&scope(), &Digest::of(build), WITHIN).await;
         assert_eq!(asked(b"zed").await, from_ref(&seen));
         assert_eq!(asked(b"the next build").await, from_ref(&seen));
         let elsewhere = Scope::new("r.example:8787/nova/nova-compute");
-        assert!(node.exchange.profiles(&elsewhere, &seen.manifest).await.is_empty());
+        assert!(node.exchange.profiles(&elsewhere, &seen.manifest, WITHIN).await.is_empty());
     }
     let kept = in_order(&nodes);
     assert_eq!(kept.len(), 2);
@@ -72,7 +76,7 @@ async fn keepers_take_no_more_starts_than_they_need() {
     for keeper in in_order(&nodes) {
         assert_eq!(starts(keeper, b"zed").await, ENOUGH);
     }
-    let told = nodes[0].exchange.profiles(&scope(), &Digest::of(b"zed")).await;
+    let told = nodes[0].exchange.profiles(&scope(), &Digest::of(b"zed"), WITHIN).await;
     assert_eq!(told.iter().map(StartRecord::starts).collect::<Vec<_>>(), [ENOUGH]);
 }
 
@@ -88,7 +92,24 @@ async fn the_second_keeper_stands_in_for_the_first() {
     drop(gone);
     introduce(&nodes, &[absent]);
     for node in &nodes {
-        assert_eq!(node.exchange.profiles(&scope(), &seen.manifest).await, from_ref(&seen));
+        assert_eq!(node.exchange.profiles(&scope(), &seen.manifest, WITHIN).await, from_ref(&seen));
+    }
+}
+
+#[tokio::test]
+async fn regression_a_keeper_that_hangs_does_not_hide_what_the_others_know() {
+    let mut nodes = cluster(3, &registry()).await;
+    let seen = record(b"zed", "a");
+    nodes[0].exchange.offer_profile(&scope(), &seen).await;
+    let first = in_order(&nodes)[0].member.id;
+    nodes.retain(|node| node.member.id != first);
+    // The kernel takes its connections, and nobody answers.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    introduce(&nodes, &[member(first, silent.local_addr().unwrap())]);
+    let within = Duration::from_secs(2);
+    for node in &nodes {
+        let told = node.exchange.profiles(&scope(), &seen.manifest, within).await;
+        assert_eq!(told, from_ref(&seen));
     }
 }
 
@@ -111,7 +132,7 @@ async fn profiles_of_a_private_repository_go_to_holders_of_the_credential() {
     }
     let told = async |asker: &Node, asked: &Node| {
         asker.meets(from_ref(&asked.member));
-        !asker.exchange.profiles(&scope(), &seen.manifest).await.is_empty()
+        !asker.exchange.profiles(&scope(), &seen.manifest, WITHIN).await.is_empty()
     };
     assert!(told(&nodes[0], &nodes[1]).await && told(&nodes[1], &nodes[0]).await);
     for (asker, asked) in [(2, 0), (2, 1), (0, 2), (1, 2)] {
@@ -128,7 +149,7 @@ async fn beside(node: &Node, answer: Answering) -> Option<String> {
     let (address, _task) = serve(app).await;
     let rogue = member(id(66), address);
     node.meets(from_ref(&rogue));
-    assert!(node.exchange.profiles(&scope(), &Digest::of(b"zed")).await.is_empty());
+    assert!(node.exchange.profiles(&scope(), &Digest::of(b"zed"), WITHIN).await.is_empty());
     let shunned = node.exchange.traffic().shunned;
     shunned.into_iter().find(|exile| exile.member == rogue.id).map(|exile| exile.reason)
 }

@@ -1,17 +1,17 @@
-//! Objects on their way to the disk, behind the reads that they were fetched for.
+//! Writes objects to the disk behind the reads that they were fetched for.
 //!
 //! ```text
-//! decoded -> hold: can be read -> queue -> a thread writes -> the disk has it
-//!                                  `- full: who has decoded writes
+//! decoded -> hold: readable from now on -> queue -> writer thread -> on the disk
+//!                                            `- too long: the decoder writes by itself
 //! ```
 //!
-//! Making thousands of files takes a processor longer than unpacking them does, and nobody waits
-//! for it: what has come is held in memory, and read from there, until it is written, and a while
-//! longer. So the thread that writes takes what the processors have left over, until much or
-//! something old waits for it, or the store is full: reads that fetch something wait for whoever
-//! makes room.
+//! Creating thousands of files takes a processor longer than decoding them does, and no read needs
+//! it done: an object is held in memory, and read from there, until it is written and for a while
+//! longer. So the writer thread takes only what the processors have left over. It takes an ordinary
+//! share once the queue is long, a load in it is old, or the store is full: then reads that fetch
+//! something wait for the room that the writer makes.
 //!
-//! What is lost with the process before it is written is fetched again.
+//! Whatever is lost with the process before it is written is fetched again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -26,117 +26,129 @@ use super::extract::note_unkept;
 use crate::object::{Holding, Object, Store, Unwritten, weight};
 use crate::share::{LEAST, ORDINARY, set_nice};
 
-/// Loads that wait for the disk, at most; of misses there are fewer, since less of them is held.
-const UNWRITTEN: usize = 32;
-const UNWRITTEN_OF_MISSES: usize = 12;
-/// Where one has waited for this long, it is urgent.
+/// The longest queue, in loads.
+const QUEUE: usize = 32;
+/// A queue of more loads than this is urgent.
+const LONG: usize = QUEUE / 2;
+/// A load that has waited for longer than this is urgent.
 const OLD: Duration = Duration::from_secs(1);
-/// Bytes that are sent to the disk together, about.
+/// With this many loads in the queue, whoever decodes a miss writes by itself. It is less than
+/// [`QUEUE`] since the store holds less of misses than of packs.
+const QUEUE_OF_MISSES: usize = 12;
+/// About how many bytes of misses make a load.
 const BATCH: usize = 1024 * 1024;
-/// What has come is held in memory for about this long: until the start that it is for has read it.
+/// About how long an object is held in memory: until the start that it was fetched for has read it.
 const HELD: Duration = Duration::from_secs(10);
-/// Runs that are decoded at the same time for each processor, and at least. Readers are answered
-/// before the end of a run, so they alone would bound nothing.
-const DECODERS: (usize, usize) = (4, 8);
+/// Runs that each processor may decode at the same time. The number of readers does not bound them,
+/// since a read is answered before its run ends.
+const DECODERS_PER_PROCESSOR: usize = 4;
+/// Runs that may be decoded at the same time, however few processors there are.
+const DECODERS_MIN: usize = 8;
 
-/// Writes objects into a store, behind those who read them.
-pub(super) struct Behind {
+/// Writes objects into a store, behind the reads that they were fetched for.
+pub(super) struct WriteBehind {
     store: Arc<Store>,
-    /// To the thread that writes, once there is something to write.
-    thread: Mutex<Option<mpsc::Sender<Work>>>,
+    /// The queue of the writer thread, which is started when there is something to write.
+    queue: Mutex<Option<mpsc::Sender<Work>>>,
+    /// A permit for each run that may still be decoded.
     decoders: Arc<Semaphore>,
-    most_decoders: u32,
-    /// How long objects are held in memory.
+    decoders_max: u32,
+    /// About how long objects are held in memory.
     held: Duration,
-    /// Whether somebody sees to it that memory is given back.
-    releases: Arc<AtomicBool>,
+    /// Whether a task runs that lets go of what was held long enough.
+    is_releasing: Arc<AtomicBool>,
 }
 
-/// Objects that can be read, and have to be written.
+/// Objects that can be read already and are still to be written. They are held in memory at least as
+/// long as this exists.
 #[derive(Default)]
 pub(super) struct Load {
     objects: Vec<Object>,
     held: Vec<Unwritten>,
 }
 
+/// What the writer thread is asked to do.
 enum Work {
+    /// Write a load that has been in the queue since this time.
     Write(Load, Instant),
-    /// Tells that everything before is written.
+    /// Say that everything before this is written.
     Tell(oneshot::Sender<()>),
 }
 
-/// What comes with a miss, piece by piece; sent to the disk at its end, and whenever it is large.
+/// Objects of a miss, collected while its run is decoded; queued whenever they are about
+/// [`BATCH`] bytes, and when this is dropped.
 pub(super) struct Batch<'b> {
-    behind: &'b Behind,
+    behind: &'b WriteBehind,
+    /// Those that cannot be read yet.
     objects: Vec<Object>,
+    /// Those that can.
     load: Load,
+    /// Weight of both, in bytes.
     bytes: usize,
 }
 
-impl Behind {
+impl WriteBehind {
     /// Writes into `store`.
     pub fn new(store: Arc<Store>) -> Self {
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        let most = (DECODERS.0 * processors).max(DECODERS.1);
+        let decoders = (DECODERS_PER_PROCESSOR * processors).max(DECODERS_MIN);
         Self {
             store,
-            thread: Mutex::default(),
-            decoders: Arc::new(Semaphore::new(most)),
-            most_decoders: u32::try_from(most).unwrap_or(u32::MAX),
+            queue: Mutex::default(),
+            decoders: Arc::new(Semaphore::new(decoders)),
+            decoders_max: u32::try_from(decoders).unwrap_or(u32::MAX),
             held: HELD,
-            releases: Arc::default(),
+            is_releasing: Arc::default(),
         }
     }
 
-    /// Where it writes.
+    /// The store that it writes to.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
     }
 
-    /// Lets somebody decode a run, for as long as the answer is kept.
+    /// Waits for the permit to decode a run, which is given back when it is dropped.
     pub async fn decoder(&self) -> OwnedSemaphorePermit {
-        self.decoders.clone().acquire_owned().await.expect("it is never closed")
+        self.decoders.clone().acquire_owned().await.expect("the semaphore is never closed")
     }
 
-    /// Holds `objects`, which can be read from now on.
+    /// Holds `objects` in memory, so that they can be read from now on.
     pub fn hold(&self, holding: Holding, objects: Vec<Object>) -> Load {
         let held = self.store.hold(holding, &objects);
         // Without a runtime the process is about to end.
         if let Ok(runtime) = Handle::try_current()
-            && !self.releases.swap(true, Ordering::AcqRel)
+            && !self.is_releasing.swap(true, Ordering::AcqRel)
         {
             let store = Arc::downgrade(&self.store);
-            runtime.spawn(release(store, self.held, self.releases.clone()));
+            runtime.spawn(release(store, self.held, self.is_releasing.clone()));
         }
         Load { objects, held: vec![held] }
     }
 
-    /// Has `load` of a pack written; waits while too much waits already.
+    /// Queues `load`, which came with a pack; waits while the queue is full.
     pub async fn write(&self, load: Load) {
-        let unsent = match self.thread() {
+        let unsent = match self.queue() {
             None => load,
-            Some(thread) => match thread.send(Work::Write(load, Instant::now())).await {
+            Some(queue) => match queue.send(Work::Write(load, Instant::now())).await {
                 Err(mpsc::error::SendError(Work::Write(load, _))) => load,
                 _ => return,
             },
         };
         let store = self.store.clone();
-        // What a panic keeps from the disk is fetched again.
+        // What a panic keeps off the disk is fetched again.
         let _ = tokio::task::spawn_blocking(move || write(&store, unsent)).await;
     }
 
-    /// The same with what came with a miss: where too much waits already, it is written at once.
-    /// May block.
+    /// Queues `load`, which came with a miss, or writes it at once where the queue is long. May block.
     fn write_or_help(&self, load: Load) {
         if load.objects.is_empty() {
             return;
         }
-        let has_room = |thread: &mpsc::Sender<Work>| {
-            thread.max_capacity() - thread.capacity() < UNWRITTEN_OF_MISSES
-        };
-        let unsent = match self.thread().filter(has_room) {
+        let has_room =
+            |queue: &mpsc::Sender<Work>| queue.max_capacity() - queue.capacity() < QUEUE_OF_MISSES;
+        let unsent = match self.queue().filter(has_room) {
             None => load,
-            Some(thread) => match thread.try_send(Work::Write(load, Instant::now())) {
+            Some(queue) => match queue.try_send(Work::Write(load, Instant::now())) {
                 Err(
                     TrySendError::Full(Work::Write(load, _))
                     | TrySendError::Closed(Work::Write(load, _)),
@@ -147,49 +159,49 @@ impl Behind {
         write(&self.store, unsent);
     }
 
-    /// Waits until no run is being decoded; others wait meanwhile.
-    pub async fn decoded(&self) {
-        drop(self.decoders.acquire_many(self.most_decoders).await);
+    /// Waits until no run is being decoded; no other begins meanwhile.
+    pub async fn all_decoded(&self) {
+        drop(self.decoders.acquire_many(self.decoders_max).await);
     }
 
-    /// Waits until everything is written that waits for the thread.
-    pub async fn written(&self) {
-        let thread = self.lock().clone();
+    /// Waits until everything that is in the queue now is written.
+    pub async fn all_written(&self) {
+        let queue = self.lock().clone();
         let (tell, told) = oneshot::channel();
-        if let Some(thread) = thread
-            && thread.send(Work::Tell(tell)).await.is_ok()
+        if let Some(queue) = queue
+            && queue.send(Work::Tell(tell)).await.is_ok()
         {
             // A thread that has ended writes no more.
             let _ = told.await;
         }
     }
 
-    /// The way to the thread that writes; `None` where none can be had now.
-    fn thread(&self) -> Option<mpsc::Sender<Work>> {
-        let mut thread = self.lock();
-        if thread.as_ref().is_none_or(mpsc::Sender::is_closed) {
-            let (sender, waiting) = mpsc::channel(UNWRITTEN);
+    /// The queue of the writer thread, which is started where none runs; `None` where that fails.
+    fn queue(&self) -> Option<mpsc::Sender<Work>> {
+        let mut queue = self.lock();
+        if queue.as_ref().is_none_or(mpsc::Sender::is_closed) {
+            let (sender, work) = mpsc::channel(QUEUE);
             let store = self.store.clone();
             let started = thread::Builder::new()
                 .name("writer".to_owned())
-                .spawn(move || write_all(&store, waiting));
-            *thread = started.is_ok().then_some(sender);
+                .spawn(move || run_writer(&store, work));
+            *queue = started.is_ok().then_some(sender);
         }
-        thread.clone()
+        queue.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<mpsc::Sender<Work>>> {
-        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<'b> Batch<'b> {
-    /// Nothing yet, to be written by `behind`.
-    pub fn new(behind: &'b Behind) -> Self {
+    /// An empty batch, to be written by `behind`.
+    pub fn new(behind: &'b WriteBehind) -> Self {
         Self { behind, objects: Vec::new(), load: Load::default(), bytes: 0 }
     }
 
-    /// Adds an object. May block.
+    /// Adds an object; queues the batch where it is large enough. May block.
     pub fn push(&mut self, object: Object) {
         self.bytes += weight(&object);
         self.objects.push(object);
@@ -198,7 +210,7 @@ impl<'b> Batch<'b> {
         }
     }
 
-    /// Holds what was added so far, so that it can be read.
+    /// Holds in memory whatever was added so far, so that it can be read.
     pub fn hold(&mut self) {
         if !self.objects.is_empty() {
             let objects = std::mem::take(&mut self.objects);
@@ -221,25 +233,25 @@ impl Drop for Batch<'_> {
     }
 }
 
-/// What the thread does.
-fn write_all(store: &Store, mut waiting: mpsc::Receiver<Work>) {
-    while let Some(work) = waiting.blocking_recv() {
+/// What the writer thread does, until its queue is closed.
+fn run_writer(store: &Store, mut queue: mpsc::Receiver<Work>) {
+    while let Some(work) = queue.blocking_recv() {
         match work {
             Work::Write(load, since) => {
-                let is_behind = waiting.len() > UNWRITTEN / 2 || since.elapsed() > OLD;
+                let is_late = queue.len() > LONG || since.elapsed() > OLD;
                 let bytes = load.objects.iter().map(|object| object.bytes().len() as u64).sum();
-                let is_urgent = is_behind || !store.has_room(bytes);
-                // Where it is not granted, the start has a little less.
+                let is_urgent = is_late || !store.has_room(bytes);
+                // Only root may take a larger share again; others go on with the smaller one.
                 let _ = set_nice(if is_urgent { ORDINARY } else { LEAST });
                 write(store, load);
             }
-            // Who wanted to know may have gone away.
+            // Whoever wanted to know may be gone.
             Work::Tell(told) => drop(told.send(())),
         }
     }
 }
 
-/// Writes a load; what cannot be written is not held any longer either.
+/// Writes a load. From then on its objects need not be held, not even those that were not written.
 fn write(store: &Store, load: Load) {
     for object in &load.objects {
         if let Err(error) = store.insert(object) {
@@ -248,15 +260,15 @@ fn write(store: &Store, load: Load) {
     }
 }
 
-/// Gives the memory back once a start has read what is held for it.
-async fn release(store: Weak<Store>, held: Duration, releases: Arc<AtomicBool>) {
+/// Lets go of objects that were held for `held`, until there are none.
+async fn release(store: Weak<Store>, held: Duration, is_releasing: Arc<AtomicBool>) {
     loop {
         tokio::time::sleep(held).await;
         let Some(store) = store.upgrade() else { return };
-        // Before the look: who holds something after it finds that somebody is needed.
-        releases.store(false, Ordering::Release);
+        // Cleared before the look: whoever holds something after it starts another task.
+        is_releasing.store(false, Ordering::Release);
         let is_anything_left = store.release_held(held);
-        if !is_anything_left || releases.swap(true, Ordering::AcqRel) {
+        if !is_anything_left || is_releasing.swap(true, Ordering::AcqRel) {
             return;
         }
     }
@@ -286,9 +298,9 @@ mod tests {
         Object::name(vec![number; 100_000].into())
     }
 
-    fn behind(root: &tempfile::TempDir, limits: StoreLimits) -> (Arc<Store>, Behind) {
+    fn behind(root: &tempfile::TempDir, limits: StoreLimits) -> (Arc<Store>, WriteBehind) {
         let store = Arc::new(Store::open(root.path(), limits).unwrap());
-        (store.clone(), Behind::new(store))
+        (store.clone(), WriteBehind::new(store))
     }
 
     #[tokio::test]
@@ -297,7 +309,7 @@ mod tests {
             set_nice(LEAST).unwrap();
             set_nice(ORDINARY).is_ok()
         });
-        // Who is no root may only take less.
+        // Whoever is not root may only take less.
         let expected = if may_rise.join().unwrap() { ORDINARY } else { LEAST };
         let root = tempfile::tempdir().unwrap();
         let limits = StoreLimits { quota: Some(300_000), ..StoreLimits::default() };
@@ -307,7 +319,7 @@ mod tests {
         for number in 0..6 {
             behind.write(behind.hold(Holding::Pack, vec![object(number)])).await;
         }
-        behind.written().await;
+        behind.all_written().await;
         assert!(store.usage().evicted > 0);
         let seen = watch.0.lock().unwrap();
         assert!(!seen.is_empty() && seen.iter().all(|nice| *nice == expected), "{seen:?}");
@@ -317,14 +329,14 @@ mod tests {
     async fn what_is_kept_can_be_read_at_once_and_is_written_soon() {
         let root = tempfile::tempdir().unwrap();
         let (store, behind) = behind(&root, StoreLimits::default());
-        let objects: Vec<Object> = (0..UNWRITTEN as u8 * 2).map(object).collect();
+        let objects: Vec<Object> = (0..QUEUE as u8 * 2).map(object).collect();
         for object in &objects {
             let mut batch = Batch::new(&behind);
             batch.push(object.clone());
             batch.hold();
             assert_eq!(store.held(object.key()).unwrap(), object.bytes());
         }
-        behind.written().await;
+        behind.all_written().await;
         assert!(objects.iter().all(|object| store.contains(object.key())));
     }
 
