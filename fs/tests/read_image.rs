@@ -113,7 +113,7 @@ async fn fetched(source: &MemorySource, bytes: u64) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), enough).await.expect("it comes unasked");
+    tokio::time::timeout(Duration::from_secs(120), enough).await.expect("it comes unasked");
 }
 
 /// Damages every object and every part of one in the cache of `machine`, none of which is left in

@@ -29,7 +29,7 @@ const NODE_MBIT: u32 = 1000;
 /// The port of the registry.
 const PORT: u16 = 8787;
 /// What spreads over the cluster has this time on a busy machine, and so has a mount.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 /// How long a read may wait on a node, in seconds.
 pub const READ_TIMEOUT: u64 = 30;
 
@@ -286,7 +286,7 @@ impl ClusterNode {
 
     /// Tries to mount an image.
     pub fn try_mount(&self, reference: &str) -> Outcome {
-        run(self.command("mount").arg(reference).arg(self.path("mount")), PATIENCE * 3)
+        run(self.command("mount").arg(reference).arg(self.path("mount")), PATIENCE)
     }
 
     /// Unmounts it.

@@ -3,13 +3,11 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::time::Duration;
 
 use serde_json::Value;
 use sha2::{Digest as _, Sha256, Sha512};
 
-/// A stalled server fails the test after this time.
-const DEADLINE: Duration = Duration::from_secs(60);
+use crate::process::SOON;
 
 /// The API of a registry at `host:port`.
 #[derive(Debug, Clone)]
@@ -79,7 +77,8 @@ impl Api {
         headers: &[(&str, &str)],
     ) -> io::Result<TcpStream> {
         let mut stream = TcpStream::connect(&self.0)?;
-        stream.set_read_timeout(Some(DEADLINE))?;
+        // A stalled server fails the test.
+        stream.set_read_timeout(Some(SOON))?;
         let host = &self.0;
         let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
         for (name, value) in headers {

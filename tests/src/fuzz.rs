@@ -7,7 +7,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Seconds that all targets of a suite may take together.
@@ -173,14 +173,21 @@ fn overwrite_number(dice: &mut Dice, bytes: &mut [u8], at: usize) {
     }
 }
 
+/// What a target holds from its first preparations on.
+pub type Turn = MutexGuard<'static, ()>;
+
+/// Waits for the other targets of the process: they share a meter, which counts what any of them
+/// allocates.
+pub fn turn() -> Turn {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Tries inputs until the target's share of the time is over. `try_one` makes an input from the
 /// dice and tries it; it panics where something is wrong.
 ///
 /// The share is 60 seconds by `targets`, or what [`SECONDS`] says; at least one input is tried.
-pub fn fuzz(target: &str, targets: u32, mut try_one: impl FnMut(&mut Dice)) {
-    // One target at a time: they share the meter.
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+pub fn fuzz(_turn: &Turn, target: &str, targets: u32, mut try_one: impl FnMut(&mut Dice)) {
     let variable = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let share = Duration::from_secs(variable(SECONDS).unwrap_or(60)) / targets;
     let first = variable(SEED).unwrap_or(1);

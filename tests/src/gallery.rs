@@ -37,7 +37,7 @@ use crate::session::{Node, NodeConfig};
 /// How long the source takes for an answer.
 const LATENCY: Duration = Duration::from_millis(15);
 /// How long a read waits for the source.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A directory of images.
 pub struct Gallery;

@@ -2,17 +2,21 @@
 //! cut a body short, send it a byte at a time, reset the connection in the middle.
 //!
 //! Each connection is served by a thread until it closes, idles or the server stops. The port
-//! outlives [`Server::down`], so that [`Server::up`] comes back at the same address.
+//! outlives [`Server::down`] and is given to nobody else, so that [`Server::up`] comes back at the
+//! same address.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
+
+use crate::process::{SOON, eventually};
 
 /// The first byte of a TLS connection (RFC 8446, 5.1).
 const TLS_HANDSHAKE: u8 = 22;
@@ -98,6 +102,8 @@ pub struct Server {
     address: SocketAddr,
     handler: Arc<Handler>,
     running: Mutex<Option<Running>>,
+    /// Keeps the port while nobody listens there.
+    kept: Mutex<Option<OwnedFd>>,
 }
 
 impl Server {
@@ -114,7 +120,7 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let handler: Arc<Handler> = Arc::new(handler);
         let running = Mutex::new(Some(Running::start(listener, handler.clone())));
-        Self { address, handler, running }
+        Self { address, handler, running, kept: Mutex::default() }
     }
 
     /// `127.0.0.1:port`.
@@ -124,29 +130,37 @@ impl Server {
 
     /// Refuses connections and breaks those that are open.
     pub fn down(&self) {
-        drop(self.lock().take());
+        drop(lock(&self.running).take());
+        *lock(&self.kept) = Some(keep(self.address));
     }
 
     /// Serves again at the same address.
     pub fn up(&self) {
-        let listener = bind_again(self.address);
-        *self.lock() = Some(Running::start(listener, self.handler.clone()));
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Running>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+        // The old connections of the port may take a moment to vanish.
+        let mut listener = None;
+        eventually("the port is free again", SOON, || {
+            listener = TcpListener::bind(self.address).ok();
+            listener.is_some()
+        });
+        *lock(&self.running) = listener.map(|it| Running::start(it, self.handler.clone()));
+        *lock(&self.kept) = None;
     }
 }
 
-/// The old connections of the port may take a moment to vanish.
-fn bind_again(address: SocketAddr) -> TcpListener {
-    for _ in 0..200 {
-        if let Ok(listener) = TcpListener::bind(address) {
-            return listener;
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    panic!("{address} cannot be bound again");
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes the port of a server that is down. Who connects to it is refused, and who asks the kernel
+/// for any port, as tests beside this one do, does not get it; who names it may listen there.
+fn keep(address: SocketAddr) -> OwnedFd {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket::socket(AddressFamily::Inet, SockType::Stream, flags, None).unwrap();
+    socket::setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
+    eventually("the port can be kept", SOON, || {
+        socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(address)).is_ok()
+    });
+    socket
 }
 
 struct Running {
@@ -177,7 +191,7 @@ impl Drop for Running {
         if let Some(acceptor) = self.acceptor.take() {
             drop(acceptor.join());
         }
-        for connection in self.connections.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for connection in lock(&self.connections).iter() {
             drop(connection.shutdown(Shutdown::Both));
         }
     }
@@ -195,7 +209,7 @@ fn accept(
         }
         let Ok(stream) = stream else { continue };
         let Ok(copy) = stream.try_clone() else { continue };
-        connections.lock().unwrap_or_else(PoisonError::into_inner).push(copy);
+        lock(connections).push(copy);
         let (handler, stop) = (handler.clone(), stop.clone());
         // A client that goes away in the middle is no fault of the server.
         thread::spawn(move || drop(serve(stream, &handler, &stop)));
@@ -326,6 +340,6 @@ fn send_slowly(
 /// Makes the closing of the connection a reset: no lingering, unread bytes are dropped.
 fn reset(stream: &TcpStream) -> io::Result<()> {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    nix::sys::socket::setsockopt(&stream.as_fd(), nix::sys::socket::sockopt::Linger, &linger)?;
+    socket::setsockopt(&stream.as_fd(), sockopt::Linger, &linger)?;
     Ok(())
 }

@@ -195,9 +195,7 @@ fn mount_points() -> Vec<PathBuf> {
 /// Waits until no process of an `undermount` owner has `directory` in its command line.
 #[track_caller]
 pub fn assert_no_process_left(directory: &Path) {
-    eventually("processes that nobody needs end", Duration::from_secs(20), || {
-        processes_of(directory).is_empty()
-    });
+    eventually("processes that nobody needs end", PATIENCE, || processes_of(directory).is_empty());
 }
 
 /// Processes, other than this one, whose command line names `directory` or something below it.

@@ -292,11 +292,12 @@ mod tests {
 
     use super::*;
     use crate::archive::{Member, noise};
+    use crate::process::SOON;
 
     fn client() -> reqwest::Client {
         // Fails only when a provider is installed already, which then serves as well.
         drop(rustls::crypto::ring::default_provider().install_default());
-        reqwest::Client::builder().timeout(Duration::from_secs(1)).build().unwrap()
+        reqwest::Client::builder().timeout(SOON).build().unwrap()
     }
 
     async fn get(url: &str, range: Option<&str>) -> Result<(u16, Bytes), reqwest::Error> {
@@ -336,7 +337,8 @@ mod tests {
         origin.misbehave(|_| Some(Fault::Reset(10)));
         assert!(get(&url, None).await.is_err());
         origin.misbehave(|_| Some(Fault::Stall));
-        assert!(get(&url, None).await.unwrap_err().is_timeout());
+        let hurried = client().get(&url).timeout(Duration::from_secs(1));
+        assert!(hurried.send().await.unwrap_err().is_timeout());
         origin.misbehave(|_| Some(Fault::Wrong));
         let wrong = get(&url, None).await.unwrap().1;
         assert!(wrong.len() == blob.len() && wrong != blob);

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use crate::image::Image;
+use crate::network::Host;
 use crate::process::{Running, SOON, program, run, undermount};
 
 /// A registry that serves until it is stopped or dropped. Its directory stays.
@@ -37,16 +38,15 @@ impl Registry {
 
     /// Debian's `docker-registry` over `root`, with changes to its configuration.
     pub fn docker_with(root: &Path, change: impl FnOnce(&mut Value)) -> Self {
-        fs::create_dir_all(root).unwrap();
-        let mut config = serde_json::json!({
-            "version": "0.1",
-            "log": { "accesslog": { "disabled": true } },
-            "storage": { "filesystem": { "rootdirectory": root.join("data") } },
-            "http": { "addr": "127.0.0.1:0", "secret": "of no use" },
-        });
-        change(&mut config);
-        fs::write(docker_config(root), config.to_string()).unwrap();
+        write_docker_config(root, change);
         Self::start(program("docker-registry").arg("serve").arg(docker_config(root)))
+    }
+
+    /// Debian's `docker-registry` over `root` on another host, with changes to its configuration.
+    pub fn docker_on(host: &Host, root: &Path, change: impl FnOnce(&mut Value)) -> Self {
+        write_docker_config(root, change);
+        let mut command = host.command(Path::new(program("docker-registry").get_program()));
+        Self::start(command.arg("serve").arg(docker_config(root)))
     }
 
     /// Starts a registry that says where it listens.
@@ -93,6 +93,18 @@ impl Registry {
         skopeo(&["copy", "--quiet", "--src-tls-verify=false", &docker(reference), &target]);
         Image::read_layout(layout, "image")
     }
+}
+
+fn write_docker_config(root: &Path, change: impl FnOnce(&mut Value)) {
+    fs::create_dir_all(root).unwrap();
+    let mut config = serde_json::json!({
+        "version": "0.1",
+        "log": { "accesslog": { "disabled": true } },
+        "storage": { "filesystem": { "rootdirectory": root.join("data") } },
+        "http": { "addr": "127.0.0.1:0", "secret": "of no use" },
+    });
+    change(&mut config);
+    fs::write(docker_config(root), config.to_string()).unwrap();
 }
 
 /// The configuration file of Debian's `docker-registry` over `root`.

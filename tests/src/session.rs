@@ -43,10 +43,10 @@ impl Default for NodeConfig {
         Self {
             dir: PathBuf::new(),
             mounts: vec!["grove".to_owned()],
-            ready_within: Duration::from_secs(10),
-            answer_after: Duration::from_secs(60),
+            ready_within: Duration::from_secs(120),
+            answer_after: Duration::from_secs(600),
             unsound_limit: Duration::from_secs(600),
-            silent_limit: Duration::from_secs(60),
+            silent_limit: Duration::from_secs(600),
             data_mode: DataMode::Cached,
             init_mask: u64::MAX,
         }

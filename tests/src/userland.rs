@@ -4,13 +4,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use crate::archive::Member;
-use crate::process::{program, run};
-
-/// How long `ldd` may take.
-const SOON: Duration = Duration::from_secs(30);
+use crate::process::{SOON, program, run};
 
 /// `names` as `/bin/<name>`, their libraries where the programs look for them, and the usual empty
 /// directories.

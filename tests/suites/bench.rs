@@ -272,8 +272,9 @@ fn what_cannot_be_measured_is_refused_with_the_reason() {
         assert!(said.contains(words), "`{words}` is not in: {said}");
     };
     refused(bench(&reference, &once, "echo it breaks; exit 7"), "it breaks");
-    let marked = [&once[..], &["--ready-regex", "never", "--limit", "2"]].concat();
-    refused(bench(&reference, &marked, "echo up; while :; do :; done"), "not ready after 2 s: up");
+    // Long enough for the first words of the command, also on a busy machine.
+    let marked = [&once[..], &["--ready-regex", "never", "--limit", "12"]].concat();
+    refused(bench(&reference, &marked, "echo up; while :; do :; done"), "not ready after 12 s: up");
     let unknown = reference.replace("shell", "unknown");
     refused(bench(&unknown, &once, "true"), "unknown");
     refused(bench(&reference, &["--link", "fast"], "true"), "expected a rate like 100mbit");

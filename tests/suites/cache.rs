@@ -3,8 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::mem;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -134,8 +137,13 @@ fn whatever_happens_to_the_files_of_the_cache_every_file_reads_right() {
         read_cold(&mount.join("small/f1"));
         drop(large);
         // What a read brings is written behind it.
-        eventually(what, PATIENCE, || setting.kept().len() > 40);
-        setting.kept().iter().for_each(|path| damage(path));
+        let mut kept = Vec::new();
+        eventually(what, PATIENCE, || {
+            thread::sleep(Duration::from_millis(100));
+            let before = mem::replace(&mut kept, setting.kept());
+            kept.len() > 40 && kept == before
+        });
+        kept.iter().for_each(|path| damage(path));
         // At once, in the mount that is there ...
         setting.assert_all_read(&mount);
         setting.end(&mount);
@@ -183,7 +191,7 @@ fn verify_fetches_again_what_is_damaged_with_an_owner_and_without() {
     let outcome = setting.cache(&["verify"]);
     assert!(!outcome.status.success() && outcome.stdout.contains("lost: "), "{}", outcome.stdout);
     // Everything else is here without the registry.
-    let mount = setting.node.mount_with(&setting.reference, &["--read-timeout", "2"]);
+    let mount = setting.node.mount_with(&setting.reference, &["--read-timeout", "20"]);
     let wrong = setting.files.iter().filter(|(path, content)| {
         fs::read(mount.join(path)).map_or(true, |bytes| bytes != **content)
     });

@@ -10,7 +10,7 @@ use undermount_tests::image::Image;
 use undermount_tests::process::{SOON, eventually};
 
 /// A start is over after ten seconds without a read, and told within ten more.
-const TOLD: Duration = Duration::from_secs(60);
+const TOLD: Duration = Duration::from_secs(180);
 const FILES: usize = 400;
 const SIZE: usize = 60_000;
 /// What a start reads.

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use undermount_tests::node::{self, PATIENCE, assert_no_process_left, mounts_below};
@@ -54,7 +53,7 @@ fn an_interrupted_demo_leaves_nothing_behind() {
         let mut running = Running::start(&mut demo(scratch.path()));
         running.wait_for(PATIENCE, |text| text.contains(moment).then_some(()));
         running.signal(Signal::SIGINT);
-        let status = running.wait(Duration::from_secs(60)).expect("the demo ends");
+        let status = running.wait(PATIENCE).expect("the demo ends");
         assert!(
             !status.success() && running.stderr().contains("interrupted"),
             "{}",

@@ -13,14 +13,17 @@ use std::time::{Duration, Instant};
 use undermount_tests::archive::{Member, noise};
 use undermount_tests::http::{Fault, Request, Response};
 use undermount_tests::image::Image;
-use undermount_tests::node::{self, Node};
+use undermount_tests::node::{self, Node, PATIENCE};
 use undermount_tests::origin::Origin;
+use undermount_tests::process::eventually;
 use undermount_tests::requirement::lacking;
 
 /// More than is fetched at once when an image is mounted, in two chunks.
 const SIZE: usize = 1_300_000;
 /// How long a read of the node waits.
+/// How long a read waits where it waits in vain, in seconds, and where it does not.
 const READ_TIMEOUT: &str = "4";
+const READ_PATIENCE: &str = "100";
 /// Nothing takes longer than this, on however loaded a machine.
 const ENDLESS: Duration = Duration::from_secs(120);
 
@@ -163,7 +166,7 @@ struct Scene {
 }
 
 impl Scene {
-    fn new(cases: Vec<Case>) -> Self {
+    fn new(cases: Vec<Case>, read_timeout: &str) -> Self {
         let (origin, mut node) = (Origin::new(), Node::new());
         let files = cases
             .into_iter()
@@ -175,7 +178,7 @@ impl Scene {
                 let reference = origin.add(&repository, image);
                 origin.attach_right(&repository);
                 let directory = node.directory(&repository);
-                let flags = ["--read-timeout", READ_TIMEOUT];
+                let flags = ["--read-timeout", read_timeout];
                 node.try_mount_with(&flags, &reference, &directory).success();
                 (case, directory.join("file"), content)
             })
@@ -200,11 +203,14 @@ impl Scene {
     /// Everything reads right, by the worker that was there from the beginning.
     fn assert_well(&self) {
         self.origin.behave();
-        // What has just failed is refused for a moment without another try.
-        thread::sleep(Duration::from_millis(200));
         for (case, path, content) in &self.files {
-            let read = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", case.name));
-            assert!(read == *content, "{}: wrong bytes afterwards", case.name);
+            let mut read = None;
+            // What has just failed is refused for a moment without another try.
+            eventually(case.name, PATIENCE, || {
+                read = fs::read(path).ok();
+                read.is_some()
+            });
+            assert!(read.as_ref() == Some(content), "{}: wrong bytes afterwards", case.name);
         }
         assert_eq!(self.node.worker(), self.worker, "the worker was restarted");
     }
@@ -231,7 +237,7 @@ fn passing_troubles_are_not_noticed() {
     if lacking(node::NEEDS) {
         return;
     }
-    let scene = Scene::new(passing());
+    let scene = Scene::new(passing(), READ_PATIENCE);
     scene.begin();
     for (case, path, content) in &scene.files {
         if case.name == "the whole blob for a range" {
@@ -248,7 +254,7 @@ fn lasting_troubles_end_in_eio_and_not_in_wrong_bytes() {
     if lacking(node::NEEDS) {
         return;
     }
-    let scene = Scene::new(lasting());
+    let scene = Scene::new(lasting(), READ_TIMEOUT);
     scene.begin();
     thread::scope(|scope| {
         for (case, path, content) in &scene.files {
@@ -270,7 +276,7 @@ fn regression_a_registry_that_stops_asking_for_credentials_is_readable_again() {
     let challenges = ["out of credentials", "a token service that is down"];
     for name in challenges {
         let cases = lasting().into_iter().filter(|case| case.name == name).collect();
-        let scene = Scene::new(cases);
+        let scene = Scene::new(cases, READ_TIMEOUT);
         scene.begin();
         let (_, path, content) = &scene.files[0];
         read(name, path, content).unwrap_err();
@@ -283,7 +289,7 @@ fn a_registry_that_is_down_and_comes_back() {
     if lacking(node::NEEDS) {
         return;
     }
-    let scene = Scene::new(vec![case("down", |_, right| right)]);
+    let scene = Scene::new(vec![case("down", |_, right| right)], READ_TIMEOUT);
     let (_, path, content) = &scene.files[0];
     scene.origin.down();
     let error = read("down", path, content).unwrap_err();

@@ -18,7 +18,7 @@ use undermount_fs::pack::{Builder, Table, UnitName};
 use undermount_tests::archive::{Archive, Header, noise};
 use undermount_tests::compression::Compression;
 use undermount_tests::edge::cases;
-use undermount_tests::fuzz::{Meter, fuzz, mutate};
+use undermount_tests::fuzz::{Meter, fuzz, mutate, turn};
 use undermount_tests::image::Image;
 use undermount_tests::shelf::{BlobMap, Shelf};
 use undermount_tests::tree::Tree;
@@ -117,7 +117,8 @@ fn repair_checksums(archive: &mut [u8]) {
 
 #[test]
 fn damaged_archives_are_refused_or_read_back() {
-    fuzz("archives", TARGETS, |dice| {
+    let turn = turn();
+    fuzz(&turn, "archives", TARGETS, |dice| {
         let input = dice.pick(archives());
         let mut archive = mutate(dice, input, archives());
         if dice.chance(80) {
@@ -129,6 +130,7 @@ fn damaged_archives_are_refused_or_read_back() {
 
 #[test]
 fn damaged_streams_are_refused_or_read_back() {
+    let turn = turn();
     let ways = [
         Compression::Gzip,
         Compression::GzipMembers(3_000),
@@ -137,7 +139,7 @@ fn damaged_streams_are_refused_or_read_back() {
         Compression::Zstd,
         Compression::ZstdFrames(5_000),
     ];
-    fuzz("streams", TARGETS, |dice| {
+    fuzz(&turn, "streams", TARGETS, |dice| {
         let input = if dice.chance(50) {
             dice.pick(blobs()).clone()
         } else {
@@ -228,8 +230,9 @@ fn small_contents(tree: &Tree) -> BTreeSet<String> {
 
 #[test]
 fn damaged_trees_show_nothing_that_the_layer_does_not_have() {
+    let turn = turn();
     let trees: Vec<Vec<u8>> = specimens().iter().map(|one| one.index.tree.to_vec()).collect();
-    fuzz("trees", TARGETS, |dice| {
+    fuzz(&turn, "trees", TARGETS, |dice| {
         let specimen = dice.pick(specimens());
         let tree = mutate(dice, &specimen.index.tree, &trees);
         specimen.try_index(tree, specimen.index.spans.to_vec());
@@ -275,8 +278,9 @@ fn with_spans(tree: &[u8], spans: &[u8]) -> Vec<u8> {
 
 #[test]
 fn damaged_spans_show_nothing_that_the_layer_does_not_have() {
+    let turn = turn();
     let all: Vec<Vec<u8>> = specimens().iter().map(|one| one.index.spans.to_vec()).collect();
-    fuzz("spans", TARGETS, |dice| {
+    fuzz(&turn, "spans", TARGETS, |dice| {
         let specimen = dice.pick(specimens());
         let mut spans = mutate(dice, &specimen.index.spans, &all);
         if dice.chance(70) {
@@ -289,6 +293,7 @@ fn damaged_spans_show_nothing_that_the_layer_does_not_have() {
 
 #[test]
 fn damaged_documents_are_refused_or_understood() {
+    let turn = turn();
     let image = Descriptor::of("application/vnd.oci.image.manifest.v1+json", b"image");
     let specimen = &specimens()[0].index;
     let layer = LayerBlobs {
@@ -306,7 +311,7 @@ fn damaged_documents_are_refused_or_understood() {
         corpus.extend(configs.map(|config| config.to_vec()));
         corpus.push(case.image.manifest.to_vec());
     }
-    fuzz("documents", TARGETS, |dice| {
+    fuzz(&turn, "documents", TARGETS, |dice| {
         let input = dice.pick(&corpus).clone();
         let document = mutate(dice, &input, &corpus);
         let blob = mutate(dice, &compressed, &corpus);
@@ -329,6 +334,7 @@ const TABLE_LENGTH: usize = 24;
 
 #[test]
 fn damaged_packs_are_refused_or_hold_what_they_say() {
+    let turn = turn();
     let mut builder = Builder::new().unwrap();
     for inode in 0..40 {
         let layer = Digest::of(&[(inode % 3) as u8]);
@@ -341,7 +347,7 @@ fn damaged_packs_are_refused_or_hold_what_they_say() {
     packed.file.read_to_end(&mut pack).unwrap();
     let head = pack[..packed.head_size as usize].to_vec();
     let table = zstd::decode_all(&head[HEAD..]).unwrap();
-    fuzz("packs", TARGETS, |dice| {
+    fuzz(&turn, "packs", TARGETS, |dice| {
         let damaged = if dice.chance(40) {
             mutate(dice, &head, std::slice::from_ref(&table))
         } else {

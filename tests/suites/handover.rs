@@ -246,7 +246,7 @@ fn the_packaged_unit_does_the_same_under_systemd() {
     ));
     systemd.run(&format!(
         "systemctl stop {UNIT}
-        for _ in $(seq 200); do grep -q ' {dir}/[sm]' /proc/self/mountinfo || break; sleep 0.1; done
+        for _ in $(seq 900); do grep -q ' {dir}/[sm]' /proc/self/mountinfo || break; sleep 0.1; done
         if grep ' {dir}/[sm]' /proc/self/mountinfo; then exit 7; fi
         [ $(systemctl show --property NFileDescriptorStore --value {UNIT}) = 0 ]
         systemctl start {UNIT}; grep -q ' {dir}/store' /proc/self/mountinfo; systemctl stop {UNIT}"

@@ -33,7 +33,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_session-node");
 const TOO_LONG_TO_READ: [&str; 2] = ["bomb of zeros", "sparse beyond 4 GiB"];
 
 /// Longer than anything takes while a worker comes up at all.
-const HANG: Duration = Duration::from_secs(60);
+const HANG: Duration = Duration::from_secs(180);
 
 fn lacking() -> bool {
     requirement::lacking(&[Need::Root, Need::Fuse])
@@ -230,6 +230,8 @@ fn on_a_busy_machine_the_threads_that_take_requests_come_before_others() {
         return;
     }
     let node = show(&[Image::of(&[&layers()[0]])], NodeConfig::default());
+    // Whoever runs the tests may have a share of his own.
+    let usual = scheduling(std::process::id().cast_signed()).1[0];
     let over = AtomicBool::new(false);
     let processors = thread::available_parallelism().unwrap().get();
     thread::scope(|scope| {
@@ -246,7 +248,7 @@ fn on_a_busy_machine_the_threads_that_take_requests_come_before_others() {
                 // Nobody remembers this directory: each listing asks again.
                 fs::read_dir(node.dir().join("plain/images")).unwrap().for_each(drop);
                 let (takers, others) = scheduling(node.worker().unwrap().as_raw());
-                assert!(others.iter().all(|how| *how == (libc::SCHED_OTHER, 0)), "{others:?}");
+                assert!(others.iter().all(|how| *how == usual), "{others:?}");
                 // On a busy machine the second one takes a while to begin.
                 takers.len() >= 2 && takers.into_iter().any(is_urgent)
             });
@@ -468,6 +470,6 @@ fn a_lost_source_gives_eio_and_the_same_file_reads_once_it_is_back() {
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
     node.untell("down");
     // What has just failed is refused for a moment without another try.
-    thread::sleep(Duration::from_millis(200));
+    eventually("the file reads again", HANG, || fs::read(&file).is_ok());
     assert!(fs::read(&file).unwrap() == noise(2, 3_500_000));
 }

@@ -214,7 +214,9 @@ fn the_index_is_found_through_referrers_and_by_its_tag() {
         found.iter().map(|artifact| artifact.layers.len()).collect::<Vec<_>>()
     };
     assert_eq!(found(apache.address()), [2]);
-    assert!(apache.requests().iter().any(|line| line.contains("/referrers/sha256:")));
+    eventually("Apache's log has the request", SOON, || {
+        apache.requests().iter().any(|line| line.contains("/referrers/sha256:"))
+    });
     // The original knows no referrers and may take the list away.
     fs::remove_dir_all(undercloud.tree("ns/a/referrers")).unwrap();
     assert_eq!(found(apache.address()), [2]);

@@ -38,7 +38,7 @@ impl Agent {
         let path = |name: &str| scratch.path().join(name);
         let metrics = port::unused().to_string();
         let text = format!(
-            "[cache]\ndirectory = '{}'\nquota = '1 GiB'\n[completion]\nwithin = 0\n[reads]\ntimeout = 5\n\
+            "[cache]\ndirectory = '{}'\nquota = '1 GiB'\n[completion]\nwithin = 0\n[reads]\ntimeout = 20\n\
              [store]\nmount = '{}'\n[metrics]\nlisten = '{metrics}'\n",
             path("cache").display(),
             path("store").display(),

@@ -18,7 +18,9 @@ use undermount_tests::http::Fault;
 use undermount_tests::image::Image;
 use undermount_tests::node;
 use undermount_tests::origin::Origin;
-use undermount_tests::process::{Running, SOON, binary, eventually, parent, run, undermount};
+use undermount_tests::process::{
+    Running, SOON, binary, copy_program, eventually, parent, run, undermount,
+};
 use undermount_tests::registry::Registry;
 use undermount_tests::requirement::{Need, lacking};
 use undermount_tests::session::{LINUX_5_14, is_alive};
@@ -200,7 +202,7 @@ fn an_upgrade_hands_the_mounts_to_another_program_and_a_bad_one_is_taken_back() 
     }
     let node = Node::start();
     let newer = node.scratch.path().canonicalize().unwrap().join("newer");
-    fs::copy(binary(), &newer).unwrap();
+    copy_program(binary(), &newer);
     let program = || PathBuf::from(node.status()["program"].as_str().unwrap());
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| (0..5).for_each(|_| node.assert_all_files_read()));
@@ -245,7 +247,7 @@ fn regression_reads_that_wait_for_the_network_outlive_an_upgrade() {
     origin.attach_right("test/slow");
     let root = node.mount(&reference);
     let newer = node.directory("newer").join("undermount");
-    fs::copy(binary(), &newer).unwrap();
+    copy_program(binary(), &newer);
     let before = origin.requests().len();
     origin.misbehave(|request| request.path.contains("/blobs/").then_some(Fault::Stall));
     thread::scope(|scope| {

@@ -123,7 +123,7 @@ fn a_recorded_start_comes_to_the_next_node_as_a_pack() {
     eventually("the pack is here", PATIENCE, || local_bytes(&node, &directory) > start_bytes());
     eventually("nothing more comes", PATIENCE, || {
         let before = node.fetched(&directory);
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        std::thread::sleep(std::time::Duration::from_secs(2));
         node.fetched(&directory) == before
     });
     assert!(node.fetched(&directory) < setting.image.compressed_size() / 3);

@@ -18,7 +18,7 @@ use undermount_tests::registry::{Registry, get};
 use undermount_tests::requirement::lacking;
 
 /// What spreads over the cluster has this time on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A key, a registry that is the seed, and agents.
 struct Cluster {

@@ -16,7 +16,7 @@ use undermount::podman::store_name;
 use undermount_tests::archive::{Member, noise};
 use undermount_tests::image::{Image, Layer};
 use undermount_tests::podman::{NEEDS, PATIENCE, Podman};
-use undermount_tests::process::{SOON, binary, eventually, run, undermount};
+use undermount_tests::process::{SOON, binary, copy_program, eventually, run, undermount};
 use undermount_tests::requirement::lacking;
 use undermount_tests::userland::userland;
 
@@ -105,7 +105,7 @@ fn assert_all_goes(node: &Podman) {
 
 fn upgrade(node: &Podman, name: &str) {
     let newer = node.path(name);
-    fs::copy(binary(), &newer).unwrap();
+    copy_program(binary(), &newer);
     let before = node.status()["worker"].clone();
     run(node.undermount("upgrade").arg(&newer), PATIENCE).success();
     await_other_worker(node, &before);

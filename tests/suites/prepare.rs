@@ -16,7 +16,7 @@ use undermount_tests::archive::{Member, noise};
 use undermount_tests::http::Fault;
 use undermount_tests::image::{Image, Layer};
 use undermount_tests::origin::Origin;
-use undermount_tests::process::{Outcome, Running, SOON, run, undermount};
+use undermount_tests::process::{Outcome, Running, SOON, eventually, run, undermount};
 use undermount_tests::registry::Registry;
 use undermount_tests::requirement::{Need, lacking};
 
@@ -160,10 +160,22 @@ fn destination(root: &Path) -> Registry {
 
 /// The requests with one of `methods` that the registry has seen.
 fn requests(registry: &mut Registry, methods: &[&str]) -> Vec<String> {
-    let process = registry.process();
-    let text = process.stdout() + &process.stderr();
+    let text = settled_log(registry);
     let requests = text.lines().filter_map(|line| line.split('"').nth(1).map(str::to_owned));
     requests.filter(|request| methods.iter().any(|method| request.starts_with(method))).collect()
+}
+
+/// What a registry has said once it says no more: it notes a request after it has answered.
+fn settled_log(registry: &mut Registry) -> String {
+    let process = registry.process();
+    let log = || process.stdout() + &process.stderr();
+    let mut text = log();
+    eventually("the registry notes no more", SOON, || {
+        std::thread::sleep(Duration::from_millis(500));
+        let before = std::mem::replace(&mut text, log());
+        before == text
+    });
+    text
 }
 
 fn no_docker_registry() -> bool {
@@ -536,7 +548,7 @@ fn a_killed_run_leaves_nothing_half_done_and_the_next_one_finishes() {
     let (source, mut destination) = (source(), destination(root.path()));
     let blob = format!("/blobs/{}", base_layer());
     source.misbehave(move |request| {
-        let slowly = Fault::Trickle(10_000, Duration::from_millis(50));
+        let slowly = Fault::Trickle(1000, Duration::from_millis(100));
         request.path.contains(&blob).then_some(slowly)
     });
     let undercloud = Undercloud::new(&entry(&source, &destination));

@@ -278,7 +278,7 @@ fn without_packs_a_node_fetches_what_its_earlier_starts_have_read() {
     eventually("what the start reads is here", PATIENCE, || local(&node) >= wanted);
     let fetched = || {
         let before = node.fetched(&directory);
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        std::thread::sleep(std::time::Duration::from_secs(2));
         (node.fetched(&directory) == before).then_some(before)
     };
     eventually("nothing more comes", PATIENCE, || fetched().is_some());

@@ -3,21 +3,22 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::net::{Ipv6Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
+use serde_json::Value;
 use tempfile::TempDir;
 use undermount_fs::digest::Digest;
 use undermount_tests::archive::Member;
 use undermount_tests::http::{Response, Server};
 use undermount_tests::image::{Image, MANIFEST};
+use undermount_tests::network::{self, Network};
 use undermount_tests::origin::Origin;
-use undermount_tests::process::{Outcome, SOON, run, undermount};
+use undermount_tests::process::{Outcome, SOON, program, run, undermount};
 use undermount_tests::registry::Registry;
-use undermount_tests::requirement::{Need, lacking, skipped};
+use undermount_tests::requirement::{Need, lacking};
 
 /// A host with its own files about registries.
 struct Host {
@@ -50,11 +51,38 @@ impl Host {
 
     #[track_caller]
     fn copied(&self, image: &str) -> Outcome {
-        let outcome = run(&mut self.copy(image), SOON).success();
+        self.copied_by(&mut self.copy(image))
+    }
+
+    #[track_caller]
+    fn copied_by(&self, copy: &mut Command) -> Outcome {
+        let outcome = run(copy, SOON).success();
         let copied = Image::read_layout(&self.home.path().join("out"), "x");
         assert_eq!(copied.digest(), self::image().digest());
         outcome
     }
+
+    /// The same command where the file `hosts` of the host is /etc/hosts.
+    fn with_own_hosts(&self, command: &Command) -> Command {
+        const SCRIPT: &str = "mount --bind \"$1\" /etc/hosts; shift; exec \"$@\"";
+        let mut own = program("unshare");
+        own.args(["--mount", "sh", "-euc", SCRIPT, "sh"]).arg(self.home.path().join("hosts"));
+        own.arg(command.get_program());
+        like(own, command)
+    }
+}
+
+/// `outer`, which runs the program of `inner`, with its arguments, environment and directory.
+fn like(mut outer: Command, inner: &Command) -> Command {
+    outer.args(inner.get_args());
+    inner.get_current_dir().map(|directory| outer.current_dir(directory));
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    outer
 }
 
 fn image() -> Image {
@@ -102,22 +130,18 @@ fn a_blocked_registry_and_a_broken_file_are_named() {
 
 #[test]
 fn an_insecure_registry_is_spoken_to_without_tls() {
-    let (host, origin) = (Host::new(), origin());
-    // A name that is not loopback by itself.
-    let hosts = fs::read_to_string("/etc/hostname").unwrap_or_default();
-    let (name, port) = (hosts.trim(), origin.address().split(':').nth(1).unwrap().to_owned());
-    let resolves = std::net::ToSocketAddrs::to_socket_addrs(&(name, 0)).is_ok_and(|addresses| {
-        addresses.into_iter().all(|address| address.ip() == std::net::Ipv4Addr::LOCALHOST)
-    });
-    if name.is_empty() || !resolves {
-        skipped("this host's own name does not mean 127.0.0.1");
+    if lacking(&[Need::Root, Need::Program("unshare")]) {
         return;
     }
-    let reference = format!("{name}:{port}/ns/nova");
-    let words = run(&mut host.copy(&reference), SOON).refusal().to_owned();
+    let (host, origin) = (Host::new(), origin());
+    // A name that is not loopback by itself.
+    host.write("hosts", "127.0.0.1 localhost registry.test\n");
+    let location = origin.address().replace("127.0.0.1", "registry.test");
+    let reference = format!("{location}/ns/nova");
+    let words = run(&mut host.with_own_hosts(&host.copy(&reference)), SOON).refusal().to_owned();
     assert!(words.contains("does not speak TLS"), "{words}");
-    host.registries_conf(&format!("[[registry]]\nlocation = '{name}:{port}'\ninsecure = true\n"));
-    host.copied(&reference);
+    host.registries_conf(&format!("[[registry]]\nlocation = '{location}'\ninsecure = true\n"));
+    host.copied_by(&mut host.with_own_hosts(&host.copy(&reference)));
 }
 
 #[test]
@@ -202,23 +226,24 @@ fn requests_go_through_the_proxy_of_the_environment() {
 
 #[test]
 fn registries_have_ipv6_addresses_too() {
-    if lacking(&[Need::Program("docker-registry")]) {
-        return;
-    }
-    if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_err() {
-        skipped("this host has no IPv6 loopback address");
+    if lacking(&[network::NEEDS, &[Need::Program("docker-registry")]].concat()) {
         return;
     }
     let (host, root) = (Host::new(), tempfile::tempdir().unwrap());
-    let registry =
-        Registry::docker_with(root.path(), |config| config["http"]["addr"] = "[::1]:0".into());
+    // Not every machine has an IPv6 address of its own.
+    let network = Network::new();
+    let machine = network.host(1000);
+    let there = |command: &Command| like(machine.command(command.get_program().as_ref()), command);
+    let change = |config: &mut Value| config["http"]["addr"] = "[::1]:0".into();
+    let registry = Registry::docker_on(&machine, root.path(), change);
     assert!(registry.address().starts_with("[::1]:"), "{}", registry.address());
     write_layout(host.home.path());
     let to = format!("{}/ns/nova:1", registry.address());
     let mut push = undermount();
     push.env("HOME", host.home.path()).current_dir(host.home.path());
-    run(push.args(["image", "copy", "oci:layout:x", &to]), SOON).success();
-    host.copied(&to);
+    push.args(["image", "copy", "oci:layout:x", &to]);
+    run(&mut there(&push), SOON).success();
+    host.copied_by(&mut there(&host.copy(&to)));
 }
 
 fn write_layout(directory: &Path) {

@@ -299,7 +299,7 @@ mod tests {
             is_back.store(true, Ordering::SeqCst);
         };
         let both = async { futures_util::join!(pins.restore(), comes_back) };
-        tokio::time::timeout(Duration::from_secs(10), both).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(60), both).await.unwrap();
         let pins = pins.pins.lock().await;
         assert!(pins.values().all(|pin| pin.work.is_some()));
     }

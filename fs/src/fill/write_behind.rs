@@ -352,7 +352,7 @@ mod tests {
                     tokio::time::sleep(behind.held).await;
                 }
             };
-            tokio::time::timeout(Duration::from_secs(10), given_back).await.unwrap();
+            tokio::time::timeout(Duration::from_secs(60), given_back).await.unwrap();
         }
     }
 }

@@ -31,8 +31,9 @@ use super::opens::{OpenTable, Opens};
 use super::pulse::Pulse;
 use super::wire;
 
-/// How long a thread that panicked may take to answer its request.
-const UNWIND_WITHIN: Duration = Duration::from_millis(100);
+/// How long a thread that panicked may take to answer its request: a moment, unless others want
+/// its processor. A request without an answer is sent to the next worker.
+const UNWIND_WITHIN: Duration = Duration::from_millis(500);
 /// The exit status of a worker that panicked, as of any Rust program.
 const PANICKED: i32 = 101;
 

@@ -203,7 +203,7 @@ mod tests {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             };
-            tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap();
+            tokio::time::timeout(Duration::from_secs(60), gone).await.unwrap();
         }
     }
 }

@@ -104,6 +104,6 @@ async fn regression_a_mount_whose_registry_is_silent_costs_no_other_its_image() 
     };
     tokio::select! {
         () = owner.restore() => panic!("it waits for the registry"),
-        shown = tokio::time::timeout(Duration::from_secs(10), shown) => shown.unwrap(),
+        shown = tokio::time::timeout(Duration::from_secs(60), shown) => shown.unwrap(),
     }
 }

@@ -206,7 +206,8 @@ mod tests {
         let long = "x".repeat(10_000);
         for build in 0..5 {
             shelf.keep(Realm::Public, &scope(), record(&[build], &long)).unwrap();
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            // Beyond the tick of a kernel with a slow clock.
+            std::thread::sleep(std::time::Duration::from_millis(30));
         }
         shelf.make_room(25_000).unwrap();
         let left: Vec<_> = files_below(dir.path()).unwrap();

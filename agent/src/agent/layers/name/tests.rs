@@ -34,7 +34,7 @@ fn recorded(shelf: &LayerShelf, server: &Server, layers: &[Arc<Layer>]) -> Refer
 
 /// What comes of `work`, which waits for nobody.
 async fn at_once<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(10), work).await.expect("it waits for the registry")
+    tokio::time::timeout(Duration::from_secs(60), work).await.expect("it waits for the registry")
 }
 
 fn shelf(images: Arc<Images>) -> LayerShelf {

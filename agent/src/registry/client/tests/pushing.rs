@@ -253,10 +253,10 @@ async fn a_fallback_index_that_another_writer_undoes_is_written_again() {
 async fn regression_sending_a_blob_may_take_longer_than_an_answer() {
     let server = Server::start(|seen| match seen.method.as_str() {
         "POST" => accepted(),
-        _ => Reply { late: Duration::from_secs(1), ..Reply::new(201, "") },
+        _ => Reply { late: Duration::from_secs(5), ..Reply::new(201, "") },
     })
     .await;
-    let client = client(|config| config.answer_timeout = Duration::from_millis(300));
+    let client = client(|config| config.answer_timeout = Duration::from_secs(3));
     client.push_blob(&server.repository(), &blob()).await.unwrap();
     assert_eq!(server.seen().len(), 2);
 }

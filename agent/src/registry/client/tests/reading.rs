@@ -162,7 +162,7 @@ async fn a_trickle_is_noticed_and_the_rest_asked_for_again() {
     };
     let server = Server::start(first_then(trickle, |seen| Reply::blob(seen, &blob()))).await;
     let client = client(|config| {
-        config.pace = Pace { window: Duration::from_millis(300), least: 100 };
+        config.pace = Pace { window: Duration::from_secs(2), least: 1000 };
     });
     let digest = Digest::of(&blob());
     let bytes = client.blob_range(&server.repository(), &digest, 1000..5000).await.unwrap();
@@ -190,8 +190,10 @@ async fn busy_registries_are_waited_for() {
         let begin = Instant::now();
         assert_eq!(range(&server).await.unwrap(), blob().slice(1000..5000));
         assert!(begin.elapsed() >= Duration::from_secs(1));
+        let busy = move |_: &Seen| Reply::new(status, "").header("Retry-After", "100");
         let server = Server::start(busy).await;
-        let soon = client(|_| ()).until(Instant::now() + Duration::from_millis(900));
+        let soon = client(|config| config.retry.longest_retry_after = Duration::from_secs(200));
+        let soon = soon.until(Instant::now() + Duration::from_secs(60));
         let digest = Digest::of(b"");
         let error = soon.blob_range(&server.repository(), &digest, 0..9).await.unwrap_err();
         assert_eq!(server.seen().len(), 1, "a second request would come too late");
@@ -465,11 +467,12 @@ async fn a_token_that_is_refused_in_the_middle_is_renewed() {
 #[tokio::test]
 async fn a_token_is_renewed_before_it_expires() {
     let tokens = Arc::new(AtomicUsize::new(0));
-    let server = token_registry(Arc::clone(&tokens), 1).await;
+    let server = token_registry(Arc::clone(&tokens), 8).await;
     let client = client(|_| ());
     let digest = Digest::of(&blob());
     client.blob_range(&server.repository(), &digest, 0..10).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(600)).await;
+    // Half of its life.
+    tokio::time::sleep(Duration::from_secs(4)).await;
     client.blob_range(&server.repository(), &digest, 0..10).await.unwrap();
     assert_eq!(tokens.load(Ordering::SeqCst), 2);
     let mut seen = server.seen();
@@ -552,7 +555,7 @@ async fn regression_a_token_service_that_says_nothing_is_not_waited_for_without_
     })
     .await;
     let client = client(|config| {
-        config.answer_timeout = Duration::from_millis(500);
+        config.answer_timeout = Duration::from_secs(2);
         config.retry.retries = 0;
     });
     let error = client.tags(&server.repository()).await.unwrap_err();

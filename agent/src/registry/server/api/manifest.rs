@@ -280,7 +280,7 @@ mod tests {
         let first = futures_util::stream::iter([Ok::<_, std::io::Error>(Bytes::from("{"))]);
         let body = Body::from_stream(first.chain(futures_util::stream::pending()));
         let taking = within(Duration::from_millis(10), collect(body));
-        let patience = Duration::from_secs(30);
+        let patience = Duration::from_secs(60);
         let outcome = tokio::time::timeout(patience, taking).await.expect("it ends by itself");
         assert!(matches!(outcome, Err(ApiError::Receive(ReceiveError::Late(_)))));
     }
