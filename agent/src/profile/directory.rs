@@ -73,11 +73,13 @@ impl Profiles {
         is_wanted: impl Fn(&StartRecord) -> bool,
     ) -> Result<Vec<(SystemTime, StartRecord)>, ProfileError> {
         let listed = self.list()?.into_iter().filter(|(_, record)| is_wanted(record));
-        let written = |name: &str| fs::metadata(self.path(name)).and_then(|file| file.modified());
-        let dated = |(name, record): (String, StartRecord)| {
-            (written(&name).unwrap_or(SystemTime::UNIX_EPOCH), record)
-        };
-        Ok(listed.map(dated).collect())
+        Ok(listed.map(|(name, record)| (self.written(&name), record)).collect())
+    }
+
+    /// When the profile of this name was written.
+    fn written(&self, name: &str) -> SystemTime {
+        let time = fs::metadata(self.path(name)).and_then(|file| file.modified());
+        time.unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
     /// Removes the oldest profiles beyond `most`.
@@ -85,10 +87,11 @@ impl Profiles {
     /// # Errors
     /// [`ProfileError`] where one cannot be removed.
     pub fn keep_newest(&self, most: usize) -> Result<(), ProfileError> {
-        let mut dated = self.dated(|_| true)?;
-        dated.sort_by_key(|(time, _)| *time);
+        let names = self.list()?.into_iter().map(|(name, _)| name);
+        let mut dated: Vec<_> = names.map(|name| (self.written(&name), name)).collect();
+        dated.sort();
         let excess = dated.len().saturating_sub(most);
-        dated.iter().take(excess).try_for_each(|(_, record)| self.remove(&record.name()))
+        dated.iter().take(excess).try_for_each(|(_, name)| self.remove(name))
     }
 
     /// The profile of this name.

@@ -103,6 +103,17 @@ fn starts_of_one_command_are_kept_together_and_the_oldest_forgotten() {
 }
 
 #[test]
+fn regression_the_oldest_are_forgotten_under_whatever_name_they_have() {
+    let directory = tempfile::tempdir().unwrap();
+    let profiles = Profiles::new(directory.path().to_owned());
+    let name = profiles.add(record("run", &[&["1"]])).unwrap();
+    let file = |name: &str| directory.path().join(format!("{name}.json"));
+    fs::rename(file(&name), file("0123456789ab-01234567")).unwrap();
+    profiles.keep_newest(0).unwrap();
+    assert_eq!(profiles.list().unwrap(), []);
+}
+
+#[test]
 fn names_do_not_lead_out_of_the_directory() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("x.json"), "{}").unwrap();

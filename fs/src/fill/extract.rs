@@ -65,6 +65,8 @@ pub fn extract(
             batch.hold();
             waiters.passed(end);
         }
+        // Last, since it may have to write.
+        batch.send_if_large();
     }
     Ok(())
 }

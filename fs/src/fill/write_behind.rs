@@ -201,13 +201,10 @@ impl<'b> Batch<'b> {
         Self { behind, objects: Vec::new(), load: Load::default(), bytes: 0 }
     }
 
-    /// Adds an object; queues the batch where it is large enough. May block.
+    /// Adds an object.
     pub fn push(&mut self, object: Object) {
         self.bytes += weight(&object);
         self.objects.push(object);
-        if self.bytes >= BATCH {
-            self.send();
-        }
     }
 
     /// Holds in memory whatever was added so far, so that it can be read.
@@ -217,6 +214,13 @@ impl<'b> Batch<'b> {
             let Load { objects, held } = self.behind.hold(Holding::Miss, objects);
             self.load.objects.extend(objects);
             self.load.held.extend(held);
+        }
+    }
+
+    /// Queues the batch where it is large enough, or writes it where too much is queued: may block.
+    pub fn send_if_large(&mut self) {
+        if self.bytes >= BATCH {
+            self.send();
         }
     }
 

@@ -133,14 +133,21 @@ impl Shelf {
     }
 }
 
-/// Time, size and path of each file in the directories of `directory`.
+/// Time, size and path of each file in the directories of `directory`; what else somebody has put
+/// there is left alone.
 fn files_below(directory: &Path) -> io::Result<Vec<(SystemTime, u64, PathBuf)>> {
     let mut files = Vec::new();
     for below in fs::read_dir(directory)? {
-        for entry in fs::read_dir(below?.path())? {
+        let below = below?;
+        if !below.file_type()?.is_dir() {
+            continue;
+        }
+        for entry in fs::read_dir(below.path())? {
             let entry = entry?;
             let file = entry.metadata()?;
-            files.push((file.modified()?, file.len(), entry.path()));
+            if file.is_file() {
+                files.push((file.modified()?, file.len(), entry.path()));
+            }
         }
     }
     Ok(files)
@@ -218,5 +225,17 @@ mod tests {
         }
         shelf.make_room(0).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nor is a directory left");
+    }
+
+    #[test]
+    fn regression_room_is_made_beside_what_somebody_else_has_put_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let shelf = Shelf::new(dir.path().to_owned());
+        shelf.keep(Realm::Public, &scope(), record(b"one", "a")).unwrap();
+        let profile = files_below(dir.path()).unwrap().remove(0).2;
+        fs::write(dir.path().join("note"), "a file").unwrap();
+        fs::create_dir(profile.with_file_name("directory")).unwrap();
+        shelf.make_room(0).unwrap();
+        assert!(!profile.exists() && dir.path().join("note").exists());
     }
 }
