@@ -3,11 +3,16 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use undermount_tests::node::{self, PATIENCE, assert_no_process_left, mounts_below};
+use undermount_tests::node::{self, assert_no_process_left, mounts_below};
 use undermount_tests::process::{Running, run, undermount};
 use undermount_tests::requirement::{Need, lacking};
+
+/// How long it may take: it compresses programs of this machine before it says much, and is not
+/// interrupted while it does.
+const DEADLINE: Duration = Duration::from_secs(900);
 
 fn demo(scratch: &Path) -> std::process::Command {
     let mut command = undermount();
@@ -27,7 +32,7 @@ fn the_demo_tells_its_figures_and_leaves_nothing_behind() {
         return;
     }
     let scratch = tempfile::tempdir().unwrap();
-    let said = run(&mut demo(scratch.path()), PATIENCE).success().stdout;
+    let said = run(&mut demo(scratch.path()), DEADLINE).success().stdout;
     for words in [
         "ContainerImagePrepare:",
         "$ undermount prepare -e images.yaml",
@@ -51,9 +56,9 @@ fn an_interrupted_demo_leaves_nothing_behind() {
     for moment in ["Making two images", "$ cat images-env.yaml", "cron is up"] {
         let scratch = tempfile::tempdir().unwrap();
         let mut running = Running::start(&mut demo(scratch.path()));
-        running.wait_for(PATIENCE, |text| text.contains(moment).then_some(()));
+        running.wait_for(DEADLINE, |text| text.contains(moment).then_some(()));
         running.signal(Signal::SIGINT);
-        let status = running.wait(PATIENCE).expect("the demo ends");
+        let status = running.wait(DEADLINE).expect("the demo ends");
         assert!(
             !status.success() && running.stderr().contains("interrupted"),
             "{}",
