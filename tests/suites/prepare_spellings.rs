@@ -242,6 +242,19 @@ fn what_the_original_takes_is_taken() {
 }
 
 #[test]
+fn regression_flags_may_be_shortened_as_in_the_original() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let entries = "parameter_defaults: {ContainerImagePrepare: [{includes: [nothing]}]}";
+    std::fs::write(path.join("cip.yaml"), entries).unwrap();
+    let line = "tripleo container image prepare --environment-f cip.yaml --output-env env.yaml";
+    call(path, line).success();
+    assert!(read(path, "env.yaml").ends_with("parameter_defaults: {}\n"));
+    let refused = call(path, "tripleo container image prepare --output e.yaml");
+    assert!(refused.refusal().contains("unexpected argument '--output'"), "{}", refused.stderr);
+}
+
+#[test]
 fn events_go_to_the_log_file_of_the_original_below_the_home_directory() {
     let directory = tempfile::tempdir().unwrap();
     let text = "parameter_defaults:\n  ContainerImagePrepare:\n  - includes: [no-such-image]\n";
