@@ -155,6 +155,10 @@ fn an_image_is_pushed_listed_and_shown() {
     let Some(source) = registry(&root.path().join("source")) else { return };
     let target = Registry::docker(&root.path().join("target"));
     let (from, to) = (source.address(), target.address());
+    let empty = format!("tripleo container image list --registry-url {to}");
+    assert_eq!(call(root.path(), &empty).success().stdout, "\n");
+    let framed = call(root.path(), &format!("{empty} --print-empty")).success().stdout;
+    assert!(framed.contains("| Image Name |"), "{framed}");
     let push = format!(
         "tripleo container image push --registry-url {to} --append-tag=-fix {from}/rhosp13/openstack-keystone:13.0"
     );
@@ -164,7 +168,9 @@ fn an_image_is_pushed_listed_and_shown() {
         ("-f value", format!("{name}\n")),
         ("-f csv", format!("\"Image Name\"\n\"{name}\"\n")),
         ("-f yaml", format!("- Image Name: {name}\n")),
-        ("-f json --noindent", format!("[{{\"Image Name\":\"{name}\"}}]\n")),
+        ("-f json --noindent", format!("[{{\"Image Name\": \"{name}\"}}]\n")),
+        ("-f csv --quote minimal", format!("Image Name\n{name}\n")),
+        ("-f value --sort-column Nope --sort-descending", format!("{name}\n")),
     ] {
         let list = format!("tripleo container image list --registry-url docker://{to} {flags}");
         assert_eq!(call(root.path(), &list).success().stdout, expected);
