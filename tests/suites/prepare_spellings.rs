@@ -8,6 +8,7 @@ use std::net::TcpListener;
 use std::path::Path;
 
 use undermount_tests::archive::Member;
+use undermount_tests::golden::apache;
 use undermount_tests::image::{Image, Layer};
 use undermount_tests::process::{
     Outcome, Running, SOON, binary, eventually, program, run, undermount,
@@ -225,6 +226,27 @@ fn an_image_is_deleted_only_if_somebody_says_so() {
         assert_eq!(!said.contains("Action not confirmed"), goes_on, "{said}");
         assert!(said.contains("error: "), "there is no such registry: {said}");
     }
+}
+
+#[test]
+fn regression_an_image_of_another_registry_is_not_deleted_here() {
+    let root = tempfile::tempdir().unwrap();
+    let Some(source) = registry(&root.path().join("source")) else { return };
+    let tree = root.path().join("tree");
+    let server = apache::start(&tree);
+    let to = server.address();
+    let flags = format!("--registry-url {to} --image-serve-dir {}", tree.display());
+    let name = "rhosp13/openstack-keystone:13.0";
+    let push = format!("tripleo container image push {flags} {}/{name}", source.address());
+    call(root.path(), &push).success();
+    let delete = |host: &str| {
+        call(root.path(), &format!("tripleo container image delete -y {flags} {host}/{name}"))
+    };
+    let tags = tree.join("v2/rhosp13/openstack-keystone/tags/list");
+    delete("h.invalid").refusal();
+    assert!(tags.exists());
+    delete(&to).success();
+    assert!(!tags.exists());
 }
 
 #[test]
