@@ -8,6 +8,7 @@ use std::net::TcpListener;
 use std::path::Path;
 
 use undermount_tests::archive::Member;
+use undermount_tests::golden::apache;
 use undermount_tests::image::{Image, Layer};
 use undermount_tests::process::{
     Outcome, Running, SOON, binary, eventually, program, run, undermount,
@@ -155,6 +156,10 @@ fn an_image_is_pushed_listed_and_shown() {
     let Some(source) = registry(&root.path().join("source")) else { return };
     let target = Registry::docker(&root.path().join("target"));
     let (from, to) = (source.address(), target.address());
+    let empty = format!("tripleo container image list --registry-url {to}");
+    assert_eq!(call(root.path(), &empty).success().stdout, "\n");
+    let framed = call(root.path(), &format!("{empty} --print-empty")).success().stdout;
+    assert!(framed.contains("| Image Name |"), "{framed}");
     let push = format!(
         "tripleo container image push --registry-url {to} --append-tag=-fix {from}/rhosp13/openstack-keystone:13.0"
     );
@@ -164,7 +169,9 @@ fn an_image_is_pushed_listed_and_shown() {
         ("-f value", format!("{name}\n")),
         ("-f csv", format!("\"Image Name\"\n\"{name}\"\n")),
         ("-f yaml", format!("- Image Name: {name}\n")),
-        ("-f json --noindent", format!("[{{\"Image Name\":\"{name}\"}}]\n")),
+        ("-f json --noindent", format!("[{{\"Image Name\": \"{name}\"}}]\n")),
+        ("-f csv --quote minimal", format!("Image Name\n{name}\n")),
+        ("-f value --sort-column Nope --sort-descending", format!("{name}\n")),
     ] {
         let list = format!("tripleo container image list --registry-url docker://{to} {flags}");
         assert_eq!(call(root.path(), &list).success().stdout, expected);
@@ -222,6 +229,27 @@ fn an_image_is_deleted_only_if_somebody_says_so() {
 }
 
 #[test]
+fn regression_an_image_of_another_registry_is_not_deleted_here() {
+    let root = tempfile::tempdir().unwrap();
+    let Some(source) = registry(&root.path().join("source")) else { return };
+    let tree = root.path().join("tree");
+    let server = apache::start(&tree);
+    let to = server.address();
+    let flags = format!("--registry-url {to} --image-serve-dir {}", tree.display());
+    let name = "rhosp13/openstack-keystone:13.0";
+    let push = format!("tripleo container image push {flags} {}/{name}", source.address());
+    call(root.path(), &push).success();
+    let delete = |host: &str| {
+        call(root.path(), &format!("tripleo container image delete -y {flags} {host}/{name}"))
+    };
+    let tags = tree.join("v2/rhosp13/openstack-keystone/tags/list");
+    delete("h.invalid").refusal();
+    assert!(tags.exists());
+    delete(&to).success();
+    assert!(!tags.exists());
+}
+
+#[test]
 fn what_the_original_takes_is_taken() {
     let root = tempfile::tempdir().unwrap();
     let Some(source) = registry(&root.path().join("source")) else { return };
@@ -239,6 +267,19 @@ fn what_the_original_takes_is_taken() {
          docker://{to}/rhosp13/openstack-keystone:13.0"
     );
     assert_eq!(call(root.path(), &discover).success().stdout, "13.0\n");
+}
+
+#[test]
+fn regression_flags_may_be_shortened_as_in_the_original() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let entries = "parameter_defaults: {ContainerImagePrepare: [{includes: [nothing]}]}";
+    std::fs::write(path.join("cip.yaml"), entries).unwrap();
+    let line = "tripleo container image prepare --environment-f cip.yaml --output-env env.yaml";
+    call(path, line).success();
+    assert!(read(path, "env.yaml").ends_with("parameter_defaults: {}\n"));
+    let refused = call(path, "tripleo container image prepare --output e.yaml");
+    assert!(refused.refusal().contains("unexpected argument '--output'"), "{}", refused.stderr);
 }
 
 #[test]

@@ -37,7 +37,8 @@ use super::prepare::{environment_files, environment_text, look_up, read_roles, t
 #[derive(Debug, Subcommand)]
 pub enum Overcloud {
     /// Containers
-    #[command(subcommand)]
+    // Scripts may shorten flags: argparse lets them.
+    #[command(subcommand, infer_long_args = true)]
     Container(Container),
 }
 

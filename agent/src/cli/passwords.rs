@@ -9,8 +9,8 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 
-/// The flags whose value is a password.
-const FLAGS: [&str; 2] = ["--password", "--source-password"];
+/// The flags whose value is a password, and how short each may be typed.
+const FLAGS: [(&str, &str); 2] = [("--password", "--p"), ("--source-password", "--source-p")];
 /// What stands in the place of each byte.
 const COVER: u8 = b'*';
 
@@ -43,18 +43,26 @@ fn passwords(arguments: &[u8]) -> Vec<Range<usize>> {
     let (mut at, mut is_next) = (0, false);
     for argument in arguments.split_inclusive(|&byte| byte == 0) {
         let text = argument.strip_suffix(&[0]).unwrap_or(argument);
-        let joined =
-            FLAGS.iter().find_map(|flag| text.strip_prefix(flag.as_bytes())?.strip_prefix(b"="));
-        if is_next {
-            found.push(at..at + text.len());
-        } else if let Some(password) = joined {
-            found.push(at + text.len() - password.len()..at + text.len());
+        let sign = text.iter().position(|&byte| byte == b'=');
+        let takes_password = is_flag(&text[..sign.unwrap_or(text.len())]);
+        match sign {
+            _ if is_next => found.push(at..at + text.len()),
+            Some(sign) if takes_password => found.push(at + sign + 1..at + text.len()),
+            _ => {}
         }
-        is_next = !is_next && FLAGS.iter().any(|flag| flag.as_bytes() == text);
+        is_next = !is_next && sign.is_none() && takes_password;
         at += argument.len();
     }
     found.retain(|range| !range.is_empty());
     found
+}
+
+/// Whether `word` is a flag whose value is a password, in full or shortened.
+fn is_flag(word: &[u8]) -> bool {
+    let is = |(flag, shortest): &(&str, &str)| {
+        flag.as_bytes().starts_with(word) && word.starts_with(shortest.as_bytes())
+    };
+    FLAGS.iter().any(is)
 }
 
 /// The address of the arguments in memory: field 48 of proc_pid_stat(5).
@@ -75,6 +83,8 @@ mod tests {
             ("u\0--password\0hush\0-y\0", vec!["hush"]),
             ("u\0--password=hush\0--source-password\0--password\0", vec!["hush", "--password"]),
             ("u\0--password\0\0--password=\0x\0", vec![]),
+            ("u\0--passw\0hush\0--source-pass=a=b\0--source\0x\0--\0x\0", vec!["hush", "a=b"]),
+            ("u\0--passwords\0x\0--source-user=x\0x=--password\0x\0", vec![]),
             ("u\0--password", vec![]),
         ] {
             let ranges = passwords(line.as_bytes());

@@ -29,7 +29,8 @@ use super::prepare::{Habits, IMAGE_SERVE, PrepareArgs, environment_text};
 #[derive(Debug, Subcommand)]
 pub enum Tripleo {
     /// Containers
-    #[command(subcommand)]
+    // Scripts may shorten flags: argparse lets them.
+    #[command(subcommand, infer_long_args = true)]
     Container(Container),
 }
 

@@ -126,6 +126,7 @@ impl Release {
         let names = |driver: &str| match drivers {
             Value::Text(text) => text.contains(driver),
             Value::List(items) => items.iter().any(|item| item.as_text() == Some(driver)),
+            Value::Map(names) => names.contains(driver),
             _ => false,
         };
         if self != Self::Zed && names("opendaylight_v2") {
@@ -191,6 +192,7 @@ mod tests {
             (Some(list(&["openvswitch"])), "other", "other"),
             (Some(list(&["opendaylight_v2"])), "odl", "other"),
             (Some(Value::from("openvswitch,ovn")), "ovn", "ovn"),
+            (Some([("ovn", Value::Null)].into_iter().collect::<Map>().into()), "ovn", "ovn"),
         ] {
             assert_eq!(Release::Stein.neutron_driver(drivers.as_ref()), stein);
             assert_eq!(Release::Zed.neutron_driver(drivers.as_ref()), zed);

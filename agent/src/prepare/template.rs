@@ -178,10 +178,25 @@ fn to_jinja(value: &Value) -> minijinja::Value {
         // As text it would be true.
         Value::Float(zero) if *zero == 0.0 => minijinja::Value::from(*zero),
         Value::Float(_) => minijinja::Value::from(value.to_string()),
-        Value::Text(text) => minijinja::Value::from(text.as_str()),
+        Value::Text(text) => minijinja::Value::from(indented(text)),
         Value::List(items) => items.iter().map(to_jinja).collect(),
         Value::Map(map) => map_to_jinja(map),
     }
+}
+
+/// The text with its later lines further in than any key of a template. PyYAML lets the lines of a
+/// text in quotes begin anywhere, our reader wants them inside of their key; where they are folded
+/// into one, what they begin with does not count.
+fn indented(text: &str) -> String {
+    let mut indented = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        indented.push(c);
+        if c == '\n' || (c == '\r' && chars.peek() != Some(&'\n')) {
+            indented.push_str("    ");
+        }
+    }
+    indented
 }
 
 fn map_to_jinja(map: &Map) -> minijinja::Value {
@@ -240,6 +255,20 @@ mod tests {
         has("{namespace: n, name_prefix: acme, name_suffix: x86, tag: t}", "n/acme-keystone-x86:t");
         has("{namespace: n, name_prefix: '', tag: t}", "n/keystone:t");
         has("{ceph_haproxy_tag: 2.3}", "quay.io/ceph/haproxy:2.3");
+    }
+
+    #[test]
+    fn regression_the_lines_of_a_value_are_folded_into_one() {
+        for (text, name) in [
+            ("namespace: >\n  r/ns\ntag: t", "r/ns /openstack-keystone:t"),
+            ("namespace: r/ns\ntag: |\n  t\n", "r/ns/openstack-keystone:t "),
+            ("namespace: r/ns\ntag: |-\n  t\n  u\n", "r/ns/openstack-keystone:t u"),
+            ("namespace: r/ns\ntag: \"t\\n\\nu\"", "r/ns/openstack-keystone:t\nu"),
+            ("namespace: r/ns\ntag: \"t\\r\\nu\"", "r/ns/openstack-keystone:t u"),
+        ] {
+            let names = names(Release::Zed, text);
+            assert!(names.iter().any(|known| known == name), "{name:?} not in {names:?}");
+        }
     }
 
     #[test]

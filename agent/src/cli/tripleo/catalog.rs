@@ -139,25 +139,27 @@ impl DeleteArgs {
         }
         let image: Reference = without_transport(&self.image).parse()?;
         let host = self.registry.host().await;
-        let client = self.registry.client(&host, &[&host]).await;
-        let repository = Repository::new(&host, image.repository().path())?;
-        match client.start_upload(&repository).await {
+        // What is asked is the image's own registry, perhaps the same by another name: nothing is
+        // deleted here that is somewhere else.
+        let repository = image.repository();
+        let client = self.registry.client(&host, &[&host, repository.host()]).await;
+        match client.start_upload(repository).await {
             // A registry that opens an upload keeps its images in its own way.
             Ok(upload) => {
                 let _ = upload.cancel().await;
                 let words = "Deleting not supported via the registry API";
-                return Err(format!("{words}: {image} on {host}").into());
+                return Err(format!("{words}: {image}").into());
             }
             Err(RegistryError { fault: Fault::Status { .. } | Fault::NotFound(_), .. }) => {}
             Err(error) => return Err(error.into()),
         }
         let tree = ImageServe::new(&self.registry.image_serve_dir);
         let tag = image.tag().ok_or("name the image by its tag")?;
-        if tree.delete(&repository, tag)? {
+        if tree.delete(repository, tag)? {
             return Ok(Exit::Success);
         }
         let words = format!("there is no {image} in the tree");
-        if tree.tags(&repository).is_empty() {
+        if tree.tags(repository).is_empty() {
             return Err(words.into());
         }
         // What a second run of a script finds.

@@ -1,10 +1,11 @@
 //! Results as the original's commands print them: the formats of cliff, OpenStack's command line.
 
-use std::io::Write as _;
+use std::io::{self, Write};
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::Value;
+use serde_json::ser::{Formatter, Serializer};
 use undermount::prepare::yaml;
 
 use crate::cli::exit::CliResult;
@@ -16,6 +17,21 @@ pub struct ListFormat {
     /// How the list is printed
     #[arg(short = 'f', long, value_enum, default_value_t = ListForm::Table)]
     format: ListForm,
+    /// What is quoted in the format `csv`
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = Quote::Nonnumeric)]
+    quote: Quote,
+    /// Print the frame of a table without rows
+    #[arg(long)]
+    print_empty: bool,
+    /// Column to sort by; may be repeated, the first counts most
+    #[arg(long = "sort-column", value_name = "COLUMN")]
+    sort_columns: Vec<String>,
+    /// Sort from the least to the greatest, as is done anyway
+    #[arg(long, conflicts_with = "sort_descending")]
+    sort_ascending: bool,
+    /// Sort from the greatest to the least
+    #[arg(long)]
+    sort_descending: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -56,6 +72,19 @@ enum ListForm {
     Json,
     /// YAML
     Yaml,
+}
+
+/// Which cells have quotes around them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Quote {
+    /// All
+    All,
+    /// Those that could not be read without
+    Minimal,
+    /// None
+    None,
+    /// Those that are no numbers
+    Nonnumeric,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -99,6 +128,11 @@ impl Record {
         }
     }
 
+    /// What stands in the column called `name`.
+    fn value(&self, name: &str) -> Option<String> {
+        self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| text(value))
+    }
+
     fn texts(&self) -> impl Iterator<Item = String> {
         self.0.iter().map(|(_, value)| text(value))
     }
@@ -109,7 +143,8 @@ impl ListFormat {
     ///
     /// # Errors
     /// Where a column that is asked for does not exist.
-    pub fn print(&self, titles: &[&'static str], rows: Vec<Record>) -> CliResult<()> {
+    pub fn print(&self, titles: &[&'static str], mut rows: Vec<Record>) -> CliResult<()> {
+        self.sort(&mut rows);
         let named = Record(titles.iter().map(|title| (*title, Value::Null)).collect());
         let titles = named.chosen(&self.common.columns)?;
         let titles: Vec<_> = titles.0.iter().map(|(name, _)| (*name).to_owned()).collect();
@@ -118,12 +153,27 @@ impl ListFormat {
         let rows = rows?;
         let cells = || rows.iter().map(|row| row.texts().collect::<Vec<_>>());
         print(&match self.format {
+            ListForm::Table if rows.is_empty() && !self.print_empty => "\n".to_owned(),
             ListForm::Table => table(&titles, &cells().collect::<Vec<_>>()),
             ListForm::Value => cells().map(|row| row.join(" ") + "\n").collect(),
-            ListForm::Csv => std::iter::once(titles).chain(cells()).map(|row| csv(&row)).collect(),
+            ListForm::Csv => {
+                let lines = std::iter::once(titles).chain(cells());
+                lines.map(|row| csv(&row, self.quote)).collect()
+            }
             ListForm::Json => self.common.json(&rows)?,
             ListForm::Yaml => in_yaml(&rows)?,
         })
+    }
+
+    /// Sorts as the flags say. Columns that do not exist do not count.
+    fn sort(&self, rows: &mut [Record]) {
+        let is_reversed = self.sort_descending && !self.sort_ascending;
+        for column in self.sort_columns.iter().rev() {
+            rows.sort_by(|one, other| {
+                let order = one.value(column).cmp(&other.value(column));
+                if is_reversed { order.reverse() } else { order }
+            });
+        }
     }
 }
 
@@ -152,11 +202,30 @@ impl RecordFormat {
 
 impl Common {
     fn json<T: Serialize>(&self, data: &T) -> serde_json::Result<String> {
-        let text = match self.noindent {
-            true => serde_json::to_string(data),
-            false => serde_json::to_string_pretty(data),
-        };
-        Ok(text? + "\n")
+        if !self.noindent {
+            return Ok(serde_json::to_string_pretty(data)? + "\n");
+        }
+        let mut line = Vec::new();
+        data.serialize(&mut Serializer::with_formatter(&mut line, OneLine))?;
+        line.push(b'\n');
+        Ok(String::from_utf8_lossy(&line).into_owned())
+    }
+}
+
+/// JSON in one line, with spaces where Python has them.
+struct OneLine;
+
+impl Formatter for OneLine {
+    fn begin_array_value<W: ?Sized + Write>(&mut self, to: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { to.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, to: &mut W, first: bool) -> io::Result<()> {
+        self.begin_array_value(to, first)
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, to: &mut W) -> io::Result<()> {
+        to.write_all(b": ")
     }
 }
 
@@ -179,9 +248,18 @@ fn shell(prefix: &str, name: &str, value: &str) -> String {
     format!("{prefix}{name}=\"{}\"\n", value.replace('"', "\\\""))
 }
 
-fn csv(row: &[String]) -> String {
-    let quoted = row.iter().map(|cell| format!("\"{}\"", cell.replace('"', "\"\"")));
-    quoted.collect::<Vec<_>>().join(",") + "\n"
+/// One line. Cells are text, also those that look like numbers.
+fn csv(row: &[String], quote: Quote) -> String {
+    let is_quoted = |cell: &str| match quote {
+        Quote::All | Quote::Nonnumeric => true,
+        Quote::Minimal => cell.contains([',', '"', '\n', '\r']),
+        Quote::None => false,
+    };
+    let cells = row.iter().map(|cell| match is_quoted(cell) {
+        true => format!("\"{}\"", cell.replace('"', "\"\"")),
+        false => cell.clone(),
+    });
+    cells.collect::<Vec<_>>().join(",") + "\n"
 }
 
 fn table(titles: &[String], rows: &[Vec<String>]) -> String {
@@ -218,6 +296,35 @@ mod tests {
     }
 
     #[test]
+    fn rows_are_sorted_as_the_flags_say() {
+        let sorted = |column: &str, sort_descending| {
+            let format = ListFormat {
+                format: ListForm::Value,
+                quote: Quote::All,
+                print_empty: false,
+                sort_columns: vec![column.to_owned()],
+                sort_ascending: false,
+                sort_descending,
+                common: Common { columns: Vec::new(), noindent: false },
+            };
+            let mut rows = ["b", "c", "a"].map(|name| Record(vec![("Name", json!(name))]));
+            format.sort(&mut rows);
+            rows.map(|row| row.texts().collect::<String>()).concat()
+        };
+        assert_eq!(sorted("Name", false), "abc");
+        assert_eq!(sorted("Name", true), "cba");
+        assert_eq!(sorted("Size", true), "bca");
+    }
+
+    #[test]
+    fn json_in_one_line_has_pythons_spaces() {
+        let common = Common { columns: Vec::new(), noindent: true };
+        let line = common.json(&[record(), Record(vec![("Tags", json!(["a", "b"]))])]).unwrap();
+        let expected = r#"[{"Name": "n", "Labels": {"a": "1", "b": null}}, {"Tags": ["a", "b"]}]"#;
+        assert_eq!(line, format!("{expected}\n"));
+    }
+
+    #[test]
     fn columns_are_chosen_by_name_and_unknown_ones_refused() {
         let columns = |names: &[&str]| {
             let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
@@ -237,7 +344,14 @@ mod tests {
             table(&titles, &rows),
             format!("{rule}| A    | B |\n{rule}| long | x |\n{rule}")
         );
-        assert_eq!(csv(&["a \"b\"".into(), "c".into()]), "\"a \"\"b\"\"\",\"c\"\n");
+        let row = ["a \"b\"".to_owned(), "c".into()];
+        for (quote, line) in [
+            (Quote::Nonnumeric, "\"a \"\"b\"\"\",\"c\"\n"),
+            (Quote::Minimal, "\"a \"\"b\"\"\",c\n"),
+            (Quote::None, "a \"b\",c\n"),
+        ] {
+            assert_eq!(csv(&row, quote), line);
+        }
         assert_eq!(shell("i_", "Docker Version", "a \"b\""), "i_docker_version=\"a \\\"b\\\"\"\n");
     }
 }

@@ -2,8 +2,8 @@
 //! Expression Syntax").
 //!
 //! Most words are the same. In Python brackets and doubled signs in a set are characters and no
-//! sets of their own, `\<` and `\>` are characters, numbers behind a backslash may be octal, and
-//! what is behind any other letter is a mistake.
+//! sets of their own, `\<` and `\>` are characters, numbers behind a backslash may be octal,
+//! what is behind any other letter is a mistake, and so are flags for the rest behind anything else.
 
 /// What is left to read.
 type Rest<'a> = &'a [char];
@@ -65,6 +65,9 @@ fn extension<'a>(rest: Rest<'a>, engine: &mut String) -> Result<Rest<'a>, String
             // How texts are decoded: as text, always.
             let count = rest.iter().take_while(|c| "aimsux".contains(**c)).count();
             let (flags, rest) = rest.split_at(count);
+            if matches!(rest, [')', ..]) && count > 0 && !engine.is_empty() && !is_flags(engine) {
+                return Err("global flags not at the start of the expression".to_owned());
+            }
             engine.push_str("(?");
             engine.extend(flags.iter().filter(|c| !matches!(c, 'a' | 'u')));
             if matches!(rest, [')', ..]) && count > 0 && engine.ends_with('?') {
@@ -73,6 +76,17 @@ fn extension<'a>(rest: Rest<'a>, engine: &mut String) -> Result<Rest<'a>, String
             Ok(rest)
         }
     }
+}
+
+/// Whether there are only flags.
+fn is_flags(engine: &str) -> bool {
+    let mut groups = engine.trim_end().strip_suffix(')').unwrap_or_default().split(')');
+    let is_group = |group: &str| {
+        // Between them `x` allows spaces.
+        let flags = group.trim_start().strip_prefix("(?");
+        flags.is_some_and(|flags| flags == ":" || flags.chars().all(|c| "imsx".contains(c)))
+    };
+    groups.all(is_group)
 }
 
 /// What follows `(?(`: the number or name of a group, where the engine would take a bare name for a
@@ -187,7 +201,9 @@ mod tests {
             (r"[^]&&\]\d]", r"[^\x{5d}\x{26}\x{26}\x{5d}\d]"),
             (r"[\b\60]", r"[\x{8}0]"),
             (r"\141\0\08(a)\1", r"a\x{0}\x{0}8(a)\1"),
-            ("(?a)a(?u:b)(?ai)", "(?:)a(?:b)(?i)"),
+            ("(?a)(?ai)a(?u:b)(?i:c)", "(?:)(?i)a(?:b)(?i:c)"),
+            ("(?#c)(?s)(?i)a", "(?s)(?i)a"),
+            ("(?x) (?i) a", "(?x) (?i) a"),
             ("a(?#[)b(?<=c)(?<!d)(?P<e>f)", "ab(?<=c)(?<!d)(?P<e>f)"),
         ] {
             assert_eq!(translate(python).as_deref(), Ok(engine), "{python}");
@@ -203,6 +219,9 @@ mod tests {
             (r"[\9]", r"bad escape \9"),
             ("a\\", "end of pattern"),
             ("(?<n>a)", "unknown extension ?<"),
+            ("a(?i)b", "global flags not at the start"),
+            ("(?i:a)(?i)b", "global flags not at the start"),
+            ("(a|(?i)b)", "global flags not at the start"),
             ("(?#a", "unterminated comment"),
             ("[]", "unterminated character set"),
             ("[a-", "unterminated character set"),

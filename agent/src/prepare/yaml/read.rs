@@ -228,6 +228,8 @@ fn typed(
         (Some("float"), Value::Int(value)) => Ok(Value::Float(value as f64)),
         (Some("bool"), _) => wrong("a boolean"),
         (Some("int" | "float"), _) => wrong("a number"),
+        // Heat reads dates as text.
+        _ if tag.original() == "!!timestamp" => Ok(Value::from(word)),
         // To PyYAML the bare `!` is no tag, not even before quotes.
         (_, value) if tag.original() == "!" => Ok(value),
         _ => Err(unknown_tag(tag, span)),
@@ -308,6 +310,7 @@ mod tests {
     fn written_types_count_more_than_implied_ones() {
         assert_eq!(read("!!str 17.10").unwrap(), Value::from("17.10"));
         assert_eq!(read("!!float 17").unwrap(), Value::Float(17.0));
+        assert_eq!(read("!!timestamp 2020-01-02").unwrap(), Value::from("2020-01-02"));
         assert!(read("!!int x").unwrap_err().problem.contains("not a number"));
         assert!(read("!!python/object:os.system x").is_err());
     }
