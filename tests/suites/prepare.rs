@@ -254,6 +254,30 @@ fn a_layer_that_images_share_moves_once() {
 }
 
 #[test]
+fn regression_an_entry_takes_its_images_from_where_an_earlier_one_has_put_them() {
+    if no_docker_registry() {
+        return;
+    }
+    let roots = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [first, second] = roots.each_ref().map(|root| destination(root.path()));
+    let source = source();
+    let again = format!(
+        "{{push_destination: '{}', set: {{namespace: {}/ns, name_prefix: '', tag: latest}}}}",
+        second.address(),
+        first.address()
+    );
+    let undercloud = Undercloud::new(&format!("{}, {again}", entry(&source, &first)));
+    undercloud.prepare(&[]).success();
+    for (name, image) in ["nova-api", "keystone"].into_iter().zip(images()) {
+        for host in [first.address(), second.address()] {
+            assert_eq!(digest_of(&format!("{host}/ns/{name}:latest")), Some(image.digest()));
+        }
+    }
+    let named = format!("  DockerKeystoneImage: {}/ns/keystone:latest", second.address());
+    assert!(undercloud.environment().contains(&named));
+}
+
+#[test]
 fn an_unchanged_image_costs_no_upload() {
     if no_docker_registry() {
         return;

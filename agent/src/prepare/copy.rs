@@ -3,6 +3,7 @@
 //! ```text
 //! location     where an image is or goes, in words
 //! origin       what it is read from: a registry, layout, archive, podman's storage, a tree
+//! rounds       which copies wait for which others
 //! image        one image: blobs, manifests, attachments, index, last its name
 //!   blob       one blob: there? shared? else streamed, hashed, indexed    ledger, journal
 //! store        what it is written to: a registry, the tree of the Apache, a layout, an archive
@@ -28,6 +29,7 @@ mod names;
 pub mod origin;
 mod pack;
 pub mod place;
+mod rounds;
 mod storage;
 mod store;
 
@@ -51,6 +53,7 @@ use self::index::Indexes;
 use self::journal::Journal;
 use self::origin::Origins;
 use self::pack::Packs;
+use self::rounds::rounds;
 use super::image_serve::ImageServeError;
 use super::plan::Plan;
 use super::progress::{Done, Progress};
@@ -336,18 +339,21 @@ pub async fn run(
     };
     let packs = options.profiles.clone().filter(|_| options.indexing == Indexing::Build);
     let packs = packs.map(|profiles| Packs::new(client.clone(), profiles, options.scratch.clone()));
-    let (copier, progress, packs) = (&copier, &progress, &packs);
-    let outcomes = stream::iter(jobs.into_iter().enumerate()).map(|(position, job)| async move {
+    let copy = async |position, job: CopyJob| {
         let name = job.target.to_string();
         progress.begun(&name);
         let outcome = copier.copy(&job).await;
-        if let (Some(packs), Ok(_), Location::Registry(target)) = (packs, &outcome, &job.target) {
+        if let (Some(packs), Ok(_), Location::Registry(target)) = (&packs, &outcome, &job.target) {
             packs.give(target).await;
         }
         progress.ended(&name, outcome.as_ref());
         (position, (job, outcome))
-    });
-    let mut outcomes: Vec<_> = outcomes.buffer_unordered(options.jobs.max(1)).collect().await;
+    };
+    let mut outcomes = Vec::new();
+    for round in rounds(jobs) {
+        let copies = stream::iter(round).map(|(position, job)| copy(position, job));
+        outcomes.extend(copies.buffer_unordered(options.jobs.max(1)).collect::<Vec<_>>().await);
+    }
     outcomes.sort_by_key(|(position, _)| *position);
     let outcomes = outcomes.into_iter().map(|(_, outcome)| outcome).collect();
     let mut report = CopyReport { outcomes, unfinished: Vec::new() };
