@@ -7,8 +7,8 @@ use super::{Attr, NodeId, ViewError};
 use crate::fill::Layer;
 use crate::index::{IndexError, InodeRecord, Xattr};
 
-/// The directories of an image or of a layer view: one slot. Nodes that are passed in are directories
-/// of that slot, though their number may be anything.
+/// The directories of an image or of a layer view: one slot. Nodes that are passed in are
+/// directories of that slot, though their number may be anything.
 pub trait Directories: Send + Sync {
     /// The attributes of a directory.
     fn attr(&self, directory: NodeId) -> Result<Attr, ViewError>;

@@ -88,8 +88,8 @@ impl SlotTable {
         Some(())
     }
 
-    /// The slot of `name`: the one that it has, or else the next free one, which is on disk when
-    /// this returns.
+    /// The slot of `name`: the one that it has, or else the next free one, which is written down
+    /// when this returns.
     ///
     /// # Errors
     /// Those of writing, and one where no slot is left.
