@@ -72,8 +72,8 @@ impl PeerClient {
     /// The body with the profiles that `member` has of the image of `call` or of another build.
     ///
     /// # Errors
-    /// [`Unheard`] where it does not answer as it should; [`Unheard::Refused`] with 404 where it has
-    /// none.
+    /// [`Unheard`] where it does not answer as it should; [`Unheard::Refused`] with 404 where it
+    /// has none.
     pub async fn profiles(
         &self,
         member: &Member,
