@@ -156,6 +156,7 @@ pub(super) async fn read_body(mut response: Response, limit: usize) -> Result<Ve
     Ok(body)
 }
 
+/// The value of the header `name`; `None` where it is missing or not text.
 pub(super) fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }

@@ -156,7 +156,7 @@ mod tests {
         MemberId::from_bytes([number; 16])
     }
 
-    /// What is seen of a node that sends at `pace` to so many receivers, for `busy` of ten seconds.
+    /// The sample of a node that sends at `pace` to so many receivers, for `busy` of ten seconds.
     fn sample(pace: u64, receivers: u8, busy: Duration) -> Sample {
         let mut sent = Sent::default();
         for number in 0..receivers {
@@ -190,7 +190,7 @@ mod tests {
         assert!(!is_slow(SLOW / 2, 2, 8 * S), "these two may be slow");
         assert!(!is_slow(SLOW / 2, 3, 4 * S), "it had little to do");
         assert!(!sample(0, 0, Duration::ZERO).is_slow(None), "nobody wanted anything");
-        // Where the link has 100 Mbit/s, all are like that.
+        // With links of 100 Mbit/s all nodes are like that.
         let half_of_link = Some(6_250_000);
         assert!(!sample(6_000_000, 3, 8 * S).is_slow(half_of_link));
         assert!(sample(3_000_000, 3, 8 * S).is_slow(half_of_link));

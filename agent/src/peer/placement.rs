@@ -182,7 +182,7 @@ mod tests {
             let (before, after) = (Members::new(before), Members::new(after));
             let (old, new) = (owner(&piece(number), &before), owner(&piece(number), &after));
             prop_assert!(new == old || new == Some(id(count)));
-            // Who goes leaves its pieces to the second in rank.
+            // A member that leaves hands its pieces to the second in rank.
             let ranks = ranking(&piece(number), &after, &PROTOCOL, 2);
             if new == Some(id(count)) {
                 prop_assert_eq!(old, ranks.get(1).copied());

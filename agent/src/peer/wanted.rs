@@ -164,6 +164,7 @@ impl PieceCall {
     }
 }
 
+/// The value of the next part of a query, which must be called `name`.
 pub(super) fn take<'a>(
     parts: &mut std::str::Split<'a, char>,
     name: &'static str,
@@ -179,6 +180,7 @@ fn number<T: FromStr>(
     take(parts, name)?.parse().map_err(|_| BadCall(name))
 }
 
+/// The digest with these hex digits, in the part called `name`.
 pub(super) fn digest_of(hex: &str, name: &'static str) -> Result<Digest, BadCall> {
     Digest::from_hex(hex).map_err(|_| BadCall(name))
 }
@@ -261,7 +263,7 @@ mod tests {
             ("nova/nova-api", "nova api", "range"),
             ("tried=", "tried=x", "tried"),
             ("tried=", "more=1&tried=", "tried"),
-            // A part of a blob is no manifest.
+            // A part of a blob is not a manifest.
             ("priority=background&scope=", "priority=background&scope=", "range"),
         ] {
             let good = if from == to { format!("{good}{MANIFEST}") } else { good.clone() };

@@ -51,6 +51,7 @@ impl Adapter {
 }
 
 impl PendingOpen {
+    /// The OPEN with the id `unique` for `node`.
     pub(super) fn new(opens: Arc<Opens>, unique: u64, node: INodeNo, reply: ReplyOpen) -> Self {
         Self { opens, unique, node: NodeId(node.0), reply }
     }

@@ -106,6 +106,7 @@ impl Inflight {
         Self(None)
     }
 
+    /// Records in `table`.
     pub(super) fn recorded_in(table: Table) -> Self {
         // Low slots come first, so that few pages of the table are ever touched.
         let free = Mutex::new((0..SLOTS).rev().collect());

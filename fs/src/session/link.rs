@@ -43,11 +43,13 @@ const MAX_DESCRIPTORS: usize = 32;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "kebab-case")]
 pub(super) enum ToWorker {
+    /// The first message, with the descriptors.
     Start(Start),
+    /// The worker is to clear up and exit.
     Stop,
 }
 
-/// A message from the worker to its keeper.
+/// A message from the worker to its keeper: see the methods of [`super::worker::Worker`].
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "kebab-case")]
 pub(super) enum ToKeeper {
@@ -66,6 +68,7 @@ pub(super) enum ToKeeper {
 /// Everything that a worker needs to resume.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Start {
+    /// The keeper's [`PROTOCOL`].
     pub(super) protocol: u32,
     pub(super) history: History,
     pub(super) mounts: Vec<StartMount>,

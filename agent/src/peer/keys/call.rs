@@ -199,6 +199,7 @@ fn parse(header: &str) -> Option<(KeyId, Claim, [u8; 32])> {
     words.next().is_none().then_some((key, Claim { from, at, nonce }, mac))
 }
 
+/// Random bytes from the kernel.
 pub(super) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     SystemRandom::new().fill(&mut bytes).expect("the kernel gives random bytes");

@@ -101,6 +101,7 @@ pub(super) fn answer(keys: &ClusterKeys, caller: &Caller, state: &[Record]) -> R
     }
 }
 
+/// The answer (401) to a request that is not signed as it should be.
 pub(super) fn refuse(error: CallError) -> Response {
     (StatusCode::UNAUTHORIZED, error.to_string()).into_response()
 }

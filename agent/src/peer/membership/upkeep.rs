@@ -239,11 +239,11 @@ impl Upkeep {
         }
     }
 
-    /// Writes the members down unless that was done for the state `saved`; the state that is
-    /// written.
+    /// Writes the members down unless that was done for the state `saved`. Returns the digest of
+    /// the state that is on disk.
     async fn save_once(&self, saved: StateDigest) -> StateDigest {
         let (digest, members) = (self.node.digest(), self.others());
-        // Who is alone for a while is to find the others again.
+        // A member that is alone for a while must find the others again.
         if digest == saved || members.is_empty() {
             return saved;
         }
@@ -267,7 +267,7 @@ impl Upkeep {
         self.inquiry.pull(member, &self.node.digest()).await
     }
 
-    /// Takes a state; who is in doubt by it, once each.
+    /// Takes in a state. Returns the members in doubt by it, once each.
     fn merge(&self, state: Vec<Record>, belief: Belief) -> Vec<Identity> {
         let doubts = self.node.act(|swim, now| swim.merge(now, state, belief));
         let mut seen = HashSet::new();

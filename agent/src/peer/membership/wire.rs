@@ -8,7 +8,7 @@ use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::net::UdpSocket;
 
-/// Carries datagrams as networks do: some are lost, some come twice or late.
+/// Carries datagrams as networks do: some are lost, some arrive twice or late.
 pub trait Wire: Send + Sync + 'static {
     /// Sends to the first of these addresses that can be reached from here, or loses the datagram.
     fn send(&self, to: &[SocketAddr], datagram: &[u8]);

@@ -92,10 +92,12 @@ pub(super) fn device(mount: &str) -> String {
     format!("device.{mount}")
 }
 
+/// The name of its table of requests in hand.
 pub(super) fn inflight(mount: &str) -> String {
     format!("inflight.{mount}")
 }
 
+/// The name of its table of open files.
 pub(super) fn opens(mount: &str) -> String {
     format!("opens.{mount}")
 }
@@ -190,6 +192,7 @@ impl Estate {
     }
 }
 
+/// The error of an estate that cannot be used for this reason.
 pub(super) fn unusable(reason: impl Into<String>) -> SessionError {
     SessionError::Estate { reason: reason.into() }
 }
@@ -276,6 +279,7 @@ impl Deposit {
         self.worker.write(process);
     }
 
+    /// See [`DescriptorStore::successor_follows`].
     pub(super) fn successor_follows(&self) -> bool {
         self.store.successor_follows()
     }

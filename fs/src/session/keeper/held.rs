@@ -157,6 +157,7 @@ impl HeldMount {
         self.point.leave();
     }
 
+    /// The directory that it is mounted on.
     pub(super) fn dir(&self) -> &Path {
         self.point.dir()
     }

@@ -98,15 +98,18 @@ pub(super) struct Watch {
 }
 
 impl Watch {
+    /// Watches from `now` on; the first worker is due at once.
     pub(super) fn new(policy: RestartPolicy, now: Instant) -> Self {
         let phase = Phase::Down { start_at: now };
         Self { policy, phase, down_since: now, unsound_since: None, crashes: 0, condemned: false }
     }
 
+    /// Notes that a worker was started.
     pub(super) fn started(&mut self, now: Instant) {
         self.phase = Phase::Starting { since: now };
     }
 
+    /// Notes that the worker serves.
     pub(super) fn ready(&mut self, now: Instant) {
         if matches!(self.phase, Phase::Starting { .. }) {
             self.phase = Phase::Serving { since: now, alive: None };
@@ -120,6 +123,7 @@ impl Watch {
         }
     }
 
+    /// Notes that the keeper stops. Only the first call counts.
     pub(super) fn stopping(&mut self, now: Instant) {
         if !self.is_stopping() {
             self.phase = Phase::Stopping { since: now };
@@ -131,6 +135,7 @@ impl Watch {
         self.condemned = true;
     }
 
+    /// Notes that the worker has ended, and plans the next start.
     pub(super) fn died(&mut self, death: Death, now: Instant) {
         // A worker that had to be killed was not sound, however long it served: what made it hang
         // may make the next one hang as well.
@@ -155,10 +160,12 @@ impl Watch {
         self.died(Death::Crash, now);
     }
 
+    /// Whether a worker serves.
     pub(super) fn is_serving(&self) -> bool {
         matches!(self.phase, Phase::Serving { .. })
     }
 
+    /// Whether the keeper stops.
     pub(super) fn is_stopping(&self) -> bool {
         matches!(self.phase, Phase::Stopping { .. })
     }
@@ -178,6 +185,7 @@ impl Watch {
         unsound.map_or(down, |unsound| unsound.min(down))
     }
 
+    /// What the keeper has to do at `now`.
     pub(super) fn duty(&self, now: Instant) -> Duty {
         match self.phase {
             _ if self.condemned => Duty::Wait,

@@ -12,7 +12,7 @@ use super::super::plan::Refusal;
 /// share it.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// What came of asking the registry lately.
+/// The outcome of asking the registry lately.
 #[derive(Debug, Default)]
 pub struct Inquiry {
     /// When it was last asked, successfully or not.
