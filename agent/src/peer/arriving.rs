@@ -41,7 +41,7 @@ enum State {
 }
 
 impl State {
-    /// The attempt that the bytes belong to which can be read now.
+    /// The attempt to which the readable bytes belong.
     fn attempt(&self) -> u32 {
         match self {
             Self::Coming(coming) => coming.attempt,

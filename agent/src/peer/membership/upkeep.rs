@@ -31,8 +31,8 @@ const JOIN_PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::
 /// The pause between comparisons, just after the start and later.
 const COMPARE_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
-/// The pause between two messages to the seeds: a member stays on their list
-/// ([`super::seed::KEPT`]) even though two are lost.
+/// The pause between two messages to the seeds, give or take a quarter. A member usually stays on
+/// their list ([`super::seed::KEPT`]) even though two in a row are lost.
 pub const SEED_REFRESH: Duration = Duration::from_secs(60);
 
 /// Every so many messages the seeds are asked for their list as well: a partition may have hidden
