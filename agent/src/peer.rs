@@ -1,5 +1,5 @@
-//! Peers: nodes that hand each other what they have fetched, so that the registry sends each
-//! byte about once whatever the number of nodes.
+//! Peers: nodes that hand each other what they have fetched, so that the registry sends each byte
+//! about once, whatever the number of nodes.
 //!
 //! ```text
 //! who is there        membership -> member::Roster
@@ -10,8 +10,8 @@
 //! what to fetch first profiles: with the members that rank highest for a repository
 //! ```
 //!
-//! This module knows no registry: what a node reads through for others comes in by a trait that
-//! `supply` implements.
+//! This module knows no registry: what a node reads through for others it reads by a trait
+//! ([`origin::Origin`]) that `supply` implements.
 
 pub mod arriving;
 pub mod client;

@@ -1,12 +1,19 @@
-//! The kernel's questions, passed on to a [`View`]: one span, one call, one reply each.
+//! The kernel's requests, passed on to a [`View`]: one span, one call, one reply each.
 //!
-//! Nothing is decided here but how long the kernel may remember an answer, which is for good: an
-//! image never changes. Attributes, names that exist and names that do not are asked for once and
-//! remembered, and so are the pages of a file. Opening is not a question at all (ENOSYS, once),
-//! except in passthrough mode, where the answer names the file that the kernel is to read.
+//! ```text
+//! request -> take: span, ticket, turn -> View -> reply
+//!                                          ` bytes missing: task -> finish_read -> reply
+//! ```
+//!
+//! Nothing is decided here but how long the kernel may cache an answer. That is for good, since an
+//! image never changes: the kernel asks once for attributes, for names that exist and for names
+//! that do not, and for the pages of a file. Only the lists of images and layers, and the names of
+//! layers, are asked for each time. OPEN is answered with ENOSYS, once for all files, except in
+//! passthrough mode, where the answer names the file that the kernel is to read.
 //!
 //! The loop threads never wait for the network. A read that finds bytes missing moves, with its
-//! reply, into a task; everything else is answered where it was asked.
+//! reply, into a task, and so does an open that has to check a large file; everything else is
+//! answered where it was asked.
 //!
 //! Answers are copied to memory of this process before they are given (see [`worker`]).
 //!
@@ -39,12 +46,12 @@ use crate::session::worker::InheritedMount;
 use crate::session::{Inflight, Opens, Pulse, Ticket, Turn};
 use crate::view::{Entry, Lookup, Miss, NodeId, Read, View, ViewError};
 
-/// 68 years, which every kernel can count in jiffies.
+/// 68 years, which every kernel can count in jiffies: cached for good.
 const FOR_GOOD: Duration = Duration::from_secs(1 << 31);
-/// Directories that change, the lists of images and layers, and the names of layers.
+/// Never cached: the lists of images and layers, which change, and the names of layers.
 const AT_ONCE: Duration = Duration::ZERO;
 
-/// File and directory handles carry nothing: everything is known by its nodeid.
+/// Handles carry nothing: a file or directory is known by its nodeid.
 const NO_HANDLE: FileHandle = FileHandle(0);
 
 thread_local! {
@@ -52,13 +59,13 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Whether a mount answers questions for extended attributes.
+/// Whether a mount answers GETXATTR. LISTXATTR is answered in either case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Xattrs {
-    /// The first GETXATTR is answered with ENOSYS, and the kernel never asks again. overlayfs
-    /// asks several times for every file.
+    /// The first GETXATTR is answered with ENOSYS, and the kernel never asks again. For a mount
+    /// whose files need none: overlayfs asks several times for every file.
     Refused,
-    /// They are answered.
+    /// Each is answered.
     Answered,
 }
 
@@ -71,12 +78,12 @@ pub struct Adapter {
     opens: Option<Arc<Opens>>,
     pulse: Arc<Pulse>,
     runtime: Handle,
-    /// What was agreed with the kernel.
+    /// The flags that were agreed with the kernel.
     agreed: InitFlags,
 }
 
-/// A question in hand: its entry in the log and in the record of the session. The ticket goes
-/// along where the question moves to a task; the thread's turn ends here.
+/// A request in hand: its span in the log, its ticket, and the turn of the thread. Where the
+/// request moves to a task the ticket goes along, and the turn ends here.
 struct Question<'a> {
     _span: EnteredSpan,
     _turn: Turn<'a>,
@@ -97,7 +104,7 @@ impl Adapter {
         }
     }
 
-    /// To be called before anything else; `None` where the question must be refused.
+    /// Begins with a request, before anything else is done for it; `None` where it must be refused.
     fn take(&self, what: &'static str, request: &Request, node: INodeNo) -> Option<Question<'_>> {
         let span = tracing::trace_span!("fuse", what, node = node.0).entered();
         match self.inflight.enter(request.unique().0) {
@@ -109,7 +116,8 @@ impl Adapter {
         }
     }
 
-    /// Answers OPEN and OPENDIR: never again where the kernel can do without.
+    /// Answers OPEN or OPENDIR: with ENOSYS, after which the kernel asks no more, where the flag
+    /// `can_do_without` is agreed.
     fn opened(&self, can_do_without: InitFlags, flags: FopenFlags, reply: ReplyOpen) {
         if self.agreed.contains(can_do_without) {
             reply.error(Errno::ENOSYS);
@@ -118,7 +126,7 @@ impl Adapter {
         }
     }
 
-    /// Fetches in a task what a read found missing, and answers there.
+    /// Spawns a task that fetches what a read found missing and answers the read.
     fn fetch(&self, miss: Miss, question: Question<'_>, reply: ReplyData) {
         let span = tracing::Span::current();
         let view = self.view.clone();
@@ -134,20 +142,20 @@ impl Adapter {
     }
 }
 
-/// How long the kernel may remember a node's attributes.
+/// How long the kernel may cache a node's attributes.
 fn ttl(node: NodeId) -> &'static Duration {
     if node.is_listing() { &AT_ONCE } else { &FOR_GOOD }
 }
 
-/// How long it may remember that `parent` has `node`. Names of layers may be taken away: the kernel
-/// asks for them whenever somebody walks through, and drops what it has cached below if it is told
-/// so. overlayfs walks there while it is mounted, and not after.
+/// How long the kernel may cache that `parent` has `node`. Names of layers may be taken away, so
+/// the kernel asks for them whenever somebody walks through, and drops what it has cached below
+/// when the answer changes. overlayfs walks there while it is mounted, and not after.
 fn name_ttl(parent: NodeId, node: NodeId) -> &'static Duration {
     if parent == NodeId::LAYERS { &AT_ONCE } else { ttl(node) }
 }
 
-/// The error number for `error`, which is logged where it is not the caller's own fault. That a
-/// source is out is told once, where it is noticed.
+/// The error number for `error`, which is logged where it is not the caller's own fault. An outage
+/// of a source is logged once, where it is noticed, and not again here.
 fn refuse(error: &ViewError) -> Errno {
     let errno = errno::of(error);
     if matches!(error, ViewError::Fill(error) if error.outage().is_some()) {
@@ -158,7 +166,8 @@ fn refuse(error: &ViewError) -> Errno {
     errno
 }
 
-/// A value of which the caller may only want the length.
+/// Answers with `value`, or with its length where `size`, the caller's buffer in bytes, is 0;
+/// ERANGE where the buffer is too small (getxattr(2)).
 fn reply_sized(value: &[u8], size: u32, reply: ReplyXattr) {
     match u32::try_from(value.len()) {
         Ok(len) if size == 0 => reply.size(len),

@@ -1,8 +1,9 @@
 //! Mounts that outlive the process that serves them.
 //!
 //! A [`keeper`] is a small process that owns the `/dev/fuse` descriptors. A [`worker`] is the
-//! process that does the work; it may be killed, crash or be replaced by a newer binary at any
-//! moment, and programs that use the mount notice no more than a delay:
+//! process that answers requests. It may be killed, crash or be replaced by a newer binary at any
+//! moment; as long as another one comes up, programs that use the mount notice a delay and, on
+//! Linux 6.9 and later, no error.
 //!
 //! ```text
 //!  programs ----> kernel: queue of requests <==== keeper: mounts, descriptors, socket, lock
@@ -12,9 +13,13 @@
 //!                     `--------> worker: fuser session, view, cache, network
 //! ```
 //!
-//! When a worker dies, the keeper puts the requests that it had in hand back into the queue
-//! (Linux 6.9 and later) or answers them with EIO (before), and starts another one. It does so
-//! only after the dead process is gone for good, so no request is ever answered twice.
+//! When a worker dies, the keeper puts the requests that the worker had in hand back into the queue
+//! (`FUSE_NOTIFY_RESEND`, Linux 6.9 and later) or answers them with EIO (earlier kernels), and
+//! starts another worker. It does so only once the dead process has been reaped, so no request is
+//! ever answered twice.
+//!
+//! What a successor must know lies in memory that the keeper holds: requests in hand (`inflight`),
+//! open files (`opens`), and what the kernel remembers ([`Lookups`]).
 
 mod backing;
 mod device;
@@ -73,7 +78,7 @@ pub enum SessionError {
         /// What mount(2) said.
         source: io::Error,
     },
-    /// The kernel does not take the SELinux context of a mount.
+    /// The kernel rejects the SELinux context of a mount.
     #[error(
         "cannot mount on {} with the SELinux context {context}: this kernel has no SELinux, or its \
          policy does not know that context; name another one, or none",
@@ -95,19 +100,19 @@ pub enum SessionError {
         /// What umount2(2) said.
         source: io::Error,
     },
-    /// Keeper and kernel did not come to an agreement.
+    /// Keeper and kernel did not complete `FUSE_INIT`.
     #[error("the handshake with the kernel failed: {reason}")]
     Handshake {
         /// What went wrong.
         reason: String,
     },
-    /// This kernel does not read files of the store by itself.
+    /// The kernel has no `FUSE_PASSTHROUGH`, so it cannot read files of the store by itself.
     #[error(
         "data mode passthrough takes Linux 6.9 or later, and this kernel does not offer it: use \
          data mode cached"
     )]
     PassthroughUnknown,
-    /// It does, but not those of this store.
+    /// The kernel passes reads through, but not to files of this store.
     #[error(
         "data mode passthrough does not work with the store in {} (it takes CAP_SYS_ADMIN, and a \
          file system that is not stacked on another one, as overlayfs is): use data mode cached, \
@@ -141,19 +146,19 @@ pub enum SessionError {
         /// Why.
         source: io::Error,
     },
-    /// The first worker ended before it served.
+    /// The first worker ended before it served any mount.
     #[error("{reason}")]
     FirstWorker {
-        /// In its own words, if it had any.
+        /// What the worker said of it, or else its exit status or signal.
         reason: String,
     },
-    /// What the keeper before has left cannot be used.
+    /// What the previous keeper left in a descriptor store cannot be used.
     #[error("cannot go on with the mounts of the keeper before: {reason}")]
     Estate {
         /// Why.
         reason: String,
     },
-    /// Nothing can be left to the keeper after this one.
+    /// The descriptor store takes nothing, so the next keeper would find nothing.
     #[error("cannot leave descriptors for the next keeper")]
     Deposit {
         /// What the store said.
@@ -165,13 +170,13 @@ pub enum SessionError {
         /// What was wrong.
         source: io::Error,
     },
-    /// The keeper does not listen any more.
+    /// The connection to the keeper is closed or broken.
     #[error("the connection to the keeper is lost")]
     LostKeeper {
         /// What the socket said.
         source: io::Error,
     },
-    /// Keeper and worker are too far apart in age.
+    /// Keeper and worker speak different versions of the messages between them.
     #[error("the keeper speaks protocol {keeper}, this worker {worker}: restart the keeper")]
     Protocol {
         /// The keeper's.

@@ -1,8 +1,15 @@
 //! What a mount shows: directories, attributes and bytes by nodeid.
 //!
-//! A view holds any number of images and layers below one root and answers the kernel's
-//! questions from their trees and the store. Only [`View::finish_read`] can take long; nothing
-//! else touches the network.
+//! ```text
+//! LOOKUP, GETATTR, READDIR, ... -> slot of the nodeid -> tree of the image or layer -> answer
+//! READ -> begin_read: from the store, at once -> answer
+//!           ` missing -> finish_read: fetch (may take long) -> answer
+//! ```
+//!
+//! A view holds any number of images and layers below one root, and answers the kernel's requests
+//! from their trees and the store. Only [`View::finish_read`] waits for the network;
+//! [`View::finish_open`] may hash a large file. All other calls are fast enough for a thread that
+//! takes requests.
 //!
 //! ```text
 //! /                         nodeid 1
@@ -14,18 +21,18 @@
 //!
 //! # Nodeids
 //!
-//! A nodeid is a slot (upper 32 bits) and a number (lower 32 bits, counted from 1). A directory
-//! has the slot of its image or layer view, since overlays need one path for each; a file has the
-//! slot of its layer, so that everything which shows the layer shares the kernel's page cache for
-//! it. All whiteouts are one node, 4. Slots are written down before use (see [`SlotTable`]) and
-//! never reused while the mount lives.
+//! A nodeid is a slot (upper 32 bits) and a number (lower 32 bits, counted from 1). A directory has
+//! the slot of its image or layer view, since overlays need one path for each; a file has the slot
+//! of its layer, so that everything which shows the layer shares the kernel's page cache for it.
+//! All whiteouts are one node, 4. Slots are written down before use (see [`SlotTable`]) and never
+//! reused while the mount lives.
 //!
 //! # What the kernel knows
 //!
-//! The kernel may use a nodeid until it says that it has forgotten it, so a look-up that is to be
-//! answered is counted ([`Lookups`]). A layer that is no longer wanted is hidden first: its name
-//! is gone, everything below it is answered as ever. It is [dropped](View::drop_layer) once the
-//! kernel knows none of its nodes.
+//! The kernel may use a nodeid until it says that it has forgotten it, so each look-up is counted
+//! before it is answered ([`Lookups`]). A layer that is no longer wanted is hidden first: its name
+//! is gone, and everything below it is answered as before. It is [dropped](View::drop_layer) once
+//! the kernel knows none of its nodes.
 
 mod contents;
 mod image;
@@ -54,10 +61,10 @@ use crate::fill::{FillError, Filler, Layer};
 use crate::index::{IndexError, InodeRecord, Xattr};
 use crate::session::Lookups;
 
-/// What the root holds.
+/// The entries of the root.
 const TOP: [(&[u8], NodeId); 2] = [(b"images", NodeId::IMAGES), (b"layers", NodeId::LAYERS)];
 
-/// Whether `name` may become the name of an image or layer: the digits of a digest.
+/// Whether `name` may become the name of an image or layer: the hex digits of a SHA-256 digest.
 fn is_hex(name: &str) -> bool {
     name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
@@ -80,14 +87,14 @@ pub struct Entry<'a> {
     pub name: &'a [u8],
     /// Its attributes.
     pub attr: Attr,
-    /// Where to go on after it.
+    /// The offset at which a listing goes on after it.
     pub next_offset: u64,
 }
 
-/// Why a question has no answer.
+/// Why a request has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ViewError {
-    /// No such node: the kernel remembers something that is gone.
+    /// No such node: the kernel has cached something that is gone.
     #[error("no node {0:?}")]
     Stale(NodeId),
     /// The node is not a directory.
@@ -96,7 +103,7 @@ pub enum ViewError {
     /// The node is a directory.
     #[error("node {0:?} is a directory")]
     IsDirectory(NodeId),
-    /// The node is neither a file nor a symbolic link, as the question needs.
+    /// The node is not of the type that the request needs: a file or a symbolic link.
     #[error("node {0:?} cannot be read")]
     Invalid(NodeId),
     /// The index is damaged.
@@ -107,21 +114,21 @@ pub enum ViewError {
         /// What is wrong.
         source: IndexError,
     },
-    /// The bytes could not be had.
+    /// The bytes cannot be fetched.
     #[error(transparent)]
     Fill(#[from] FillError),
 }
 
-/// What a mount shows.
+/// What a mount shows: images and layers, and the filler that reads their files.
 pub struct View {
     filler: Arc<Filler>,
     contents: RwLock<Contents>,
     recorder: Recorder,
-    /// What the kernel knows, where that is counted.
+    /// What the kernel knows; `None` where that is not counted.
     lookups: Option<Lookups>,
 }
 
-/// What an inode of a layer needs to be read.
+/// An inode of a layer that is not a directory, with what it takes to read it.
 struct Leaf {
     layer: Arc<Layer>,
     inode: InodeRecord,
@@ -135,19 +142,19 @@ impl View {
         Self { filler, contents, recorder, lookups: None }
     }
 
-    /// The same, which counts in `lookups` what the kernel is told. They have to hold all of it:
-    /// also what workers before have told.
+    /// Makes the view count in `lookups` what the kernel is told. They have to hold all of it, also
+    /// what previous workers have told.
     #[must_use]
     pub fn with_lookups(self, lookups: Lookups) -> Self {
         Self { lookups: Some(lookups), ..self }
     }
 
-    /// Records which files are read first.
+    /// The recorder of which files are read first.
     pub fn recorder(&self) -> &Recorder {
         &self.recorder
     }
 
-    /// The layers whose files are shown.
+    /// All layers whose files are shown.
     pub fn layers(&self) -> Vec<Arc<Layer>> {
         let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
         let layer = |slot: &Slot| match slot {
@@ -157,7 +164,8 @@ impl View {
         contents.slots.iter().filter_map(layer).collect()
     }
 
-    /// Those of them that belong to an image, whatever shows them beside that.
+    /// The layers that belong to an image, once for each image. A layer may have views of its own,
+    /// too.
     pub fn layers_of_images(&self) -> Vec<Arc<Layer>> {
         let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
         let slot = |slot: &u32| contents.slots.get(*slot as usize);
@@ -207,7 +215,7 @@ impl View {
         Ok(Leaf { layer, inode, extra_links })
     }
 
-    /// Counts a look-up of `node`, with which the kernel is about to be answered.
+    /// Counts a look-up of `node`, before the kernel is answered with it. Nodes of slot 0 never go.
     fn tell(&self, node: NodeId) {
         if let Some(lookups) = self.lookups.as_ref().filter(|_| node.slot() != 0) {
             lookups.add(node.slot());
@@ -226,7 +234,7 @@ impl View {
         self.lookups.as_ref().is_some_and(|lookups| lookups.is_forgotten(slot))
     }
 
-    /// What `parent` holds under `name`. It counts as a look-up of that, to be
+    /// Looks up `name` in `parent`. What is found counts as known to the kernel until it is
     /// [forgotten](Self::forget).
     ///
     /// # Errors
@@ -258,7 +266,7 @@ impl View {
             let Some(&slot) = contents.listing(listing).get(name) else {
                 return Ok(Lookup::AbsentYet);
             };
-            // Before anybody can hide and drop what is there.
+            // Counted under the lock: nobody can hide and drop the layer in between.
             let node = NodeId::new(slot, 0);
             self.tell(node);
             node
@@ -291,7 +299,7 @@ impl View {
         }
     }
 
-    /// The target of a symbolic link.
+    /// The target of the symbolic link `node`.
     ///
     /// # Errors
     /// [`ViewError`] where `node` is gone or not a link, or its index is damaged.
@@ -304,8 +312,8 @@ impl View {
         Ok(Bytes::copy_from_slice(target))
     }
 
-    /// Hands the entries of `directory` from `offset` on to `emit`, until it returns true: its
-    /// buffer is full. `.` and `..` come first, at offsets 0 and 1.
+    /// Passes the entries of `directory` from `offset` on to `emit`, until it returns true because
+    /// its buffer is full. `.` and `..` are the first two, at offsets 0 and 1.
     ///
     /// # Errors
     /// [`ViewError`] where `directory` is gone or not one, or an index is damaged.
@@ -342,7 +350,7 @@ impl View {
         Ok(())
     }
 
-    /// The same as [`Self::readdir`] for a kernel that takes what it is told for looked up, all but
+    /// Like [`Self::readdir`], for READDIRPLUS: the kernel takes all entries for looked up, except
     /// `.` and `..`.
     ///
     /// # Errors
@@ -367,7 +375,7 @@ impl View {
         })
     }
 
-    /// The entries of a directory that no image or layer has.
+    /// The entries of a directory that belongs to no image or layer.
     fn listed(&self, directory: NodeId) -> Vec<(String, NodeId)> {
         if directory == NodeId::ROOT {
             let name = |name: &[u8]| String::from_utf8_lossy(name).into_owned();

@@ -1,4 +1,10 @@
-//! Bringing mounted images in, in the background: first what a start reads, then all of it.
+//! Bringing in mounted images in the background: first what a start reads, then all of it.
+//!
+//! ```text
+//! begin -> packs, else what earlier starts have read     where nothing more is wanted, that is all
+//!       |  beside it: small layers, one request each
+//!       `> 3 s later: the whole image; after a failure again, until it is complete
+//! ```
 //!
 //! Once an image is complete, neither its start nor a reboot needs the network. One image of an
 //! owner is completed at a time, three layers side by side, each blob as one stream that gives way
@@ -21,14 +27,15 @@ use super::readahead::Readahead;
 use super::starts::Starts;
 use crate::control::Failure;
 
-/// A program that starts in the mount comes first.
+/// How long completion waits first: a program that starts in the mount goes before it.
 const DELAY: Duration = Duration::from_secs(3);
 
-/// The least pace in bytes per second: small images need not take their time.
+/// The least pace, in bytes per second: small images need not take their time.
 const LEAST_PACE: u64 = 4 * 1024 * 1024;
 
-/// Pauses after failures, from the first to the longest one.
+/// The pause after the first failure; it doubles with each further one.
 const PAUSE: Duration = Duration::from_secs(5);
+/// The longest pause after a failure.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// Completes the images of an owner one after the other.
@@ -41,33 +48,34 @@ pub struct Completer {
     foresight: Option<Foresight>,
 }
 
-/// The completion of an image; dropped, it ends.
+/// The completion of an image, which ends when this is dropped.
 pub struct Completion {
     trouble: Arc<Mutex<Option<String>>>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Completer {
-    /// A completer for `images`, each of which may take the time `within`; where that is zero, no
-    /// more than what a start reads is brought in.
+    /// A completer for `images`, each of which may take the time `within`; zero brings in only what
+    /// a start reads.
     pub fn new(images: Arc<Images>, within: Duration) -> Self {
         let turn = Arc::new(Semaphore::new(1));
         Self { images, within, turn, starts: None, foresight: None }
     }
 
-    /// The same completer, which has the starts of its images recorded.
+    /// Makes the completer have the starts of its images recorded.
     #[must_use]
     pub fn with_starts(self, starts: Starts) -> Self {
         Self { starts: Some(starts), ..self }
     }
 
-    /// The same completer, which brings in what earlier starts have read where no pack does.
+    /// Makes the completer bring in what earlier starts have read, for images that came without a
+    /// pack.
     #[must_use]
     pub fn with_foresight(self, foresight: Foresight) -> Self {
         Self { foresight: Some(foresight), ..self }
     }
 
-    /// Begins to complete an image, its packs first where they are wanted, or what earlier starts
+    /// Begins to complete an image. With `packs`, its packs come first, or else what earlier starts
     /// have read. What packs bring is read ahead below the directories `shown`, see [`Readahead`].
     pub fn begin(&self, ready: Arc<Ready>, packs: bool, shown: Vec<PathBuf>) -> Completion {
         if let Some(starts) = self.starts.as_ref().filter(|_| packs) {
@@ -139,7 +147,7 @@ impl Completer {
 }
 
 impl Completion {
-    /// Why the last attempt failed, if it did.
+    /// Why the last attempt failed; `None` where none has failed, or one has succeeded since.
     pub fn trouble(&self) -> Option<String> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

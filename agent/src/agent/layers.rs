@@ -1,4 +1,4 @@
-//! Layers for podman: what the additional layer store offers, and why not.
+//! Layers for podman: what the additional layer store offers, and why it offers no more.
 //!
 //! ```text
 //! Store (kernel) -> LayerShelf::layer -> name: images that the reference has meant   (record)
@@ -9,20 +9,21 @@
 //!                                        view: a directory of a content mount  -> Offer
 //! ```
 //!
-//! podman downloads by itself what is not offered. Every such [`Refusal`] is logged and counted,
-//! and `undermount explain` tells it.
+//! podman itself downloads what is not offered. Each such [`Refusal`] is logged and counted, and
+//! `undermount explain` shows it.
 //!
 //! # Chains
 //!
 //! A layer with opaque directories looks different above different layers ([`LayerView`]), but
-//! podman knows it by the name of the image and its own digest alone. It is shown by whiteouts
-//! only while that name can mean but one chain of layers below it. A name has other chains if it
-//! ever meant another image with the layer, if it means several images (one for each platform),
-//! or if podman asks under it for a layer of an image that we have never seen; the latter two are
-//! remembered as [`NameRecord::others`]. From then on the layer is shown by markers, which suit
-//! every chain. A name is looked at again at every pull.
+//! podman asks for it by the name of the image and the layer's digest alone. The layer is shown by
+//! whiteouts only while that name can mean but one chain of layers below it. A name has other
+//! chains if it ever meant another image with the layer, if it means several images (one for each
+//! platform), or if podman asks under it for a layer of an image that is not known here; the latter
+//! two are remembered as [`NameRecord::others`]. From then on the layer is shown by markers, which
+//! suit every chain. At every pull the registry is asked again what the name means.
 //!
 //! [`LayerView`]: undermount_fs::view::LayerView
+//! [`NameRecord::others`]: record::NameRecord::others
 
 mod blob;
 mod departure;
@@ -57,11 +58,11 @@ use crate::control::{Explanation, LayersStatus, StoreImage};
 use crate::image::Reference;
 use crate::podman::{LayerKey, Occasion, Offer, Refused, Shelf};
 
-/// How long podman waits for an answer before it downloads the layer itself. A pull waits as long
-/// for an answer of the registry that all its layers need.
+/// How long podman waits for an answer before it downloads the layer itself. All layers of a pull
+/// share this time where they need the same answer of the registry.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// How long it waits at least.
+/// The least that is left of [`DEADLINE`] for any layer.
 const LEAST_DEADLINE: Duration = Duration::from_millis(100);
 
 /// The layers that podman is offered.
@@ -77,9 +78,9 @@ struct Inner {
     names: Mutex<HashMap<Reference, Arc<Name>>>,
     refusals: Mutex<BTreeMap<&'static str, u64>>,
     drained: AtomicBool,
-    /// One look for what may go at a time.
+    /// Held by the one look for what may go.
     departure: tokio::sync::Mutex<()>,
-    /// Where users are counted: who tells of them does not wait.
+    /// Where users are counted, so that the thread that reports them does not wait.
     runtime: Handle,
 }
 
@@ -113,7 +114,7 @@ impl LayerShelf {
         })))
     }
 
-    /// Shows again what the worker before showed, and goes on to complete what podman uses.
+    /// Shows again what the previous worker showed, and goes on to complete what podman uses.
     pub fn restore(&self) {
         self.0.shown.restore(&self.0.images);
         for record in self.0.records.in_use() {
@@ -131,7 +132,7 @@ impl LayerShelf {
     }
 
     /// The offer for `key`. The work goes on when the caller stops waiting: the next layer of the
-    /// image will profit from it.
+    /// image profits from it.
     async fn offer(&self, key: LayerKey, occasion: Occasion) -> Result<Arc<Offer>, Refusal> {
         let (shelf, name) = (self.clone(), self.name(&key.reference));
         let digest = key.digest;
@@ -164,7 +165,8 @@ impl LayerShelf {
         refusals.iter().map(|(label, count)| ((*label).to_owned(), *count)).collect()
     }
 
-    /// Offers nothing that podman does not use already, or everything again.
+    /// With `drained`, offers only layers that podman uses already; without it, offers all again.
+    /// The choice survives a restart.
     ///
     /// # Errors
     /// [`ShelfError`] where it cannot be written down.
@@ -174,30 +176,30 @@ impl LayerShelf {
         blocking(move || records.set_drained(drained)).await
     }
 
-    /// Whether nothing new was offered when the agent of this `cache` ended.
+    /// Whether the agent of this `cache` was drained when it ended.
     pub fn was_drained(cache: &Path) -> bool {
         Records::open(&cache.join("podman")).is_ok_and(|records| records.is_drained())
     }
 
-    /// Which layers of those that the agent of this `cache` shows podman uses, by the digests that
-    /// it asks for; `None` where that cannot be told.
+    /// The layers that podman uses, of those that the agent of this `cache` shows, by the digests
+    /// that podman asks for; `None` where they cannot be read.
     pub fn used_layers(cache: &Path) -> Option<HashSet<Digest>> {
         let used = Records::open(&cache.join("podman")).ok()?.used_layers();
         used.inspect_err(|error| tracing::warn!(%error, "cannot tell which layers podman uses"))
             .ok()
     }
 
-    /// How many views of layers there are.
+    /// Counts the views of layers.
     pub fn census(&self) -> LayersStatus {
         self.0.shown.census()
     }
 
-    /// Whether nothing new is offered.
+    /// Whether the agent is drained: nothing new is offered.
     pub fn is_drained(&self) -> bool {
         self.0.drained.load(Ordering::SeqCst)
     }
 
-    /// The names that podman uses, as far as it has told.
+    /// The names that podman uses, as far as it has reported that.
     pub fn in_use(&self) -> Vec<Reference> {
         let records = self.0.records.in_use();
         records.into_iter().filter_map(|record| record.reference.parse().ok()).collect()
@@ -217,10 +219,10 @@ impl LayerShelf {
         images
     }
 
-    /// Which way podman would take for each layer of `reference`, and why.
+    /// How podman would get each layer of `reference`, and why.
     ///
     /// # Errors
-    /// [`Refusal`] where nobody knows the image.
+    /// [`Refusal`] where the image can be resolved neither here nor at the registry.
     pub async fn explain(&self, reference: &Reference) -> Result<Explanation, Refusal> {
         self.name(reference).explain(&self.0).await
     }
@@ -236,7 +238,7 @@ impl Shelf for LayerShelf {
         async move {
             let offer = shelf.offer(key.clone(), occasion).await;
             offer.map_err(|refusal| {
-                // Told once for each layer of a pull: when podman looks for it.
+                // Logged once for each layer of a pull: when podman looks for it.
                 if occasion == Occasion::Path {
                     shelf.note(&key, &refusal);
                 }

@@ -1,8 +1,14 @@
-//! A piece on its way here, read by others while it grows.
+//! A piece on its way here, read by others while it arrives.
 //!
-//! What has come can be read at once, but for the last byte, which follows when the digest has
-//! turned out right. So nobody ever gets a whole piece that is wrong from a node that was itself
-//! lied to, and whoever does send one is a liar. Where wrong bytes came, the piece begins anew, and
+//! ```text
+//! Transfer: append, append, ... -> digest right: complete -> readers get the last byte
+//!                                    ` wrong: begin_anew  -> readers are cut off
+//! Reader:   next, next, ...     -> None at the end, or CutOff
+//! ```
+//!
+//! Readers get what has arrived at once, except for the last byte, which follows when the digest
+//! has turned out right. So nobody ever gets a whole wrong piece from a node that was itself lied
+//! to, and whoever does send one is a liar. Where wrong bytes arrived, the piece begins anew, and
 //! its readers are cut off: they go on elsewhere.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,7 +26,7 @@ use super::uploads::Have;
 #[derive(Debug)]
 pub struct Arriving {
     size: u64,
-    /// What was asked last.
+    /// The source that was asked last.
     from: Mutex<Upstream>,
     bytes: Mutex<Vec<Bytes>>,
     state: watch::Sender<State>,
@@ -29,13 +35,13 @@ pub struct Arriving {
 #[derive(Debug, Clone)]
 enum State {
     Coming(Coming),
-    /// All of it came in this attempt.
+    /// All of it is here; the number is that of the attempt.
     Whole(Verified, u32),
     Failed(SourceError),
 }
 
 impl State {
-    /// Which attempt the bytes are of that can be read now.
+    /// The attempt to which the readable bytes belong.
     fn attempt(&self) -> u32 {
         match self {
             Self::Coming(coming) => coming.attempt,
@@ -47,16 +53,16 @@ impl State {
 
 #[derive(Debug, Clone, Copy)]
 struct Coming {
-    /// What is waited for.
+    /// The source that it waits for.
     from: Upstream,
-    /// Bytes that have come.
+    /// The bytes that have arrived in this attempt.
     bytes: u64,
-    /// How often it began anew.
+    /// How often the piece began anew.
     attempt: u32,
 }
 
 impl Arriving {
-    /// A piece of `size` bytes of which nothing has come, and which waits for `from`.
+    /// A piece of `size` bytes of which nothing has arrived, and which waits for `from`.
     pub fn new(size: u64, from: Upstream) -> Self {
         let coming = Coming { from, bytes: 0, attempt: 0 };
         let (state, _) = watch::channel(State::Coming(coming));
@@ -68,7 +74,7 @@ impl Arriving {
         self.size
     }
 
-    /// How much of it is here; `None` where it will never come.
+    /// How much of it is here; `None` where it has failed.
     pub fn have(&self) -> Option<Have> {
         match &*self.state.borrow() {
             State::Coming(coming) => {
@@ -79,20 +85,19 @@ impl Arriving {
         }
     }
 
-    /// Waits until some of it has come, or until it has failed.
+    /// Waits until some of it has arrived, or until it has failed.
     pub async fn begun(&self) {
         let mut state = self.state.subscribe();
-        // The sender is ours.
+        // It fails only when the sender is gone, which `self` holds.
         let _ = state
             .wait_for(|state| !matches!(state, State::Coming(coming) if coming.bytes == 0))
             .await;
     }
 
-    /// The whole piece, when it is here.
+    /// Waits for the whole piece; `None` when `deadline` passes.
     ///
     /// # Errors
-    /// [`SourceError`] where it cannot be had; [`SourceError::Deadline`] is the caller's to make,
-    /// by the `None` that this gives when `deadline` passes.
+    /// [`SourceError`] where it cannot be fetched.
     pub async fn whole(&self, deadline: Instant) -> Option<Result<Verified, SourceError>> {
         let mut state = self.state.subscribe();
         let ended = state.wait_for(|state| !matches!(state, State::Coming(_)));
@@ -104,25 +109,25 @@ impl Arriving {
         }
     }
 
-    /// Notes what is waited for now.
+    /// Notes the source that it waits for now.
     pub fn asked(&self, from: Upstream) {
         *self.from.lock().unwrap_or_else(PoisonError::into_inner) = from;
         self.change(|coming| coming.from = from);
     }
 
-    /// What was asked last: where a whole piece came from.
+    /// The source that was asked last: where a whole piece came from.
     pub fn upstream(&self) -> Upstream {
         *self.from.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds what has come.
+    /// Adds bytes that have arrived.
     pub fn append(&self, bytes: Bytes) {
         let length = bytes.len() as u64;
         self.chunks().push(bytes);
         self.change(|coming| coming.bytes += length);
     }
 
-    /// Drops what has come: it was wrong.
+    /// Drops what has arrived, which was wrong.
     pub fn begin_anew(&self) {
         let mut chunks = self.chunks();
         if !std::mem::take(&mut *chunks).is_empty() {
@@ -133,7 +138,7 @@ impl Arriving {
         }
     }
 
-    /// All that has come, as one.
+    /// All bytes that have arrived, in one stretch of memory.
     pub fn joined(&self) -> Bytes {
         let chunks = self.chunks();
         match chunks.as_slice() {
@@ -142,7 +147,7 @@ impl Arriving {
         }
     }
 
-    /// It is whole.
+    /// Notes that the piece is whole and right; its readers get the last byte.
     pub fn complete(&self, piece: Verified) {
         self.state.send_modify(|state| {
             let attempt = state.attempt();
@@ -151,7 +156,7 @@ impl Arriving {
         self.chunks().clear();
     }
 
-    /// It cannot be had.
+    /// Notes that the piece cannot be fetched; its readers are cut off.
     pub fn fail(&self, error: SourceError) {
         self.state.send_replace(State::Failed(error));
         self.chunks().clear();
@@ -191,7 +196,7 @@ impl Arriving {
     }
 }
 
-/// Reads a piece as it comes.
+/// Reads a piece as it arrives.
 #[derive(Debug)]
 pub struct Reader {
     state: watch::Receiver<State>,
@@ -199,23 +204,23 @@ pub struct Reader {
     next: u64,
 }
 
-/// What a reader reads will not come: whoever reads it asks somebody else for the rest.
+/// The rest of the piece will not arrive here: whoever reads it asks somebody else for that.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the piece does not come here")]
 pub struct CutOff;
 
 impl Reader {
-    /// The next bytes of `piece`, which it was made by; `None` at its end.
+    /// Waits for the next bytes of `piece`, which has made this reader; `None` at its end.
     ///
     /// # Errors
-    /// [`CutOff`].
+    /// [`CutOff`] where the piece has failed or begun anew.
     pub async fn next(&mut self, piece: &Arriving) -> Result<Option<Bytes>, CutOff> {
         loop {
             if self.next >= piece.size {
                 return Ok(None);
             }
             let (next, attempt) = (self.next, self.attempt);
-            // The last byte is not shown before all are right.
+            // The last byte is not shown before the digest has turned out right.
             let last = piece.size - 1;
             let more = self.state.wait_for(|state| match state {
                 State::Coming(coming) => coming.bytes.min(last) > next || coming.attempt != attempt,

@@ -1,4 +1,8 @@
-//! Asks other nodes, and turns what they answer into events. Decides nothing.
+//! Asks other nodes for pieces, and turns their answers into [`Event`]s. Decides nothing.
+//!
+//! ```text
+//! PieceCall -> signed GET, with a ticket -> 200 a body; 307, 202, 503, ... an event; else a lie
+//! ```
 
 pub mod profiles;
 
@@ -16,19 +20,19 @@ use super::keys::{Call, ClusterKeys, Ticket};
 use super::member::{Member, MemberId};
 use super::wanted::PieceCall;
 
-/// The scope ticket of a request.
+/// The header with the scope ticket of a request.
 pub const TICKET: HeaderName = HeaderName::from_static("undermount-ticket");
-/// Says of a 200 that the sender has not got all of the piece itself.
+/// The header of a 200 whose sender does not have all of the piece itself.
 pub const ARRIVING: HeaderName = HeaderName::from_static("undermount-arriving");
-/// The members that a 307 names, separated by commas.
+/// The header with the members that a 307 names, separated by commas.
 pub const PEERS: HeaderName = HeaderName::from_static("undermount-peers");
-/// The pause that a 503 asks for, in milliseconds.
+/// The header with the pause that a 503 asks for, in milliseconds.
 pub const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("undermount-retry-after-ms");
 
-/// How long the head of an answer may take. A node that waits itself says so after
+/// How long the head of an answer may take. A node that itself waits for the piece says so after
 /// [`super::server::HOLD`].
 const ANSWER: Duration = Duration::from_millis(1000);
-/// Members that are taken from a redirect.
+/// The most members that are taken from a redirect.
 const MOST_NAMED: usize = 8;
 
 /// The way to other nodes.
@@ -40,24 +44,24 @@ pub struct PeerClient {
     keys: ClusterKeys,
 }
 
-/// How a node answers.
+/// The answer of a node.
 pub enum Reply {
-    /// It sends the piece from where it was asked for.
+    /// It sends the piece from the requested byte on.
     Sends {
-        /// It has not got all of it itself.
+        /// Whether the sender does not have all of it itself.
         arriving: bool,
         /// The bytes; an error is the end of the connection.
         body: BoxStream<'static, Result<Bytes, reqwest::Error>>,
     },
     /// Anything else.
     Says(Event),
-    /// What no honest node says, in words.
+    /// No honest node answers like this; why, in words.
     Lies(String),
 }
 
 impl PeerClient {
-    /// A client of the node `own`, which speaks `scheme` by `http`; that should give up a
-    /// connection after half a second.
+    /// A client of the node `own`, which reaches others by `http` and `scheme` (`http` or `https`).
+    /// The client should give up connecting after half a second.
     pub fn new(
         own: MemberId,
         keys: ClusterKeys,
@@ -67,7 +71,7 @@ impl PeerClient {
         Self { http, scheme, own, keys }
     }
 
-    /// Asks `member` for a piece.
+    /// Asks `member` for a piece, at its second address where the first cannot be reached.
     pub async fn ask(&self, member: &Member, call: &PieceCall, ticket: Option<Ticket>) -> Reply {
         let mut reply = Reply::Says(Event::Unreachable);
         for address in member.addresses.iter().take(2) {
@@ -97,7 +101,7 @@ impl PeerClient {
             }
             tokio::time::timeout(ANSWER, request.send())
         };
-        // A connection that was idle may have ended just now.
+        // An idle connection may have ended just now: it is tried once more.
         let answer = match send().await {
             Ok(Err(error)) if !error.is_connect() && !error.is_timeout() => send().await,
             answer => answer,
@@ -110,7 +114,7 @@ impl PeerClient {
     }
 }
 
-/// What an answer means.
+/// The event that an answer means.
 fn read(response: Response, call: &PieceCall) -> Reply {
     let headers = response.headers();
     Reply::Says(match response.status() {
@@ -140,7 +144,7 @@ fn sends(response: Response, call: &PieceCall) -> Reply {
     Reply::Sends { arriving, body: response.bytes_stream().boxed() }
 }
 
-/// A body of at most `limit` bytes.
+/// Reads a body of at most `limit` bytes; the error is in words.
 pub(super) async fn read_body(mut response: Response, limit: usize) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| error.to_string())? {
@@ -152,6 +156,7 @@ pub(super) async fn read_body(mut response: Response, limit: usize) -> Result<Ve
     Ok(body)
 }
 
+/// The value of the header `name`; `None` where it is missing or not text.
 pub(super) fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }

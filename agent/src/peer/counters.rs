@@ -1,4 +1,4 @@
-//! What a node has taken from the others and given to them, since its agent started.
+//! What a node has received from other nodes and sent to them, since its agent started.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -21,13 +21,13 @@ pub struct Amount {
 }
 
 impl Tally {
-    /// Counts one piece of so many bytes.
+    /// Counts one piece of `bytes` bytes.
     pub fn count(&self, bytes: u64) {
         self.pieces.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Counts bytes of a piece that is counted elsewhere.
+    /// Counts bytes of a piece that is itself counted elsewhere.
     pub fn add(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -43,9 +43,9 @@ impl Tally {
 /// The counters of a node.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Wanted here and found among its pieces.
+    /// Wanted by this node and found among its own pieces.
     pub local: Tally,
-    /// Brought by a peer, the last byte at least, for this node or for another one.
+    /// Pieces of which a peer sent at least the last byte, for this node or for another one.
     pub peer: Tally,
     /// Read from the registry, for this node or for another one.
     pub registry: Tally,
@@ -86,14 +86,14 @@ pub struct Traffic {
     pub own_bytes: u64,
     /// Bytes of the other pieces that it keeps.
     pub held_bytes: u64,
-    /// Who is left alone, and why.
+    /// The members that are left alone, and why.
     pub shunned: Vec<Exile>,
 }
 
 /// A member that is left alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exile {
-    /// Which one.
+    /// The member.
     pub member: super::member::MemberId,
     /// Why.
     pub why: Why,
@@ -116,7 +116,7 @@ pub enum Why {
 }
 
 impl Counters {
-    /// What they say now; the rest is the caller's to fill in.
+    /// The counters now; the other fields are the caller's to fill in.
     pub fn traffic(&self) -> Traffic {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Traffic {

@@ -2,19 +2,22 @@
 //! one.
 //!
 //! ```text
+//! payload -> Sealer::seal -> datagram -> Opener::open: for this node? new? authentic? -> payload
+//!
 //!  0   4  "UMD" and the version of this layout, 1
 //!  4   8  KeyId: which cluster key
-//! 12  16  who sends
-//! 28  16  who is to receive
+//! 12  16  the sender
+//! 28  16  the receiver
 //! 44   8  epoch: when the sender's agent started (Unix time, ms, big endian)
 //! 52   8  counter: 0 for the first datagram of that epoch, big endian
 //! 60   n  the payload, AES-256-GCM; the bytes before it are authenticated with it
 //!     16  tag
 //! ```
 //!
-//! Each life of a member (its id and epoch) seals with a key of its own, made of the cluster key,
-//! and never uses a counter twice: no nonce repeats. The receiver remembers the latest epoch of
-//! each sender and the counters near the highest ([`window`]), and takes each datagram once.
+//! Each life of a member (its id and epoch) seals with a key of its own, derived from the cluster
+//! key, and never uses a counter twice, so no nonce repeats. As long as it runs, the receiver
+//! remembers the latest epoch of each sender and the counters near the highest ([`window`]), and
+//! takes each datagram once.
 //!
 //! Everything here is a function of bytes; sockets are [`crate::peer::membership`]'s.
 
@@ -30,11 +33,11 @@ use self::window::Window;
 use super::keys::{ClusterKeys, Derived, KeyId};
 use super::member::MemberId;
 
-/// The length of the longest datagram: what an IPv6 network of the smallest MTU carries in one
-/// piece, with room for tunnels.
+/// The length of the longest datagram, in bytes: what an IPv6 network of the smallest MTU (1280,
+/// RFC 8200 section 5) carries in one piece, with room for tunnels.
 pub const MAX_DATAGRAM: usize = 1200;
 
-/// The length of the longest payload.
+/// The length of the longest payload, in bytes.
 pub const MAX_PAYLOAD: usize = MAX_DATAGRAM - HEADER - TAG;
 
 const HEADER: usize = 60;
@@ -42,7 +45,7 @@ const TAG: usize = 16;
 const MAGIC: &[u8; 3] = b"UMD";
 const VERSION: u8 = 1;
 
-/// Senders to remember. The key is needed to become one.
+/// The most senders that are remembered. Only holders of the key can become one.
 const SENDERS: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
 
 /// Why a datagram was dropped.
@@ -50,7 +53,7 @@ const SENDERS: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
 pub enum Dropped {
     /// It is longer than [`MAX_DATAGRAM`].
     Oversized,
-    /// It is no datagram of ours.
+    /// It does not have the layout of a datagram.
     Malformed,
     /// It has another version of the layout.
     Version,
@@ -60,7 +63,7 @@ pub enum Dropped {
     Misdirected,
     /// It was not sealed by a member of the cluster, or changed on its way.
     Forged,
-    /// It was here before, or is too old to tell.
+    /// It was received before, or is too old to tell.
     Replayed,
 }
 
@@ -102,23 +105,24 @@ impl Received {
     }
 }
 
-/// Seals what one life of a member sends.
+/// Seals the datagrams that one life of a member sends.
 pub struct Sealer {
     keys: ClusterKeys,
     from: MemberId,
     epoch: u64,
     counter: u64,
-    /// The key of this life, as long as the cluster key of this name is used.
+    /// The key of this life, and the cluster key that it was derived from.
     key: Option<(KeyId, LessSafeKey)>,
 }
 
 impl Sealer {
-    /// For the life of `from` that began at `epoch`. There must never be two for the same.
+    /// A sealer for the life of `from` that began at `epoch`. There must never be two for the same
+    /// life, since nonces would repeat.
     pub fn new(keys: ClusterKeys, from: MemberId, epoch: u64) -> Self {
         Self { keys, from, epoch, counter: 0, key: None }
     }
 
-    /// The datagram that takes `payload` to the member `to`; `None` where it is longer than
+    /// Seals `payload` in a datagram to the member `to`; `None` where it is longer than
     /// [`MAX_PAYLOAD`].
     pub fn seal(&mut self, to: MemberId, payload: &[u8]) -> Option<Vec<u8>> {
         if payload.len() > MAX_PAYLOAD {
@@ -143,11 +147,11 @@ impl Sealer {
 /// A payload, and who sent it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opened {
-    /// Who says it is the sender, which every holder of the cluster key can.
+    /// The sender by its own word: every holder of the cluster key can send in its name.
     pub from: MemberId,
     /// When the agent of the sender started.
     pub epoch: u64,
-    /// What it sends.
+    /// The payload.
     pub payload: Vec<u8>,
 }
 
@@ -166,21 +170,21 @@ struct Life {
 }
 
 impl Opener {
-    /// For the member `own`.
+    /// An opener for the member `own`.
     pub fn new(keys: ClusterKeys, own: MemberId) -> Self {
         let received = Received::default();
         Self { keys, own, lives: LruCache::new(SENDERS), received }
     }
 
-    /// What was taken and dropped so far.
+    /// How many datagrams were taken and dropped so far.
     pub fn received(&self) -> Received {
         self.received
     }
 
-    /// What `datagram` carries. It is counted either way.
+    /// Opens `datagram`, and counts it in either case.
     ///
     /// # Errors
-    /// [`Dropped`] where it is not to be looked at.
+    /// [`Dropped`] where it must be ignored.
     pub fn open(&mut self, datagram: &[u8]) -> Result<Opened, Dropped> {
         let opened = self.try_open(datagram);
         self.received.count(&opened);
@@ -195,7 +199,8 @@ impl Opener {
         if head.to != self.own {
             return Err(Dropped::Misdirected);
         }
-        // What was seen is not worth opening. What is new is only remembered once it is opened.
+        // A datagram that was seen is not worth opening. A new one is remembered only once it is
+        // authentic.
         if self.lives.peek(&head.from).is_some_and(|life| life.knows(&head)) {
             return Err(Dropped::Replayed);
         }
@@ -222,7 +227,7 @@ impl Opener {
 }
 
 impl Life {
-    /// Whether a datagram with this head was here, or may have been.
+    /// Whether a datagram with this head was received, or may have been.
     fn knows(&self, head: &Head) -> bool {
         match head.epoch.cmp(&self.epoch) {
             std::cmp::Ordering::Less => true,
@@ -232,7 +237,8 @@ impl Life {
     }
 }
 
-/// The part of a datagram that can be read by all and changed by nobody, but for the key's name.
+/// The part of a datagram that everybody can read and nobody can change, without the name of the
+/// key.
 struct Head {
     from: MemberId,
     to: MemberId,
@@ -253,7 +259,7 @@ impl Head {
         bytes
     }
 
-    /// Key, head and sealed payload of a datagram.
+    /// Splits a datagram into the name of its key, its head and its sealed payload.
     fn parse(datagram: &[u8]) -> Result<(KeyId, Self, &[u8]), Dropped> {
         let mut rest = datagram;
         if *take::<3>(&mut rest)? != *MAGIC {
@@ -272,7 +278,7 @@ impl Head {
         if rest.len() < TAG { Err(Dropped::Malformed) } else { Ok((key, head, rest)) }
     }
 
-    /// The key of the life that this is part of.
+    /// The key of the life that sent this.
     fn key(&self, derived: &Derived) -> LessSafeKey {
         derived.datagram(&[&self.from.as_bytes()[..], &self.epoch.to_be_bytes()].concat())
     }
@@ -284,7 +290,7 @@ impl Head {
     }
 }
 
-/// The next bytes of `rest`.
+/// Splits the next `N` bytes off `rest`.
 fn take<'a, const N: usize>(rest: &mut &'a [u8]) -> Result<&'a [u8; N], Dropped> {
     let (taken, left) = rest.split_first_chunk().ok_or(Dropped::Malformed)?;
     *rest = left;

@@ -1,11 +1,11 @@
-//! The pieces of a node: those on its disk, those on their way, and how another one is got.
+//! The pieces of a node: those on its disk, those on their way, and how another one is fetched.
 //!
 //! ```text
-//! wanted here (fetch) or by a peer that takes us for the owner (obtain)
+//! wanted here (fetch) or by a peer that takes this node for the owner (obtain)
 //!   -> on disk? on its way?      one transfer for all who want a piece
 //!   -> transfer                  drives a Fetch: peers, then the registry
-//!   -> verified -> whole         who waits here has it; readers get the last byte
-//!   -> pieces                    own or held, for those who come later
+//!   -> verified -> whole         requests of this node get it; readers get the last byte
+//!   -> pieces                    own or held, for later requests
 //! ```
 
 mod memory;
@@ -41,22 +41,22 @@ use transfer::Transfer;
 
 pub use profiles::KeepError;
 
-/// Bytes of pieces that stay in memory where the disk has no room for them.
+/// The most bytes of whole pieces that stay in memory where the disk has no room for them.
 const UNKEPT: u64 = 32 << 20;
 
-/// What an [`Exchange`] works with.
+/// The parts that an [`Exchange`] works with.
 pub struct Parts {
-    /// Who is there.
+    /// The members of the cluster.
     pub roster: Roster,
-    /// The way to them.
+    /// The client that asks them.
     pub client: PeerClient,
     /// The way to the registries.
     pub origin: Arc<dyn Origin>,
-    /// Who may have what.
+    /// Decides who may have which piece.
     pub realms: Realms,
-    /// What is on disk.
+    /// The pieces on disk.
     pub pieces: Pieces,
-    /// What is kept of profiles.
+    /// The profiles that are kept for others.
     pub profiles: Shelf,
     /// How many uploads may run.
     pub limits: UploadLimits,
@@ -76,7 +76,8 @@ struct Inner {
     standing: Mutex<Standing>,
     uploads: Mutex<Uploads>,
     arriving: Mutex<HashMap<PieceKey, Arc<Arriving>>>,
-    /// Those among them that are whole and stay, the oldest first, with their sizes.
+    /// Those among `arriving` that are whole and stay there, the oldest first, with their sizes in
+    /// bytes.
     unkept: Mutex<VecDeque<(PieceKey, u64)>>,
     memory: Memory,
     sent: Mutex<Sent>,
@@ -123,10 +124,11 @@ impl Exchange {
         }))
     }
 
-    /// A piece for this node itself, verified.
+    /// Fetches a piece for this node itself, verified.
     ///
     /// # Errors
-    /// [`SourceError`] where neither peers nor the registry have it, or not until `deadline`.
+    /// [`SourceError`] where neither peers nor the registry have it; [`SourceError::Deadline`]
+    /// where they do not deliver it by `deadline`.
     pub async fn fetch(&self, wanted: &Wanted, deadline: Instant) -> Result<Verified, SourceError> {
         let late =
             || SourceError::Deadline { origin: wanted.scope.to_string(), blob: wanted.piece.blob };
@@ -139,7 +141,7 @@ impl Exchange {
             let arriving = match self.place(&key) {
                 Some(Place::Stored) => match self.read(key).await {
                     Some(piece) => return Ok(piece),
-                    // It was damaged, and is gone now.
+                    // It was damaged and has been removed.
                     None => continue,
                 },
                 Some(Place::Arriving(arriving)) => arriving,
@@ -155,7 +157,8 @@ impl Exchange {
             };
             let piece = match arriving.whole(deadline).await.unwrap_or_else(|| Err(late())) {
                 Ok(piece) => piece,
-                // It was begun for somebody else, who may have named a place that lacks it.
+                // The transfer was begun for somebody else, who may have named a repository that
+                // lacks the piece.
                 Err(_) if joined && !joined_in_vain && Instant::now() < deadline => {
                     joined_in_vain = true;
                     continue;
@@ -167,7 +170,7 @@ impl Exchange {
         }
     }
 
-    /// Where the piece is, if it is here or on its way.
+    /// The place of the piece, if it is here or on its way.
     pub(super) fn place(&self, key: &PieceKey) -> Option<Place> {
         let arriving = self.arriving().get(key).cloned();
         match arriving {
@@ -176,7 +179,7 @@ impl Exchange {
         }
     }
 
-    /// Begins to get a piece, in the name of a request that was passed on `hop` times, unless it
+    /// Begins to fetch a piece, in the name of a request that was passed on `hop` times, unless it
     /// is here or on its way.
     pub(super) fn obtain(&self, key: PieceKey, wanted: &Wanted, hop: u8, room: Room) -> Place {
         let mut arriving = self.arriving();
@@ -186,7 +189,8 @@ impl Exchange {
         if self.0.pieces.has(&key) {
             return Place::Stored;
         }
-        // Whom it will ask is not known yet; nobody is to wait for it as for the registry.
+        // It is not known yet which source it will ask; until then nobody may wait for it as for
+        // the registry.
         let nobody = Upstream::Probe(self.roster().own);
         let piece = Arc::new(Arriving::new(wanted.size(), nobody));
         arriving.insert(key, piece.clone());
@@ -199,13 +203,13 @@ impl Exchange {
         Place::Arriving(piece)
     }
 
-    /// Memory for a piece of `size` bytes that `member` asks for, if there is some now.
+    /// Takes memory for a piece of `size` bytes that `member` asks for; `None` if none is free.
     pub(super) fn room_for(&self, member: MemberId, size: u64) -> Option<Room> {
         self.0.memory.room_for(member, size)
     }
 
-    /// Leaves a piece that is whole among those on their way, since the disk has no room for it,
-    /// in place of those that have been there for longest.
+    /// Leaves a whole piece among those on their way, since the disk has no room for it. The oldest
+    /// of them give way beyond [`UNKEPT`].
     pub(super) fn leave_in_memory(&self, key: PieceKey, size: u64) {
         let mut unkept = self.0.unkept.lock().unwrap_or_else(PoisonError::into_inner);
         unkept.push_back((key, size));
@@ -223,7 +227,7 @@ impl Exchange {
         Some(piece)
     }
 
-    /// What it has taken and given.
+    /// What this node has received from others and sent to them.
     pub fn traffic(&self) -> Traffic {
         let now = self.now();
         let (own_bytes, held_bytes) = self.0.pieces.bytes();
@@ -274,7 +278,7 @@ impl Exchange {
         self.0.start.elapsed()
     }
 
-    /// The time until `moment`.
+    /// The time until `moment`; zero once it has passed.
     fn until(&self, moment: Moment) -> Duration {
         moment.saturating_sub(self.now())
     }
@@ -297,7 +301,7 @@ impl Exchange {
     }
 }
 
-/// Tells the read that waits for it where a piece came from.
+/// Notes for the read that waits for the piece where it came from.
 fn note_origin(upstream: Upstream, wanted: &Wanted) {
     match upstream {
         Upstream::Registry => {

@@ -1,34 +1,36 @@
-//! How a piece gets here: whom to ask, and when to ask somebody else.
+//! How a piece gets here: whom to ask, and when to ask somebody else. Pure: it decides, and
+//! [`Transfer`] acts.
 //!
 //! ```text
 //! owner ranks above oneself, at most 3         mode owner: reads through
-//!    `-> 307: a peer that it has served        mode holder; without luck back to the owner
+//!    `-> 307: a peer that it has served        mode holder; if that fails, back to the owner
 //! the next 3 ranks                             mode cached: only what is there already
 //! the registry
 //! ```
 //!
-//! Who is dead does not count: in its place comes the next in rank, so that all who have lost the
-//! same members agree on the same owner, and find what the living have.
+//! A dead member does not count: the next in rank takes its place, so that all nodes that have lost
+//! the same members agree on the same owner, and find what the living have.
 //!
-//! A [`Fetch`] decides and does nothing else: it is told what happened ([`Event`]) and says what
-//! to do next ([`Action`]). It reads no clock and draws no random numbers, so that a simulation
-//! drives the same code as the client. One source is asked at a time; the next one is asked for
-//! what is still missing.
+//! A [`Fetch`] receives what happened ([`Event`]) and returns what to do next ([`Action`]). It
+//! reads no clock and draws no random numbers, so that a simulation drives the same code as the
+//! client. One source is asked at a time; the next one is asked for what is still missing.
 //!
-//! **No deadlock.** A fetch waits for an owner that ranks above oneself, for a peer that the
-//! owner had begun to serve earlier, or for somebody whose fetch from the registry is under way.
-//! Nodes that disagree about the ranks could still wait for each other: who is asked by the very
-//! node that it waits for says that it has nothing (see `uploads`), longer chains end by
-//! [`HOPS`], and longer circles by [`LONGEST_WAIT`].
+//! **No deadlock.** A fetch waits for an owner that ranks above oneself, for a peer that the owner
+//! had begun to serve earlier, or for a node whose fetch from the registry is under way. Nodes that
+//! disagree about the ranks could still wait for each other: a node that is asked by the very node
+//! that it waits for answers that it has nothing (see `uploads`), longer chains end by [`HOPS`],
+//! and longer circles by [`LONGEST_WAIT`].
 //!
-//! **Resuming.** What came before a sender stopped is kept, and the next one is asked for the
+//! **Resuming.** What arrived before a sender stopped is kept, and the next one is asked for the
 //! rest, unless the sender has never delivered a piece that was right: [`Action::Ask`] and
 //! [`Action::Registry`] say from which byte on, and 0 means to drop what is there.
 //!
-//! **Slowness.** A transfer is given up for being slow only within the budget of [`Standing`]:
-//! when everything is slow, asking more often makes it worse. A silent or trickling sender is
-//! given up without one. What still comes in at the sender is as fast as the registry, so less is
-//! asked of it.
+//! **Slowness.** A transfer is given up for being slow only within the budget of [`Standing`]: when
+//! everything is slow, asking more often makes it worse. A silent or trickling sender is given up
+//! without one. A sender that is itself still receiving the piece is as fast as the registry, so
+//! less is asked of it.
+//!
+//! [`Transfer`]: super::exchange
 
 mod steps;
 mod words;
@@ -42,40 +44,40 @@ use steps::Steps;
 
 pub use words::{Action, Ask, Event, Mode, Upstream};
 
-/// Owner ranks that are asked to read through.
+/// How many owner ranks are asked to read through.
 pub const OWNERS: usize = 3;
-/// Ranks behind them that are asked for what they have.
+/// How many ranks behind them are asked for what they have.
 pub const PROBES: usize = 3;
-/// Ranks that a fetch needs to know: oneself, and more than are asked, since some may be dead.
+/// How many ranks a fetch needs to know: oneself, and more than are asked, since some may be dead.
 pub const RANKS: usize = 2 * (OWNERS + PROBES) + 1;
-/// A request may be passed on so often.
+/// How often a request may be passed on.
 pub const HOPS: u8 = 2;
 /// How often a fetch under way wants to hear [`Event::Tick`].
 pub const TICK: Duration = Duration::from_millis(250);
 
-/// After so long without a byte somebody else may be asked, within the budget.
+/// How long without a byte until somebody else may be asked, within the budget.
 const WAIT: Duration = Duration::from_secs(3);
-/// After so long somebody else is asked.
+/// How long without a byte until somebody else is asked in any case.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// A sender of what it has whole that is slower than this is slow, in bytes per second.
+/// The pace, in bytes per second, below which a sender that has the whole piece is slow.
 const SLOW: u64 = 5_000_000;
-/// Slower than this is no transfer.
+/// The pace, in bytes per second, below which any sender is given up.
 const TRICKLE: u64 = 16 * 1024;
-/// The time over which slowness is measured.
+/// The time over which the pace of a sender that has the whole piece is measured.
 const SLOW_OVER: Duration = Duration::from_secs(1);
-/// Answers without bytes are asked for no more often.
+/// The shortest pause before a member is asked again after an answer without bytes.
 const LEAST_PAUSE: Duration = Duration::from_millis(50);
-/// The longest pause that somebody else may demand.
+/// The longest pause that a member may demand.
 const MOST_PAUSE: Duration = Duration::from_secs(1);
-/// Redirects that are followed before whoever named the members is asked again.
+/// How many redirects are followed before the member that named the others is asked again.
 const REDIRECTS: u8 = 8;
-/// How often everybody may be found busy.
+/// How often all members with the piece may be found busy.
 const ROUNDS: u8 = 30;
-/// The pause after that.
+/// The pause after all members with the piece were found busy.
 const CROWDED: Duration = Duration::from_millis(100);
-/// Cuts after which an owner is not asked again.
+/// After more cut-off transfers than this an owner is not asked again.
 const CUTS: u8 = 3;
-/// How often a piece may turn out wrong before it is given up.
+/// The number of wrong attempts after which the piece is given up.
 const WRONG: u8 = 6;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,7 +88,7 @@ enum Origin {
     Cut,
 }
 
-/// Who is being asked.
+/// The member that is being asked.
 #[derive(Debug)]
 struct Current {
     member: MemberId,
@@ -103,7 +105,7 @@ struct Current {
 #[derive(Debug)]
 struct Receiving {
     arriving: bool,
-    /// The beginning of the time that is measured, and the bytes since.
+    /// The beginning of the present measurement, and the bytes since.
     since: Moment,
     bytes: u64,
 }
@@ -115,7 +117,7 @@ pub struct Fetch {
     hop: u8,
     seed: u64,
     steps: Steps,
-    /// Where a holder's failure leads back to.
+    /// The member that is asked again when a holder fails.
     named_by: Option<(MemberId, Mode)>,
     current: Option<Current>,
     tried: Vec<MemberId>,
@@ -155,7 +157,7 @@ impl Fetch {
         self.advance(now, standing)
     }
 
-    /// What it waits for.
+    /// The source that it waits for.
     pub fn asks(&self) -> Upstream {
         match &self.current {
             None => Upstream::Registry,
@@ -164,19 +166,19 @@ impl Fetch {
         }
     }
 
-    /// Bytes that came so far.
+    /// The bytes that have arrived and count.
     pub fn received(&self) -> u64 {
         self.received
     }
 
-    /// The piece is whole and right.
+    /// Notes that the piece is whole and right. A member that sent all of it has proved itself.
     pub fn finished(&self, standing: &mut Standing) {
         if let [Origin::Member(member)] = self.origins.as_slice() {
             standing.proved(*member);
         }
     }
 
-    /// What to do after `event`; `None` to go on as before.
+    /// Takes `event` and returns what to do; `None` to go on as before.
     pub fn on(&mut self, event: Event, now: Moment, standing: &mut Standing) -> Option<Action> {
         match event {
             Event::RegistryFailed => return Some(Action::GiveUp),
@@ -349,7 +351,8 @@ impl Fetch {
         }
     }
 
-    /// Asks one of those that were named, or, where nobody new is among them, who named them.
+    /// Asks one of the members that were named or, where none of them is new, the member that named
+    /// them.
     fn follow(&mut self, to: Vec<MemberId>, now: Moment, standing: &mut Standing) -> Action {
         self.redirects += 1;
         if self.redirects > REDIRECTS {
@@ -369,8 +372,9 @@ impl Fetch {
         self.ask(chosen, Mode::Holder, now)
     }
 
-    /// Everybody who has the piece is busy: that is no reason to load the registry. Whoever named
-    /// them is asked again after a while, and those who were busy then may be named again.
+    /// All members that have the piece are busy, which is no reason to load the registry. The
+    /// member that named them is asked again after a while, and those that were busy then may be
+    /// named again.
     fn await_room(&mut self, now: Moment, standing: &mut Standing) -> Action {
         (self.redirects, self.rounds) = (0, self.rounds + 1);
         if self.rounds > ROUNDS {
@@ -383,8 +387,8 @@ impl Fetch {
         self.ask_later(CROWDED, now, standing)
     }
 
-    /// Begins again after wrong bytes. Who alone sent them is a liar; several spoil each other's,
-    /// so the next attempt takes all from one.
+    /// Begins again after wrong bytes. A member that sent all of them is a liar. Several senders
+    /// spoil each other's bytes, so the next attempt takes all from one.
     fn start_over(&mut self, words: String, now: Moment, standing: &mut Standing) -> Action {
         let origins = std::mem::take(&mut self.origins);
         self.received = 0;

@@ -1,8 +1,8 @@
 //! The cluster key, and what each use gets of it.
 //!
-//! Every node of a cluster holds the same 32 bytes ([`KeyFile`]). None of them is ever used as it
-//! is: HKDF (RFC 5869) makes one key for each purpose, so that what is seen of one use says
-//! nothing about another.
+//! Every node of a cluster holds the same 32 bytes ([`KeyFile`]). The key is never used as it is:
+//! HKDF (RFC 5869) derives one key for each purpose, so that what is seen of one use says nothing
+//! about another.
 //!
 //! ```text
 //! cluster key -+- "datagram" -> one AEAD key per sender and boot      peer::datagram
@@ -13,9 +13,9 @@
 //!              +- "id"       -> names the key where it was used       KeyId
 //! ```
 //!
-//! A ring holds one key or, during a rotation, two: the first is used, both are accepted. Whoever
-//! wants to be understood by nodes that have the other key only must not use a key before every
-//! node accepts it, which is what the steps of [`KeyFile::rotate`] see to.
+//! A ring holds one key or, during a rotation, two: the first is used, both are accepted. A key
+//! must not be used before every node accepts it, or nodes that have only the other key would not
+//! understand; the steps of [`KeyFile::rotate`] see to that.
 //!
 //! The key says that somebody belongs to the cluster, not which member it is: every holder can
 //! sign as every member. Where that is not enough, mTLS is ([`crate::peer`]).
@@ -51,7 +51,7 @@ impl ClusterKeys {
         Self(Arc::new(RwLock::new(Arc::new(KeyRing::of(file)))))
     }
 
-    /// Uses the keys of `file` from now on; whether that is a change.
+    /// Uses the keys of `file` from now on. Returns whether that is a change.
     pub fn replace(&self, file: &KeyFile) -> bool {
         let ring = KeyRing::of(file);
         let mut held = self.0.write().unwrap_or_else(PoisonError::into_inner);

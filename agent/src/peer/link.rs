@@ -1,4 +1,4 @@
-//! How fast the link of an address is, by what the kernel says of its interface.
+//! The speed of the link that an address is on, as the kernel reports it for the interface.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -6,12 +6,12 @@ use std::path::Path;
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{AddressFamily, SockaddrLike as _, SockaddrStorage};
 
-/// Where the kernel tells of interfaces.
+/// Where the kernel describes interfaces (`speed`: Documentation/ABI/testing/sysfs-class-net).
 const INTERFACES: &str = "/sys/class/net";
 
-/// What peers may take of a link if nobody says otherwise: half of it, in bytes per second.
-/// `None` where the kernel does not know, which is so for loopback, virtual interfaces and links
-/// that are down: then there is no limit.
+/// The part of a link that peers may take by default: half of it, in bytes per second. `None` where
+/// the kernel does not know the speed, as for loopback, virtual interfaces and links that are down:
+/// then there is no limit.
 pub fn half_of_link(address: IpAddr) -> Option<u64> {
     let interface = interface_of(address)?;
     let said = std::fs::read_to_string(Path::new(INTERFACES).join(interface).join("speed")).ok()?;

@@ -1,7 +1,10 @@
 //! Members of the cluster as the rest of the agent sees them.
 //!
-//! Membership writes a [`Roster`]; placement, client and server read it. A roster is replaced as
-//! a whole, so that one decision sees one state.
+//! ```text
+//! membership -> Roster (replaced as a whole) -> placement, client, server
+//! ```
+//!
+//! A roster is replaced as a whole, so that one decision sees one state.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -40,7 +43,7 @@ impl fmt::Debug for MemberId {
     }
 }
 
-/// A text that is no member's name.
+/// A text that is not the id of a member.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no member id: 32 hex digits are")]
 pub struct BadMemberId(String);
@@ -68,7 +71,7 @@ impl<'de> Deserialize<'de> for MemberId {
     }
 }
 
-/// How much of the pieces a member owns, in hundredths of an ordinary share: 0 while it drains,
+/// How many of the pieces a member owns, in hundredths of an ordinary share: 0 while it drains,
 /// less than [`Weight::FULL`] while it is slow or busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -77,7 +80,7 @@ pub struct Weight(pub u8);
 impl Weight {
     /// An ordinary share.
     pub const FULL: Self = Self(100);
-    /// Owns nothing: it leaves, or only takes.
+    /// No share: the member leaves, or only receives.
     pub const NONE: Self = Self(0);
 }
 
@@ -86,9 +89,10 @@ impl Weight {
 pub struct Member {
     /// Its name.
     pub id: MemberId,
-    /// Where it answers, UDP and TCP alike, the best first; at least one, IPv4 or IPv6.
+    /// The addresses at which it answers, UDP and TCP alike, the best first; at least one, IPv4 or
+    /// IPv6.
     pub addresses: Vec<SocketAddr>,
-    /// When its agent started (Unix time, ms): the later of two with one id is the right one.
+    /// When its agent started (Unix time, ms): of two members with one id, the later counts.
     pub epoch: u64,
     /// The versions of the peer protocol that it speaks.
     pub protocol: RangeInclusive<u16>,
@@ -123,7 +127,7 @@ impl Members {
         self.0.len()
     }
 
-    /// Whether nobody is there, not even oneself.
+    /// Whether it has no member, not even this node.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

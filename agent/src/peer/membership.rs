@@ -8,9 +8,9 @@
 //! ```
 //!
 //! [`Membership`] owns all of it. It never fails for want of a network: where the address of the
-//! peer network is not there yet, it waits for it, and the roster is empty until then.
+//! peer network is not there yet, it waits for that, and the roster is empty until then.
 //!
-//! The seed ([`seed`]) is what `undermount registry` serves of it.
+//! The seed ([`seed`]) is the part that `undermount registry` serves.
 
 mod identity;
 mod inquiry;
@@ -58,27 +58,27 @@ pub const PROTOCOL: (u16, u16) = (*placement::PROTOCOL.start(), *placement::PROT
 /// The pause between attempts to listen.
 const LISTEN_PAUSE: Duration = Duration::from_secs(2);
 
-/// How long a member that drains is still there, so that others can fetch elsewhere what they
-/// have begun to fetch from it.
+/// How long a draining member stays, so that others can fetch elsewhere what they have begun to
+/// fetch from it.
 const DRAIN_PAUSE: Duration = Duration::from_secs(5);
 
 /// How long good-byes may take.
 const GOOD_BYE: Duration = Duration::from_secs(2);
 
-/// What binds a wire to addresses; the wire, and the addresses that it has got.
+/// Binds a wire to addresses. Returns the wire and the addresses that it has got.
 pub type Bind =
     Arc<dyn Fn(&[SocketAddr]) -> io::Result<(Arc<dyn Wire>, Vec<SocketAddr>)> + Send + Sync>;
 
-/// How a node is a member.
+/// How a node takes part.
 #[derive(Clone)]
 pub struct MembershipConfig {
     /// The keys of its cluster.
     pub keys: ClusterKeys,
     /// Where it listens.
     pub listen: Listen,
-    /// What it tells others of that; `None` for the same.
+    /// The addresses that it tells others; `None` for those that it listens on.
     pub advertise: Option<Vec<SocketAddr>>,
-    /// Who knows the members: URLs to which [`JOIN`] is added.
+    /// The seeds: URLs to which [`JOIN`] is added.
     pub seeds: Vec<String>,
     /// Members that are known without a seed.
     pub members: Vec<SocketAddr>,
@@ -86,7 +86,7 @@ pub struct MembershipConfig {
     pub http: HttpConfig,
     /// The versions of the peer protocol that it speaks, first and last.
     pub protocol: (u16, u16),
-    /// Whether it has left, and stays out until [`Membership::drain`] says otherwise.
+    /// Whether it stays out of the cluster until [`Membership::drain`] says otherwise.
     pub drained: bool,
     /// Where its identity and the members are kept.
     pub directory: PathBuf,
@@ -110,7 +110,7 @@ pub struct Membership {
     bound: watch::Receiver<Option<Vec<SocketAddr>>>,
     wanted: watch::Sender<Wanted>,
     stop: CancellationToken,
-    /// Leaves before it stops, if cancelled before [`Self::stop`].
+    /// Cancelled before [`Self::stop`] where the node says good-bye first.
     leave: CancellationToken,
     tasks: TaskTracker,
 }
@@ -122,10 +122,10 @@ struct Wanted {
     drained: bool,
 }
 
-/// What can be told of a membership.
+/// The state of a membership, for reports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MembershipStatus {
-    /// Oneself.
+    /// The id of this node.
     pub own: MemberId,
     /// Where this node listens; empty until its network is there.
     pub listen: Vec<SocketAddr>,
@@ -202,19 +202,20 @@ impl Membership {
         found.ok().and_then(|bound| bound.clone()).unwrap_or_default()
     }
 
-    /// Has another weight from now on, unless it drains.
+    /// Changes the weight of this node; while it drains, the weight is none in any case.
     pub fn set_weight(&self, weight: Weight) {
         self.wanted
             .send_if_modified(|wanted| std::mem::replace(&mut wanted.weight, weight) != weight);
     }
 
-    /// Owns nothing from now on, and leaves the cluster soon; or comes back.
+    /// With `drained`, owns nothing from now on and leaves the cluster 5 s later; without it, comes
+    /// back.
     pub fn drain(&self, drained: bool) {
         self.wanted
             .send_if_modified(|wanted| std::mem::replace(&mut wanted.drained, drained) != drained);
     }
 
-    /// What can be told of it.
+    /// The state of the membership.
     pub fn status(&self) -> MembershipStatus {
         let node = self.node.get();
         let keys = |node: &Arc<Node>| node.keys.ids().iter().map(ToString::to_string).collect();
@@ -228,13 +229,13 @@ impl Membership {
         }
     }
 
-    /// Ends it without a word: another process takes over at once, under the same name.
+    /// Ends the membership without a word: another process takes over at once, under the same name.
     pub async fn stop(&self) {
         self.stop.cancel();
         self.tasks.wait().await;
     }
 
-    /// Says good-bye to the other members and the seeds, and ends it.
+    /// Says good-bye to the other members and the seeds, and ends the membership.
     pub async fn leave(&self) {
         self.leave.cancel();
         if tokio::time::timeout(GOOD_BYE, self.tasks.wait()).await.is_err() {
@@ -320,7 +321,7 @@ impl Life {
     }
 }
 
-/// Listens as soon as that is possible.
+/// Listens as soon as that is possible; each reason why it is not is logged once.
 async fn listen(config: &MembershipConfig) -> (Arc<dyn Wire>, Vec<SocketAddr>) {
     let mut reported = String::new();
     loop {
@@ -338,7 +339,7 @@ async fn listen(config: &MembershipConfig) -> (Arc<dyn Wire>, Vec<SocketAddr>) {
     }
 }
 
-/// Takes part as is wanted.
+/// Changes how the node takes part whenever `wanted` changes.
 async fn follow(upkeep: &Upkeep, mut wanted: watch::Receiver<Wanted>) {
     let node = &upkeep.node;
     loop {

@@ -1,4 +1,4 @@
-//! The seam to the registries: what a node reads when nobody in the cluster has it.
+//! The seam to the registries: what a node reads when no other node has it.
 
 use std::fmt;
 
@@ -12,12 +12,12 @@ use super::wanted::Wanted;
 pub struct Password(String);
 
 impl Password {
-    /// This one.
+    /// Wraps `password`.
     pub fn new(password: String) -> Self {
         Self(password)
     }
 
-    /// What it is.
+    /// The text, for the request that needs it.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -42,24 +42,24 @@ pub struct Login {
 
 /// The registries, as this node reaches them by its own configuration and credentials.
 ///
-/// A peer names a repository and a digest, never an address: what is read for it is what the node
-/// could read for itself, and it hands it out only where its digest is right.
+/// A peer names a repository and a digest, never an address. So what is read for it is what the
+/// node could read for itself, and the node hands it out only if its digest is right.
 pub trait Origin: Send + Sync + 'static {
-    /// Whether this node reads from the registry of `scope` for others: one that its
-    /// configuration names, or that it has read from for itself. Otherwise a peer could have it
-    /// send requests to anywhere.
+    /// Whether this node reads from the registry of `scope` for others: only from one that its
+    /// configuration names, or that it has read from for itself. Otherwise a peer could make it
+    /// send requests anywhere.
     fn reaches(&self, scope: &Scope) -> bool;
 
     /// The credential that reading in the name of `scope` takes; `None` where it takes none.
     fn login<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Option<Login>>;
 
-    /// The bytes of a piece from byte `offset` of it on, unverified.
+    /// Reads the bytes of a piece from its byte `offset` on, unverified.
     fn read<'a>(
         &'a self,
         wanted: &'a Wanted,
         offset: u64,
     ) -> BoxFuture<'a, Result<BlobStream, SourceError>>;
 
-    /// Peers brought a piece of so many bytes in the name of `scope`.
+    /// Notes that peers brought a piece of `bytes` bytes in the name of `scope`.
     fn brought(&self, scope: &Scope, bytes: u64);
 }

@@ -1,16 +1,19 @@
-//! How fast this node sends, and what share of the pieces that is good for.
-//!
-//! A slow node delays everybody who wants what it owns, so it owns less. Only what lies on its disk
-//! tells: what is still arriving is as slow as the registry. Only several receivers tell: a single
-//! one may be slow itself. And only a while tells: each change of a share moves pieces to nodes
-//! that may have to read them from the registry again, so nothing changes in the middle of a wave.
+//! How fast this node sends, and what share of the pieces that is good for. Pure: times are
+//! arguments.
 //!
 //! ```text
 //! Sent (uploads count) -> Sample every SPAN -> Share: slow STRAINED times in a row  half of it
 //!                                                     not slow for a while          twice of it
 //! ```
 //!
-//! Who got less, and is slow again with more, waits twice as long the next time.
+//! A slow node delays everybody who wants what it owns, so it owns less. Only uploads of what lies
+//! on its disk count: what is still arriving is as slow as the registry. Only several receivers
+//! count: a single one may be slow itself. And only a while counts: each change of a share moves
+//! pieces to nodes that may have to read them from the registry again, so nothing changes in the
+//! middle of a wave.
+//!
+//! A node whose share was raised, and that is slow again with more, waits twice as long the next
+//! time.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -20,13 +23,13 @@ use super::standing::Moment;
 
 /// The time that a sample covers.
 pub const SPAN: Duration = Duration::from_secs(10);
-/// A node that sends less, in bytes per second, all uploads together, is slow.
+/// The pace, in bytes per second of all uploads together, below which a node is slow.
 const SLOW: u64 = 10_000_000;
-/// Fewer receivers than this tell nothing.
+/// The fewest receivers that say something about the sender.
 const RECEIVERS: usize = 3;
-/// So many slow samples in a row cost half of the share.
+/// How many slow samples in a row halve the share.
 const STRAINED: u32 = 3;
-/// So many others give it back; at first, and at most.
+/// How many other samples in a row double it again; at first, and at most.
 const CALM: (u32, u32) = (6, 96);
 /// The least share: somebody has to own the pieces where all are slow.
 const LEAST: Weight = Weight(12);
@@ -41,37 +44,37 @@ pub struct Sent {
     receivers: HashSet<MemberId>,
 }
 
-/// What was sent in some time.
+/// What was sent in one stretch of time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sample {
     /// The time during which something was sent.
     pub busy: Duration,
-    /// The bytes.
+    /// The bytes that were sent.
     pub bytes: u64,
-    /// To so many members.
+    /// The number of members that received them.
     pub receivers: usize,
 }
 
 impl Sent {
-    /// An upload to `member` begins.
+    /// Notes that an upload to `member` begins.
     pub fn begin(&mut self, member: MemberId, now: Moment) {
         self.settle(now);
         self.running += 1;
         self.receivers.insert(member);
     }
 
-    /// Bytes were taken.
+    /// Adds bytes that a receiver has taken.
     pub fn add(&mut self, bytes: u64) {
         self.bytes += bytes;
     }
 
-    /// An upload ends.
+    /// Notes that an upload ends.
     pub fn end(&mut self, now: Moment) {
         self.settle(now);
         self.running = self.running.saturating_sub(1);
     }
 
-    /// What was sent since the last call.
+    /// Takes what was sent since the last call.
     pub fn take(&mut self, now: Moment) -> Sample {
         self.settle(now);
         let Self { busy, bytes, receivers, .. } = &*self;
@@ -90,8 +93,9 @@ impl Sent {
 }
 
 impl Sample {
-    /// Whether the node is slow by this. `least` is what its uploads get at any rate, in bytes per
-    /// second: half of a slow link is as much as all others have, too.
+    /// Whether the node is slow by this sample. `least` is half of its link, in bytes per second
+    /// ([`half_of_link`](super::link::half_of_link)). A node that reaches half of that is not slow:
+    /// its uploads may have no more, and on a slow link neither may those of the others.
     pub fn is_slow(&self, least: Option<u64>) -> bool {
         let limit = least.map_or(SLOW, |least| SLOW.min(least / 2));
         let pace = self.bytes as f64 / self.busy.as_secs_f64().max(f64::EPSILON);
@@ -106,7 +110,7 @@ pub struct Share {
     strained: u32,
     calm: u32,
     patience: u32,
-    /// The weight was raised since it was last lowered.
+    /// Whether the weight was raised since it was last lowered.
     raised: bool,
 }
 
@@ -117,7 +121,7 @@ impl Default for Share {
 }
 
 impl Share {
-    /// The weight after a sample that was slow or not.
+    /// Takes in whether the last sample was slow, and returns the weight.
     pub fn after(&mut self, slow: bool) -> Weight {
         if slow {
             (self.strained, self.calm) = (self.strained + 1, 0);
@@ -152,7 +156,7 @@ mod tests {
         MemberId::from_bytes([number; 16])
     }
 
-    /// What is seen of a node that sends at `pace` to so many receivers, for `busy` of ten seconds.
+    /// The sample of a node that sends at `pace` to so many receivers, for `busy` of ten seconds.
     fn sample(pace: u64, receivers: u8, busy: Duration) -> Sample {
         let mut sent = Sent::default();
         for number in 0..receivers {
@@ -186,7 +190,7 @@ mod tests {
         assert!(!is_slow(SLOW / 2, 2, 8 * S), "these two may be slow");
         assert!(!is_slow(SLOW / 2, 3, 4 * S), "it had little to do");
         assert!(!sample(0, 0, Duration::ZERO).is_slow(None), "nobody wanted anything");
-        // Where the link has 100 Mbit/s, all are like that.
+        // With links of 100 Mbit/s all nodes are like that.
         let half_of_link = Some(6_250_000);
         assert!(!sample(6_000_000, 3, 8 * S).is_slow(half_of_link));
         assert!(sample(3_000_000, 3, 8 * S).is_slow(half_of_link));

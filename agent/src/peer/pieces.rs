@@ -1,14 +1,13 @@
-//! Pieces on disk, for others: contents that were unpacked cannot be turned back into what
-//! travels.
+//! Pieces on disk, for others: unpacked contents cannot be turned back into the bytes that travel.
 //!
 //! ```text
 //! pieces/own/REALM-HEX     what this node owns by its rank      a budget of its own
 //! pieces/held/REALM-HEX    what it fetched for itself           a smaller one
 //! ```
 //!
-//! REALM tells who may have it, see [`Realm`]; HEX is its digest. Files appear whole, by rename,
-//! and are never synced: each is hashed when it is first used after a start, or after its file
-//! has changed, and what is damaged is dropped. The least used goes first.
+//! REALM says who may have the piece, see [`Realm`]; HEX is its digest. Files appear whole, by
+//! rename, and are never synced: each is hashed when it is first used after a start, or after its
+//! file has changed, and a damaged one is dropped. The least recently used goes first.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -27,20 +26,20 @@ use super::wanted::MAX_PIECE;
 /// Why a node has a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keeping {
-    /// It owns it.
+    /// The node owns it by its rank.
     Own,
-    /// It wanted it itself.
+    /// The node wanted it itself.
     Held,
 }
 
-/// Bytes of pieces that are kept.
+/// How many bytes of pieces are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PieceLimits {
-    /// Of those that the node owns.
+    /// The most bytes of pieces that the node owns.
     pub own: u64,
-    /// Of the others.
+    /// The most bytes of other pieces.
     pub held: u64,
-    /// Bytes of the file system that stay free.
+    /// The bytes of the file system that stay free.
     pub reserve: u64,
 }
 
@@ -79,11 +78,11 @@ struct Kept {
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     size: u64,
-    /// The file as it was when its bytes were right.
+    /// The stamp of the file when its bytes were right; `None` until it was hashed.
     checked: Option<Stamp>,
 }
 
-/// What changes with the contents of a file.
+/// What changes when the content of a file does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     inode: u64,
@@ -99,10 +98,10 @@ impl Stamp {
     }
 }
 
-/// A piece that is open, and whose bytes were right when it was opened.
+/// An open piece, whose bytes were right when it was opened.
 #[derive(Debug)]
 pub struct OpenPiece {
-    /// The file; it can be read also when the piece is dropped meanwhile.
+    /// The file; it stays readable when the piece is dropped meanwhile.
     pub file: File,
     /// Its size in bytes.
     pub size: u64,
@@ -123,12 +122,13 @@ impl Pieces {
         self.own.has(key) || self.held.has(key)
     }
 
-    /// Opens a piece. Blocks on the disk, and hashes what was not hashed since the start.
+    /// Opens a piece; `None` where it is not here or damaged. Blocks on the disk, and hashes what
+    /// was not hashed since the start.
     pub fn get(&self, key: &PieceKey) -> Option<OpenPiece> {
         self.own.get(key).or_else(|| self.held.get(key))
     }
 
-    /// All bytes of a piece, verified; a damaged one is dropped. Blocks on the disk.
+    /// Reads all bytes of a piece, verified; a damaged one is dropped. Blocks on the disk.
     pub fn read(&self, key: &PieceKey) -> Option<Verified> {
         let open = self.get(key)?;
         read_all(open, &key.1)
@@ -142,8 +142,8 @@ impl Pieces {
             .ok()
     }
 
-    /// Keeps a piece; whether it is here now. What cannot be kept for want of room is left out,
-    /// for other reasons with a word in the log. Blocks on the disk.
+    /// Keeps a piece, and returns whether it is here now. Where there is no room, it is silently
+    /// left out; other failures are logged. Blocks on the disk.
     pub fn put(&self, key: &PieceKey, piece: &Verified, keeping: Keeping) -> bool {
         let shelf = match keeping {
             Keeping::Own => &self.own,
@@ -178,7 +178,7 @@ impl Shelf {
             let file = entry.metadata().ok().filter(fs::Metadata::is_file);
             match (key_of(&name), file) {
                 (Some(key), Some(meta)) => found.push((meta.mtime(), key, meta.len())),
-                // What a crash has left, or somebody else.
+                // A crash has left it, or somebody else.
                 _ => drop(fs::remove_file(entry.path())),
             }
         }
@@ -249,7 +249,7 @@ impl Shelf {
         Ok(true)
     }
 
-    /// Notes a piece that is there now, and drops the least used ones beyond the limit.
+    /// Notes a piece that is there now, and drops the least recently used ones beyond the limit.
     fn note(&self, key: PieceKey, entry: Entry) {
         let mut superfluous = Vec::new();
         {
@@ -263,7 +263,7 @@ impl Shelf {
             }
         }
         for key in superfluous {
-            // What is left of it goes at the next start.
+            // A file that stays is found and dropped after the next start.
             let _ = fs::remove_file(self.path(&key));
         }
     }
@@ -290,7 +290,7 @@ fn verified(bytes: Vec<u8>, digest: &Digest) -> io::Result<Verified> {
     Verified::check(bytes.into(), digest).map_err(damaged)
 }
 
-/// The piece that a file of this name is.
+/// The piece that a file of this name holds.
 fn key_of(name: &str) -> Option<PieceKey> {
     let (realm, hex) = name.split_once('-')?;
     Some((realm.parse().ok()?, Digest::from_hex(hex).ok()?))

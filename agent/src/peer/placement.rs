@@ -1,9 +1,10 @@
-//! Where a piece is: rendezvous hashing (highest random weight) over the members.
+//! Where a piece is: rendezvous hashing (highest random weight; Thaler, Ravishankar 1998) over the
+//! members. Pure.
 //!
-//! Each member has a score for each piece, and the one with the highest owns it; the next ones
-//! take its place when it is gone. Nobody has to be asked, and a member that comes or goes moves
-//! no pieces but its own. All nodes of a cluster must agree, whatever their version, so the
-//! function is **frozen**: the tests pin what it gives.
+//! Each member has a score for each piece. The one with the highest score owns it, and the next
+//! ones take its place when it is gone. Nobody has to be asked, and a member that joins or leaves
+//! moves no pieces but its own. All nodes of a cluster must agree, whatever their version, so the
+//! function is **frozen**: the tests pin its results.
 //!
 //! ```text
 //! m     = mix(id[8..16] ^ mix(id[0..8]))                 once per member
@@ -11,9 +12,9 @@
 //! stands for the piece, if mix(score) % 100 < weight
 //! ```
 //!
-//! A member of weight 30 stands for 30 of 100 pieces, the same ones at each weight above, so a
-//! change of weight moves only what is between. Who does not stand ranks behind all who do; who
-//! has no weight at all has no rank.
+//! A member of weight 30 stands for 30 of 100 pieces, the same ones at each greater weight, so a
+//! change of weight moves only the difference. A member that does not stand for a piece ranks
+//! behind all that do; one without weight has no rank.
 
 use std::cmp::Reverse;
 use std::ops::RangeInclusive;
@@ -25,7 +26,7 @@ use super::member::{Member, MemberId, Members, Weight};
 /// The versions of the peer protocol that this program speaks.
 pub const PROTOCOL: RangeInclusive<u16> = 1..=1;
 
-/// What a member is worth for a piece; the greater, the better.
+/// The rank of a member for a piece; the greater, the better.
 type Rank = (bool, u64, Reverse<MemberId>);
 
 /// The first `most` members for `piece`, the owner first, among those that speak one of the
@@ -181,7 +182,7 @@ mod tests {
             let (before, after) = (Members::new(before), Members::new(after));
             let (old, new) = (owner(&piece(number), &before), owner(&piece(number), &after));
             prop_assert!(new == old || new == Some(id(count)));
-            // Who goes leaves its pieces to the second in rank.
+            // A member that leaves hands its pieces to the second in rank.
             let ranks = ranking(&piece(number), &after, &PROTOCOL, 2);
             if new == Some(id(count)) {
                 prop_assert_eq!(old, ranks.get(1).copied());

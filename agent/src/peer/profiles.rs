@@ -10,13 +10,13 @@
 //! ```
 //!
 //! The members that rank highest for a repository keep its profiles ([`keepers`]), as owners keep
-//! pieces, so that nobody has to search. Requests are signed, and for a private repository they carry
-//! the same ticket as requests for its pieces ([`super::realm`]). A body is profiles, one JSON object
-//! a line, compressed with zstd.
+//! pieces, so that nobody has to search. Requests are signed, and for a private repository they
+//! carry the same ticket as requests for its pieces ([`super::realm`]). A body is profiles, one
+//! JSON object a line, compressed with zstd.
 //!
-//! Nobody can tell a right profile from a made-up one. A made-up one makes nodes fetch files that
-//! nobody reads, up to the bounds of [`place_units`](crate::profile::place_units), and does no other
-//! harm.
+//! No node can tell a right profile from an invented one. An invented one makes nodes fetch files
+//! that nobody reads, up to the bounds of [`place_units`](crate::profile::place_units), and does no
+//! other harm.
 
 mod shelf;
 
@@ -44,15 +44,16 @@ pub const ALL_MAX: usize = FILE_MAX as usize;
 /// The largest start, in bytes of JSON: a quarter of a file, so that
 /// [`ENOUGH`](crate::profile::ENOUGH) of them fit into one.
 const START_MAX: u64 = FILE_MAX / 4;
-/// How many members keep the profiles of a repository: one, and another in case it goes.
+/// How many members keep the profiles of a repository: one, and another in case the first leaves.
 pub const KEEPERS: usize = 2;
 /// How many members are asked for them: some may have joined since and rank higher now.
 pub const ASKED: usize = 4;
 /// How many profiles are taken from a body, all of one build of an image: one for each command.
 const COMMANDS: usize = 8;
-/// zstd needs no more memory for what has been compressed here: 8 MiB (RFC 8878, 3.1.1.1.2).
+/// The largest window that is accepted, as a power of two: 8 MiB (RFC 8878, 3.1.1.1.2), which is
+/// enough for what [`pack`] makes.
 const WINDOW_LOG: u32 = 23;
-/// Paths have much in common, and a body is made once for all who ask.
+/// The compression level: paths have much in common, and a body is made once for all who ask.
 const LEVEL: i32 = 9;
 
 /// The `most` members that rank highest for the profiles of `scope`, the highest first.
@@ -70,7 +71,7 @@ pub struct ProfileCall {
 }
 
 impl ProfileCall {
-    /// `None` where the repository cannot stand in a request.
+    /// A call about `manifest` in `scope`; `None` where the repository cannot stand in a request.
     pub fn new(scope: &Scope, manifest: &Digest) -> Option<Self> {
         let (scope, manifest) = (scope.clone(), *manifest);
         is_plain(scope.as_str()).then_some(Self { scope, manifest })
@@ -81,7 +82,7 @@ impl ProfileCall {
         format!("{PROFILES}?manifest={}&scope={}", self.manifest.hex(), self.scope)
     }
 
-    /// What the request with this target is about.
+    /// Reads what the request with this target is about.
     ///
     /// # Errors
     /// [`BadCall`] names the part that is missing or wrong.
@@ -96,7 +97,7 @@ impl ProfileCall {
         Self::new(&scope, &manifest).ok_or(BadCall("scope"))
     }
 
-    /// Whether `record` tells of the image, or of another build in its repository.
+    /// Whether `record` is of the image, or of another build in its repository.
     pub fn is_answered_by(&self, record: &StartRecord) -> bool {
         let repository: Option<Repository> = self.scope.as_str().parse().ok();
         let is_build = repository.is_some_and(|repository| record.is_of(repository.path()));
@@ -121,7 +122,7 @@ pub enum BadProfiles {
     NotTheStart,
 }
 
-/// `records` as a body; those that would make it too long are left out.
+/// Packs `records` into a body; those that would make it too long are left out.
 pub fn pack(records: &[StartRecord]) -> Bytes {
     let mut lines = Vec::new();
     for line in records.iter().take(COMMANDS).map(StartRecord::to_json) {
@@ -134,18 +135,18 @@ pub fn pack(records: &[StartRecord]) -> Bytes {
     zstd::bulk::compress(&lines, LEVEL).expect("memory takes everything").into()
 }
 
-/// The profiles in a body. Lines that are something else are left out: another version may have
-/// written them.
+/// Unpacks the profiles in a body. Lines that are not profiles are left out: another version may
+/// have written them.
 ///
 /// # Errors
-/// [`BadProfiles`] where the body is none of ours.
+/// [`BadProfiles`] where the body is not zstd, or too long.
 pub fn unpack(body: &[u8]) -> Result<Vec<StartRecord>, BadProfiles> {
     let lines = decompress(body, FILE_MAX)?;
     let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     Ok(lines.take(COMMANDS).filter_map(|line| of(line).ok()).collect())
 }
 
-/// The profile in a body that tells of one start of the image of `call`.
+/// Unpacks a body with the profile of one start of the image of `call`.
 ///
 /// # Errors
 /// [`BadProfiles`] where it is something else.

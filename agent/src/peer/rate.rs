@@ -3,10 +3,10 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// So many bytes per second, on average since the last pause.
+/// A limit of bytes per second, on average since the last pause.
 pub struct Rate {
     bytes_per_second: u64,
-    /// When everything that was taken so far is paid for.
+    /// When all bytes that were taken so far are paid for.
     paid: Mutex<Option<Instant>>,
 }
 
@@ -16,7 +16,7 @@ impl Rate {
         Self { bytes_per_second: bytes_per_second.max(1), paid: Mutex::new(None) }
     }
 
-    /// Takes `bytes` at the time `now`; how long to wait before the next ones.
+    /// Takes `bytes` at the time `now`, and returns how long to wait before the next ones.
     pub fn take(&self, bytes: u64, now: Instant) -> Duration {
         let price = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
         let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);

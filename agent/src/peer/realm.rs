@@ -1,11 +1,17 @@
-//! Who may have a piece: everybody in the cluster, or those with the credential that it takes to
+//! Who may have a piece: all members of the cluster, or those with the credential that it takes to
 //! pull it.
 //!
-//! Knowing a digest does not suffice. A node that has a credential for a repository treats what
-//! comes from it as private to the holders of the same credential: it hands that out for a
-//! [`Ticket`] only, and keeps it apart from everything else, so that asking for the same digest in
-//! the name of another repository finds nothing. A node without the credential does not have such
-//! pieces, and cannot check the ticket: it is refused, and asks elsewhere.
+//! ```text
+//! this node fetches  -> of(scope): the realm under which it keeps the piece
+//! this node asks     -> ticket(scope, asked node)
+//! another node asks  -> admit(scope, asker, ticket): the realm in which to look
+//! ```
+//!
+//! Knowing a digest does not suffice. A node that has a credential for a repository treats what it
+//! reads from there as private to the holders of the same credential: it hands that out for a
+//! [`Ticket`] only, and keeps it apart from everything else, so that a request for the same digest
+//! in the name of another repository finds nothing. A node without the credential does not have
+//! such pieces, and cannot check the ticket: it refuses, and the asker goes elsewhere.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,7 +27,7 @@ use super::member::MemberId;
 use super::origin::{Login, Origin};
 use crate::blocking::blocking;
 
-/// A ticket is good for so long.
+/// How long a ticket of this node is good.
 const TICKET_LIFE: Duration = Duration::from_secs(600);
 
 /// Those who may have a piece.
@@ -42,7 +48,7 @@ impl fmt::Display for Realm {
     }
 }
 
-/// A text that names no realm.
+/// A text that does not name a realm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadRealm;
 
@@ -59,7 +65,7 @@ impl FromStr for Realm {
     }
 }
 
-/// A peer may not have what it asks for (403).
+/// Why a peer may not have what it asks for (403).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
     /// It shows no ticket.
@@ -73,12 +79,13 @@ pub enum Denied {
     NoCredential,
 }
 
-/// Tells realms, by the credentials of this node.
+/// Decides realms by the credentials of this node.
 pub struct Realms {
     keys: ClusterKeys,
     own: MemberId,
     origin: Arc<dyn Origin>,
-    /// Deriving a key is slow by intent: it is done once, whoever waits for it.
+    /// The keys that were derived. That is slow by intent, so it is done once, even if several wait
+    /// for it.
     derived: Mutex<HashMap<Login, Arc<OnceCell<ScopeKey>>>>,
 }
 
@@ -94,7 +101,7 @@ impl Realms {
         Self { keys, own, origin, derived: Mutex::default() }
     }
 
-    /// The realm of what this node fetches in the name of `scope`.
+    /// The realm of what this node fetches in the name of `scope`. Slow the first time.
     pub async fn of(&self, scope: &Scope) -> Realm {
         match self.scope_key(scope).await {
             None => Realm::Public,
@@ -102,16 +109,16 @@ impl Realms {
         }
     }
 
-    /// The ticket to show to `asked`, where one is needed.
+    /// The ticket to show to `asked`; `None` where this node has no credential for the repository.
     pub async fn ticket(&self, scope: &Scope, asked: MemberId, now: SystemTime) -> Option<Ticket> {
         let key = self.scope_key(scope).await?;
         Some(Ticket::issue(&self.keys, &key, self.own, asked, now + TICKET_LIFE))
     }
 
-    /// The realm that `asker` is admitted to, who shows `ticket`.
+    /// The realm that `asker`, which shows `ticket`, is admitted to.
     ///
     /// # Errors
-    /// [`Denied`].
+    /// [`Denied`] where it may have nothing in the name of `scope`.
     pub async fn admit(
         &self,
         scope: &Scope,
@@ -138,7 +145,7 @@ impl Realms {
     }
 }
 
-/// The key of those who have this credential, made on a thread that may be busy for long.
+/// Derives the key of those who have this credential, on a thread that may block.
 async fn derive(login: Login) -> ScopeKey {
     let derive = move || ScopeKey::derive(&login.registry, &login.user, login.password.expose());
     blocking(derive).await

@@ -1,18 +1,20 @@
-//! Hands pieces to other nodes, and profiles of starts: HTTP/1.1, a route each.
+//! Hands pieces, and profiles of starts, to other nodes: HTTP/1.1, a route each.
 //!
 //! ```text
 //! GET /v1/pieces/HEX?...   (see wanted)
 //!   signed by a member?            401
+//!   well-formed?                   400
 //!   its ticket good?               403
 //!   uploads decide                 200 from disk, or as it arrives
 //!                                  307 + undermount-peers     these have it
-//!                                  202                        it has not come yet: ask again
+//!                                  202                        nothing has arrived: ask again
 //!                                  404, 503 + undermount-retry-after-ms
+//!   to be read from the registry   403 not from that one; 502 it could not be read
 //! ```
 //!
-//! Who asks for what has not come is kept waiting for [`HOLD`] at most, so that silence means
-//! that a node is dead. An upload has a slot from its first byte to its last; memory is bounded by
-//! the slots, and one that takes nothing for [`SEND`] is cut off.
+//! A request for a piece that has not begun to arrive waits for [`HOLD`] at most, so that silence
+//! means that a node is dead. An upload has a slot from its first byte to its last; memory is
+//! bounded by the slots, and an upload of which nothing is taken for [`SEND`] is cut off.
 
 mod body;
 mod profiles;
@@ -46,9 +48,9 @@ use body::{Slot, stream_arriving, stream_stored};
 
 /// How long a request waits for the first byte of what is on its way.
 pub const HOLD: Duration = Duration::from_millis(300);
-/// An upload of which nothing is taken for so long is cut off.
+/// How long an upload may wait for its receiver before it is cut off.
 const SEND: Duration = Duration::from_secs(10);
-/// What a node asks for that has no memory for another piece.
+/// The pause that a node without memory for another piece asks for.
 const CROWDED: Duration = Duration::from_millis(200);
 
 /// Hands out the pieces of an [`Exchange`].
@@ -144,7 +146,7 @@ impl PieceServer {
                     if let Some(response) = self.serve(&admitted, place, slot).await {
                         return Ok(response);
                     }
-                    // It was damaged, and is gone now.
+                    // It was damaged and has been removed.
                 }
                 Answer::Begin => match self.begin(&admitted)? {
                     Some(busy) => return Ok(busy),
@@ -155,7 +157,7 @@ impl PieceServer {
                     if tokio::time::timeout_at(held, piece.begun()).await.is_err() {
                         return Ok(StatusCode::ACCEPTED.into_response());
                     }
-                    // To begin again at once would only ask the registry the same again.
+                    // To begin again at once would only repeat the question to the registry.
                     piece.have().ok_or(Refusal::Failed)?;
                 }
                 Answer::Redirect(to) => return Ok(self.redirect(&to)),
@@ -185,7 +187,7 @@ impl PieceServer {
         self.0.keys.check(text(headers, &AUTHORIZATION), &signed, SystemTime::now())
     }
 
-    /// The realm that `caller` is admitted to, who shows `ticket`.
+    /// The realm that `caller`, which shows `ticket`, is admitted to.
     async fn realm(
         &self,
         scope: &Scope,
@@ -196,7 +198,7 @@ impl PieceServer {
         self.exchange().realms().admit(scope, caller.member, ticket, now).await
     }
 
-    /// Begins to get the piece; the answer, if there is no memory for it.
+    /// Begins to fetch the piece for the asker; the answer instead, if there is no memory for it.
     fn begin(&self, admitted: &Admitted) -> Result<Option<Response>, Refusal> {
         let wanted = &admitted.call.wanted;
         if !self.exchange().origin().reaches(&wanted.scope) {

@@ -1,24 +1,26 @@
-//! What this node thinks of the others: who cannot be reached, who lied, who is silent, and how
-//! many transfers may still be given up for being slow.
+//! What this node thinks of the others: which members cannot be reached, lied or are silent, and
+//! how many transfers may still be given up for being slow. Pure: it reads no clock.
 //!
-//! Nothing here reads a clock: a [`Moment`] is the time since some beginning, of the process or
-//! of a simulation.
+//! ```text
+//! fetch, transfer -> unreachable, foreign, lied, delivered, proved -> Standing
+//! shuns, is_silent, is_proven, may_hedge                           <-
+//! ```
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use super::member::MemberId;
 
-/// A point in time, as the time since a beginning.
+/// A point in time, as the time since the beginning of the process or of a simulation.
 pub type Moment = Duration;
 
-/// Who did not answer is left alone for so long.
+/// How long a member that did not answer is left alone.
 pub const UNREACHABLE: Duration = Duration::from_secs(30);
-/// Who sent wrong bytes is left alone for so long.
+/// How long a member that sent wrong bytes is left alone.
 pub const BAN: Duration = Duration::from_secs(300);
-/// One transfer in so many may be given up because it is slow.
+/// One transfer in so many may be given up for being slow.
 const HEDGE_ONE_IN: u64 = 50;
-/// Transfers that may be given up before there is a budget.
+/// How many transfers may be given up before there is a budget.
 const HEDGE_BURST: u64 = 2;
 
 /// Why a member is left alone.
@@ -35,7 +37,7 @@ pub enum Reason {
 /// A member that is left alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shunned {
-    /// Which one.
+    /// The member.
     pub member: MemberId,
     /// Why.
     pub reason: Reason,
@@ -46,9 +48,9 @@ pub struct Shunned {
 #[derive(Debug, Default)]
 struct Record {
     shunned: Option<(Reason, Moment)>,
-    /// When it delivered something, the last time.
+    /// When it last delivered something.
     delivered: Option<Moment>,
-    /// Whether a whole piece of it was right, and none has been wrong since.
+    /// Whether it sent a whole piece that was right, and none since that was wrong.
     proven: bool,
 }
 
@@ -60,7 +62,7 @@ pub struct Standing {
     begun: u64,
     /// Transfers that were given up for being slow.
     hedged: u64,
-    /// Members that were found lying, each time counted.
+    /// How often members were found lying.
     lies: u64,
 }
 
@@ -71,24 +73,24 @@ impl Standing {
         record.and_then(|record| record.shunned.as_ref()).is_some_and(|(_, until)| *until > now)
     }
 
-    /// `member` does not answer.
+    /// Notes that `member` does not answer.
     pub fn unreachable(&mut self, member: MemberId, now: Moment) {
         self.shun(member, Reason::Unreachable, now + UNREACHABLE);
     }
 
-    /// `member` is of another cluster or version.
+    /// Notes that `member` is of another cluster or version.
     pub fn foreign(&mut self, member: MemberId, now: Moment) {
         self.shun(member, Reason::Foreign, now + UNREACHABLE);
     }
 
-    /// `member` sent wrong bytes, and nobody else can have spoilt them.
+    /// Notes that `member` sent wrong bytes, which nobody else can have spoilt.
     pub fn lied(&mut self, member: MemberId, words: String, now: Moment) {
         self.lies += 1;
         self.members.entry(member).or_default().proven = false;
         self.shun(member, Reason::Lied(words), now + BAN);
     }
 
-    /// A longer time of being left alone is not made shorter.
+    /// Leaves `member` alone until `until`; a later end that was set before stays.
     fn shun(&mut self, member: MemberId, reason: Reason, until: Moment) {
         let shunned = &mut self.members.entry(member).or_default().shunned;
         if shunned.as_ref().is_none_or(|(_, before)| *before <= until) {
@@ -96,17 +98,17 @@ impl Standing {
         }
     }
 
-    /// `member` delivered something.
+    /// Notes that `member` delivered something.
     pub fn delivered(&mut self, member: MemberId, now: Moment) {
         self.members.entry(member).or_default().delivered = Some(now);
     }
 
-    /// A whole piece of `member` was right.
+    /// Notes that a whole piece of `member` was right.
     pub fn proved(&mut self, member: MemberId) {
         self.members.entry(member).or_default().proven = true;
     }
 
-    /// Whether bytes of `member` are worth going on with where it has stopped.
+    /// Whether `member` is trusted enough to keep its bytes when it stops in the middle.
     pub fn is_proven(&self, member: &MemberId) -> bool {
         self.members.get(member).is_some_and(|record| record.proven)
     }
@@ -117,7 +119,7 @@ impl Standing {
         delivered.is_none_or(|delivered| delivered < since)
     }
 
-    /// A transfer begins.
+    /// Notes that a transfer begins.
     pub fn begin(&mut self) {
         self.begun += 1;
     }
@@ -139,7 +141,7 @@ impl Standing {
         self.lies
     }
 
-    /// Who is left alone now. Forgets whose time is over.
+    /// The members that are left alone now. Forgets why the others were.
     pub fn shunned(&mut self, now: Moment) -> Vec<Shunned> {
         let mut all = Vec::new();
         for (member, record) in &mut self.members {
@@ -152,7 +154,7 @@ impl Standing {
         all
     }
 
-    /// Forgets members that `is_member` does not know and that are not banned any more.
+    /// Forgets members that `is_member` does not know and that are not left alone any more.
     pub fn retain(&mut self, is_member: impl Fn(&MemberId) -> bool, now: Moment) {
         self.members.retain(|member, record| {
             let shunned = record.shunned.as_ref().is_some_and(|(_, until)| *until > now);

@@ -1,4 +1,5 @@
-//! Clusters of nodes on loopback, and a registry in memory that counts what it gives.
+//! For tests: clusters of nodes on loopback, and a registry in memory that counts the bytes that it
+//! gives.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -66,7 +67,7 @@ pub struct Registry {
     pub down: AtomicBool,
     /// The pause before each chunk.
     pub pause: Duration,
-    /// How many more chunks it gives; as many as are wanted where there is none.
+    /// How many more chunks it gives; `None` for no limit.
     pub chunks: Option<Semaphore>,
 }
 

@@ -1,7 +1,7 @@
 //! mTLS between nodes: each end shows a certificate that the cluster's CA has signed.
 //!
-//! Members are known by their addresses, which change, so of a certificate it counts who has
-//! signed it, not whose name it has. The cluster key is asked for all the same.
+//! Members are known by their addresses, which change, so it matters who has signed a certificate,
+//! not whose name it has. Requests are signed with the cluster key all the same.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::host;
 
-/// Connections of peers cannot be encrypted.
+/// Why connections of peers cannot be encrypted.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerTlsError {
     /// A file cannot be read or is not PEM.
@@ -26,7 +26,7 @@ pub enum PeerTlsError {
         /// What is wrong.
         source: pem::Error,
     },
-    /// A certificate that cannot sign.
+    /// It has no certificate that can sign others.
     #[error("`{}` holds no certificate that can sign others", path.display())]
     Signer {
         /// The file.
@@ -44,7 +44,7 @@ pub enum PeerTlsError {
     },
 }
 
-/// Takes connections of those whose certificate is signed by one in `ca`.
+/// Accepts connections of clients whose certificate is signed by one in `ca`.
 ///
 /// # Errors
 /// [`PeerTlsError`] names the file that cannot be used.

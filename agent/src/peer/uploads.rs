@@ -1,9 +1,16 @@
 //! What a node answers to a peer that wants a piece: serve it, name others that it has served,
 //! begin to get it, or say that there is nothing to be had.
 //!
-//! Only so many uploads run at a time. Whoever comes when all slots are taken is sent to a peer
-//! that was served before, which has slots of its own: a tree grows by itself. Like [`Fetch`] this
+//! Only so many uploads run at a time. A peer that asks when all slots are taken is sent to a peer
+//! that was served before, which has slots of its own: a tree grows by itself. Like [`Fetch`], this
 //! decides and does nothing else.
+//!
+//! ```text
+//! nothing here     -> mode owner: Begin          else: Missing
+//! on its way       -> waits for the asker: Missing
+//!                     nothing arrived: Wait      for a probe: Missing, unless from the registry
+//! some here, whole -> a free slot: Serve         served before: Redirect     else: Busy
+//! ```
 //!
 //! [`Fetch`]: super::fetch::Fetch
 
@@ -19,11 +26,11 @@ use super::member::MemberId;
 use super::placement::mix;
 use super::standing::Moment;
 
-/// Members that a redirect names.
+/// The most members that a redirect names.
 const NAMED: usize = 3;
-/// Members that are remembered as served, for each piece.
+/// How many members are remembered as served, for each piece.
 const SERVED: usize = 32;
-/// Pieces for which it is remembered who was served.
+/// For how many pieces it is remembered who was served.
 const PIECES: NonZeroUsize = NonZeroUsize::new(8192).expect("not zero");
 /// The shortest pause that a busy node asks for, and the longest.
 const PAUSE: Duration = Duration::from_millis(25);
@@ -34,9 +41,9 @@ const CROWD: Duration = Duration::from_millis(250);
 /// How many uploads may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UploadLimits {
-    /// At a time, in all.
+    /// The most at a time, in all.
     pub slots: usize,
-    /// At a time, to one member.
+    /// The most at a time, to one member.
     pub per_member: usize,
 }
 
@@ -52,13 +59,13 @@ impl Default for UploadLimits {
 pub struct Request {
     /// The piece.
     pub piece: Digest,
-    /// Who wants it.
+    /// The member that wants it.
     pub asker: MemberId,
     /// What to do where it is not here.
     pub mode: Mode,
-    /// How often it was passed on.
+    /// How often the request was passed on.
     pub hop: u8,
-    /// Whom the asker does not want to hear of.
+    /// Members that the answer need not name.
     pub tried: Vec<MemberId>,
 }
 
@@ -69,9 +76,9 @@ pub enum Have {
     Nothing,
     /// It is on its way.
     Arriving {
-        /// Some of it has come.
+        /// Whether some of it has arrived.
         begun: bool,
-        /// What it is waited for.
+        /// The source that it waits for.
         from: Upstream,
     },
     /// All of it.
@@ -132,14 +139,14 @@ impl Uploads {
         self.running
     }
 
-    /// The answer to `request`, where the node has of the piece what `have` says.
+    /// The answer to `request`, where `have` says how much of the piece is here.
     pub fn answer(&mut self, request: &Request, have: Have, now: Moment) -> Answer {
         match have {
             Have::Nothing => match request.mode {
                 Mode::Owner if request.hop < HOPS => Answer::Begin,
                 _ => Answer::Missing,
             },
-            // It waits for us, so we must not wait for it.
+            // The asker waits for this node, so this node must not wait for the asker.
             Have::Arriving { from: Upstream::Member(from), .. } if from == request.asker => {
                 Answer::Missing
             }
@@ -175,7 +182,7 @@ impl Uploads {
         served.push_back(request.asker);
     }
 
-    /// An upload to `member` is over.
+    /// Notes that an upload to `member` is over.
     pub fn ended(&mut self, member: &MemberId) {
         self.running = self.running.saturating_sub(1);
         if let Some(count) = self.by_member.get_mut(member) {
@@ -186,7 +193,7 @@ impl Uploads {
         }
     }
 
-    /// Some of those that were served the piece, by chance.
+    /// Some of the members that were served the piece, chosen by chance.
     fn others(&mut self, request: &Request) -> Vec<MemberId> {
         let Some(served) = self.served.get(&request.piece) else { return Vec::new() };
         let is_new =
@@ -199,7 +206,7 @@ impl Uploads {
         others
     }
 
-    /// The more come in vain, the later they are to come back.
+    /// The pause to ask for: the more requests find no slot, the longer.
     fn pause(&mut self, now: Moment) -> Duration {
         let crowd = &mut self.crowd;
         let elapsed = now.saturating_sub(crowd.since);

@@ -1,4 +1,4 @@
-//! What a node asks another for, as the target of an HTTP request.
+//! What one node asks another for, as the target of an HTTP request. Pure.
 //!
 //! ```text
 //! GET /v1/pieces/HEX?mode=owner&hop=0&offset=0&blob=HEX&start=0&end=1048577
@@ -12,7 +12,8 @@
 //! &kind=manifest at the end, where the piece is a manifest, which a registry keeps apart
 //! ```
 //!
-//! The target is signed as it stands, so it is written in one way only and read back strictly.
+//! The target is signed as it stands, so there is one way to write it, and it is read back
+//! strictly.
 
 use std::fmt::Write as _;
 use std::str::FromStr;
@@ -26,21 +27,21 @@ use crate::image::manifest::MAX_MANIFEST;
 
 /// The path of pieces, before the digest.
 pub const PIECES: &str = "/v1/pieces/";
-/// Pieces above this size, in bytes, do not travel between peers.
+/// The size, in bytes, above which pieces do not travel between peers.
 pub const MAX_PIECE: u64 = 64 << 20;
 /// What the target of a request for a manifest ends with.
 const MANIFEST: &str = "&kind=manifest";
-/// Members that a request may name as tried.
+/// How many members a request may name as tried.
 const MAX_TRIED: usize = 32;
 
 /// A piece that is wanted, and what it takes to read it from the registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
-    /// In whose name.
+    /// The repository in whose name it is wanted.
     pub scope: Scope,
     /// The piece.
     pub piece: Piece,
-    /// Who waits.
+    /// How urgent it is.
     pub priority: Priority,
     /// Where a registry has it.
     pub kind: Kind,
@@ -90,13 +91,13 @@ pub struct PieceCall {
     pub offset: u64,
 }
 
-/// A target that asks for no piece.
+/// A target that is not a request; the name of the part that is missing or malformed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a request for a piece: `{0}` is missing or malformed")]
 pub struct BadCall(pub &'static str);
 
 impl PieceCall {
-    /// What `ask` asks for.
+    /// The call for `ask`, with the latest [`MAX_TRIED`] of its tried members.
     pub fn new(wanted: &Wanted, ask: &Ask) -> Self {
         let skip = ask.tried.len().saturating_sub(MAX_TRIED);
         Self {
@@ -129,7 +130,7 @@ impl PieceCall {
         target
     }
 
-    /// What the request with this target asks for.
+    /// Reads what the request with this target asks for.
     ///
     /// # Errors
     /// [`BadCall`] names the part that is missing or wrong.
@@ -163,6 +164,7 @@ impl PieceCall {
     }
 }
 
+/// The value of the next part of a query, which must be called `name`.
 pub(super) fn take<'a>(
     parts: &mut std::str::Split<'a, char>,
     name: &'static str,
@@ -178,6 +180,7 @@ fn number<T: FromStr>(
     take(parts, name)?.parse().map_err(|_| BadCall(name))
 }
 
+/// The digest with these hex digits, in the part called `name`.
 pub(super) fn digest_of(hex: &str, name: &'static str) -> Result<Digest, BadCall> {
     Digest::from_hex(hex).map_err(|_| BadCall(name))
 }
@@ -260,7 +263,7 @@ mod tests {
             ("nova/nova-api", "nova api", "range"),
             ("tried=", "tried=x", "tried"),
             ("tried=", "more=1&tried=", "tried"),
-            // A part of a blob is no manifest.
+            // A part of a blob is not a manifest.
             ("priority=background&scope=", "priority=background&scope=", "range"),
         ] {
             let good = if from == to { format!("{good}{MANIFEST}") } else { good.clone() };

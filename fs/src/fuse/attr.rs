@@ -1,4 +1,4 @@
-//! Attributes in the form that `fuser` wants.
+//! Attributes of nodes in the form that `fuser` sends (`struct fuse_attr`).
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -6,12 +6,13 @@ use fuser::{FileAttr, FileType, INodeNo};
 
 use crate::view::{Attr, NodeId};
 
-/// `st_blksize`, and the unit in which space is given.
+/// `st_blksize`, in bytes.
 const BLOCK: u32 = 4096;
-/// The unit of `st_blocks`.
+/// The unit of `st_blocks`, in bytes (stat(3type)).
 const SECTOR: u64 = 512;
 
-/// The attributes of a node. All times are its modification time, since archives know no other.
+/// The attributes of a node. All of its times are the modification time, since layer archives know
+/// no other.
 pub(super) fn file_attr(attr: &Attr) -> FileAttr {
     let time = time(attr.mtime);
     FileAttr {
@@ -33,8 +34,8 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
-/// What a name that does not exist has for attributes: nodeid 0 makes it a negative entry, which
-/// the kernel remembers.
+/// The attributes for a name that does not exist: nodeid 0 makes it a negative entry, which the
+/// kernel caches.
 pub(super) fn absent() -> FileAttr {
     let nothing = Attr {
         node: NodeId(0),
@@ -62,7 +63,8 @@ pub(super) fn file_type(mode: u32) -> FileType {
     }
 }
 
-/// Seconds since 1970, also negative, and nanoseconds counted forward from them.
+/// The time at `seconds` since 1970, which may be negative, and `nanos` forward from there. A time
+/// that cannot be represented becomes 1970.
 fn time((seconds, nanos): (i64, u32)) -> SystemTime {
     let distance = Duration::from_secs(seconds.unsigned_abs());
     let second = match seconds {

@@ -1,4 +1,4 @@
-//! Which error number a failure becomes: the one place that chooses.
+//! Which error number a failure becomes: the one place that chooses (errno(3)).
 
 use fuser::Errno;
 
@@ -15,7 +15,7 @@ pub(super) fn of(error: &ViewError) -> Errno {
     }
 }
 
-/// Whether the number says that something is wrong here, not with what was asked.
+/// Whether the number means that something is wrong here, rather than with the request.
 pub(super) fn is_fault(errno: Errno) -> bool {
     errno.code() == libc::EIO
 }

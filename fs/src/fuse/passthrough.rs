@@ -1,8 +1,14 @@
 //! Opening files in passthrough mode.
 //!
-//! A file that is here whole is read by the kernel itself, from the object in the store; any other
-//! is read through us, as in cached mode, until its last user has closed it. How a file is open
-//! stands in [`Opens`], which has the last word: the kernel takes one way at a time for a node.
+//! ```text
+//! OPEN -> Opens::join -> open already: answered alike
+//!           ` not open -> View::begin_open -> file, or none -> Opens::open -> answer
+//!                           ` unchecked: task -> View::finish_open -> Opens::open -> answer
+//! ```
+//!
+//! The kernel itself reads a file that the store has whole. Any other file is read through the
+//! worker, as in cached mode, until its last user has closed it. [`Opens`] has the last word on how
+//! a file is open: the kernel takes one way at a time for a node.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -13,7 +19,7 @@ use super::{Adapter, Question, refuse};
 use crate::session::{OpenError, Opened, Opens};
 use crate::view::{NodeId, Open};
 
-/// An OPEN that waits for its answer.
+/// An OPEN that is not answered yet.
 pub(super) struct PendingOpen {
     opens: Arc<Opens>,
     unique: u64,
@@ -22,7 +28,7 @@ pub(super) struct PendingOpen {
 }
 
 impl Adapter {
-    /// Answers an OPEN, in a task where a content has to be checked for long.
+    /// Answers an OPEN, in a blocking task where a content takes long to check.
     pub(super) fn open_through(&self, open: PendingOpen, question: Question<'_>) {
         match open.opens.join(open.unique, open.node.0) {
             Ok(None) => {}
@@ -45,6 +51,7 @@ impl Adapter {
 }
 
 impl PendingOpen {
+    /// The OPEN with the id `unique` for `node`.
     pub(super) fn new(opens: Arc<Opens>, unique: u64, node: INodeNo, reply: ReplyOpen) -> Self {
         Self { opens, unique, node: NodeId(node.0), reply }
     }

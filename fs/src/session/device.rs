@@ -1,8 +1,14 @@
 //! The keeper's end of a FUSE connection: one open `/dev/fuse`.
 //!
-//! A connection lives as long as any of its descriptors. Requests that were read from a
-//! descriptor stay with it until they are answered, whoever holds it by then; that is why a
-//! worker may die and why its successor must be given the same open file.
+//! ```text
+//! open -> mount(2) -> shake_hands -> worker reads and answers
+//!                                      | died: resend, or fail each request
+//!                                      ` none comes up: nonblocking_clone -> next_request -> fail
+//! ```
+//!
+//! A connection lives as long as any of its descriptors. Requests that were read from a descriptor
+//! belong to that open file until they are answered, whichever process holds it by then. Therefore
+//! a worker may die, and its successor must be given the same open file.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -20,7 +26,7 @@ use super::wire::{self, RequestHead};
 
 const PATH: &str = "/dev/fuse";
 
-/// The kernel queues `FUSE_INIT` before mount(2) returns; this long it may take to arrive.
+/// How long `FUSE_INIT` may take to arrive. The kernel queues it before mount(2) returns.
 const INIT_WITHIN: Duration = Duration::from_secs(10);
 
 nix::ioctl_read!(
@@ -47,14 +53,15 @@ impl Device {
         Self(fd.into())
     }
 
-    /// Whether the file system is still mounted somewhere, or in use.
+    /// Whether the connection lives: its file system is still mounted somewhere, or in use.
     pub(super) fn is_connected(&self) -> bool {
         let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
         let state = poll(&mut fds, PollTimeout::ZERO).map(|_| fds[0].revents());
         matches!(state, Ok(Some(events)) if !events.intersects(PollFlags::POLLERR))
     }
 
-    /// Answers the `FUSE_INIT` that mount(2) has queued.
+    /// Answers the `FUSE_INIT` that mount(2) has queued. `data` decides what is asked of the
+    /// kernel, and `mask` which flags may be used at all.
     pub(super) fn shake_hands(&self, data: DataMode, mask: u64) -> Result<Agreement, SessionError> {
         let failed = |reason: String| SessionError::Handshake { reason };
         let ready = wait_readable(self.as_fd(), INIT_WITHIN).map_err(|e| failed(e.to_string()))?;
@@ -78,12 +85,13 @@ impl Device {
         Ok(agreement)
     }
 
-    /// Puts every request that was read but not answered back into the queue.
+    /// Puts every request that was read but not answered back into the queue (Linux 6.9).
     pub(super) fn resend(&self) -> io::Result<()> {
         (&self.0).write_all(wire::resend_notice().as_bytes())
     }
 
-    /// Answers request `unique` with `errno`. `Ok(false)` if no such request waits for an answer.
+    /// Answers request `unique` with `errno` (positive). `Ok(false)` if the kernel awaits no answer
+    /// to it.
     pub(super) fn fail(&self, unique: u64, errno: i32) -> io::Result<bool> {
         match (&self.0).write_all(wire::error_reply(unique, errno).as_bytes()) {
             Ok(()) => Ok(true),
@@ -98,12 +106,15 @@ impl Device {
         let file =
             OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(PATH)?;
         let mut connection = u32::try_from(self.0.as_raw_fd()).map_err(io::Error::other)?;
-        // SAFETY: both descriptors are open, and the kernel only reads the number behind the pointer.
+        // SAFETY: both descriptors are open, and the kernel only reads the number behind the
+        // pointer.
         unsafe { attach_to_connection(file.as_raw_fd(), &mut connection) }?;
         Ok(Self(file))
     }
 
-    /// The next request of the queue, of which only the head matters. `Ok(None)` if there is none.
+    /// Takes the next request from the queue, and returns its head. `Ok(None)` if the queue is
+    /// empty, or the request too short to have a head. `buffer` holds at least
+    /// [`wire::READ_BUFFER`] bytes.
     pub(super) fn next_request(&self, buffer: &mut [u8]) -> io::Result<Option<RequestHead>> {
         loop {
             match (&self.0).read(buffer) {

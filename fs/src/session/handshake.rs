@@ -1,9 +1,15 @@
 //! `FUSE_INIT`: what keeper and kernel agree on, once in the life of a mount.
 //!
-//! The keeper shakes hands itself, right after mount(2). No worker can die in the middle of it,
-//! and all workers, the first as well as the hundredth, begin in the same way: they are told the
-//! [`Agreement`] and hand it to `fuser` as if the kernel had just offered it. A newer binary is
-//! therefore limited to what was agreed when the mount was made.
+//! ```text
+//! kernel's offer (fuse_init_in) -> Agreement::reach -> reply (fuse_init_out), by the keeper
+//!                                      `-> as_offer -> fuser, in every worker
+//! ```
+//!
+//! The keeper answers `FUSE_INIT` itself, right after mount(2), so that no worker can die in the
+//! middle of it. All workers, the first as well as the hundredth, begin in the same way: each gets
+//! the [`Agreement`] and hands it to `fuser` as if the kernel had just offered it. A newer binary
+//! is therefore limited to what was agreed when the mount was made. Flags and structs:
+//! `include/uapi/linux/fuse.h`.
 
 use std::fmt;
 
@@ -12,12 +18,12 @@ use serde::{Deserialize, Serialize};
 
 use super::wire::{self, InitIn, InitOut};
 
-/// What the content mounts want from the kernel, as far as it offers it.
+/// The flags that content mounts use where the kernel offers them.
 ///
 /// The tree never changes under the kernel, so everything may be cached for good: symbolic links
-/// (`CACHE_SYMLINKS`), pages whatever the attributes say (`EXPLICIT_INVAL_DATA`), and files and
-/// directories are opened without asking (`NO_OPEN_SUPPORT`, `NO_OPENDIR_SUPPORT`). Directories
-/// are always listed with attributes: with `READDIRPLUS_AUTO` the kernel asks for them in the first
+/// (`CACHE_SYMLINKS`) and pages, whatever the attributes say (`EXPLICIT_INVAL_DATA`). Files and
+/// directories are opened without asking (`NO_OPEN_SUPPORT`, `NO_OPENDIR_SUPPORT`). Directories are
+/// always listed with attributes: with `READDIRPLUS_AUTO` the kernel asks for them in the first
 /// part of a listing only, and then for each name of the rest.
 const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_BIG_WRITES)
@@ -31,24 +37,25 @@ const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_INIT_EXT)
     .union(InitFlags::FUSE_HAS_RESEND);
 
-/// What passthrough needs on top. Files are then opened by asking, since the answer names what to
-/// read through; and an answer must not be lost with its worker, which would leave nobody to know
-/// under what number a file is open.
+/// The flags that passthrough needs beside those. `NO_OPEN_SUPPORT` is dropped, since the answer to
+/// OPEN names the backing file. An answer must not be lost with its worker, or nobody would know by
+/// which backing id the file is open; hence `HAS_RESEND`.
 const FOR_PASSTHROUGH: InitFlags = InitFlags::FUSE_PASSTHROUGH.union(InitFlags::FUSE_HAS_RESEND);
 
-/// How many file systems may be stacked below a mount in passthrough mode: the store itself must
-/// lie on a plain one. Above it there is room for one overlay.
+/// How deep the file system of the store may be stacked, plus one (`max_stack_depth`): at 1 the
+/// store lies on a plain file system, and one overlay fits above the mount.
 const STACK_DEPTH: u32 = 1;
 
 /// How the kernel gets the bytes of files.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DataMode {
-    /// It asks the worker, and keeps what it got in its page cache. Works on every kernel.
+    /// The kernel asks the worker and keeps what it got in its page cache. Works on every kernel.
     #[default]
     Cached,
-    /// It reads complete objects from the store by itself, through the page cache of the store's
-    /// file system. Takes Linux 6.9, CAP_SYS_ADMIN and a store that lies on no stacked file system.
+    /// The kernel reads complete objects from the store by itself, through the page cache of the
+    /// store's file system. Needs Linux 6.9, CAP_SYS_ADMIN and a store on a file system that is not
+    /// stacked on another one.
     Passthrough,
 }
 
@@ -61,13 +68,15 @@ impl fmt::Display for DataMode {
     }
 }
 
-/// Bytes that the kernel may read ahead. It starts with the smaller 128 KiB of every new mount.
+/// Bytes that the kernel may read ahead, once the mount's setting is raised to it: the kernel
+/// begins with 128 KiB.
 pub(super) const MAX_READAHEAD: u32 = 1 << 20;
-/// Pages of one read: 1 MiB where the kernel can, 128 KiB otherwise.
+/// The most pages of one read: 1 MiB where the kernel has `MAX_PAGES`, 128 KiB elsewhere.
 const MAX_PAGES: u16 = 256;
-/// Read-ahead requests that may be waiting at a time.
+/// The most background requests (read-ahead) that the kernel has under way at a time.
 const MAX_BACKGROUND: u16 = 64;
-/// Nobody writes; the smallest value lets requests be read into small buffers.
+/// The largest write, in bytes. Nobody writes, and with the smallest value that the kernel takes,
+/// requests fit into small buffers.
 const MAX_WRITE: u32 = 4096;
 
 /// What keeper and kernel agreed on when the mount was made.
@@ -75,14 +84,14 @@ const MAX_WRITE: u32 = 4096;
 pub struct Agreement {
     /// Minor number of the kernel's FUSE protocol (7.x).
     pub minor: u32,
-    /// Bytes that the kernel offered to read ahead.
+    /// Bytes that the kernel offered to read ahead (`max_readahead` of its offer).
     pub max_readahead: u32,
     /// The flags in force, as in [`fuser::InitFlags`].
     pub flags: u64,
 }
 
 impl Agreement {
-    /// Takes what we want from the offer, but no flag outside `mask`. A mask makes a new kernel
+    /// Takes the wanted flags from the offer, but none outside `mask`. A mask makes a new kernel
     /// look like an old one.
     pub(super) fn reach(offer: &InitIn, data: DataMode, mask: u64) -> Self {
         let low = InitFlags::from_bits_retain(u64::from(offer.flags));
@@ -111,12 +120,13 @@ impl Agreement {
         self.flags().contains(InitFlags::FUSE_HAS_RESEND)
     }
 
-    /// Whether the kernel may read files of the store by itself.
+    /// Whether the kernel may read files of the store by itself: all of [`DataMode::Passthrough`]
+    /// is agreed.
     pub fn passes_through(&self) -> bool {
         self.flags().contains(FOR_PASSTHROUGH)
     }
 
-    /// The answer that seals the agreement.
+    /// The body of the answer to `FUSE_INIT`.
     pub(super) fn reply(&self) -> InitOut {
         InitOut {
             major: wire::MAJOR,

@@ -1,14 +1,17 @@
 //! Which requests a worker has in hand, for kernels that cannot send them again (before 6.9).
 //!
-//! On such a kernel a request that died with its worker would never be answered and its caller
-//! would hang. The worker therefore writes the id of each request into shared memory before it
-//! handles it and erases it after the answer; the keeper answers what a dead worker left there
-//! with an error. On newer kernels nothing is recorded.
+//! ```text
+//! worker:  request -> enter: id into a slot of shared memory -> answer -> drop: slot cleared
+//! keeper:  worker dead -> take_suspects -> EIO for each id that the kernel still knows
+//! ```
 //!
-//! One gap remains: a worker can die after the kernel handed it a request and before it was
-//! recorded. Ids are given out in order, so such an id lies close to the newest one that was
-//! recorded; the keeper tries all ids around that one. Answering a request that nobody waits for
-//! does no harm, the kernel says ENOENT.
+//! On such a kernel a request that dies with its worker would never be answered, and its caller
+//! would hang. On newer kernels nothing is recorded.
+//!
+//! One gap remains: a worker can die after the kernel handed it a request and before the request
+//! was recorded. The kernel gives out ids in order, so such an id lies close to the newest one that
+//! was recorded, and the keeper tries all ids around that one. To answer a request that nobody
+//! waits for does no harm: the kernel says ENOENT.
 //!
 //! ```text
 //! memfd, sealed in size, native byte order
@@ -33,9 +36,10 @@ const FIRST_SLOT: usize = 64;
 const SLOTS: usize = 16384;
 const SIZE: usize = FIRST_SLOT + SLOTS * size_of::<u64>();
 
-/// How many ids before and after the newest one may belong to a request that a loop thread had
-/// read but not yet recorded: the other threads go on while it waits for a processor, and ids are
-/// also spent on requests that are withdrawn before anyone reads them.
+/// How far from the newest id, as a difference of ids (every [`UNIQUE_STEP`]th belongs to a
+/// request), a request may lie that a loop thread had read but not yet recorded. Other threads go
+/// on while that one waits for a processor, and ids are also spent on requests that are withdrawn
+/// before anyone reads them.
 const REACH: u64 = 1 << 16;
 
 /// The table, shared by the keeper and its present worker.
@@ -58,13 +62,13 @@ impl Table {
         self.0.memory()
     }
 
-    /// Says that request `unique` has been seen.
+    /// Notes that request `unique` was read from the device.
     pub(super) fn note(&self, unique: u64) {
         self.0.word(NEWEST).fetch_max(unique & !RESENT, Ordering::Relaxed);
     }
 
-    /// The ids of all requests that may wait for an answer, which is then the caller's to give:
-    /// those that were recorded, erased by this call, and all that lie near the newest.
+    /// The ids of all requests that may lack an answer, which the caller has to give: those that
+    /// were recorded, which this call erases, and all that lie within [`REACH`] of the newest.
     pub(super) fn take_suspects(&self) -> Vec<u64> {
         let recorded: Vec<u64> = (0..SLOTS)
             .map(|slot| self.slot(slot).swap(0, Ordering::Relaxed))
@@ -91,25 +95,27 @@ struct Recorder {
     free: Mutex<Vec<usize>>,
 }
 
-/// As many requests are in hand as can be recorded.
+/// The table is full: as many requests are in hand as it has slots.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("{SLOTS} requests are already being answered")]
 pub struct TooManyRequests;
 
 impl Inflight {
-    /// For a kernel that sends unanswered requests again.
+    /// Records nothing: for a kernel that sends unanswered requests again.
     pub fn unrecorded() -> Self {
         Self(None)
     }
 
+    /// Records in `table`.
     pub(super) fn recorded_in(table: Table) -> Self {
         // Low slots come first, so that few pages of the table are ever touched.
         let free = Mutex::new((0..SLOTS).rev().collect());
         Self(Some(Arc::new(Recorder { table, free })))
     }
 
-    /// To be called by the thread that has taken request `unique`, before it is handled; the ticket
-    /// is to be dropped after the answer was given.
+    /// Records that the calling thread has taken request `unique`, and gives the thread the
+    /// priority of one that answers requests. Call it before the request is handled, and drop the
+    /// ticket after the answer was given.
     ///
     /// # Errors
     /// [`TooManyRequests`]: the request cannot be recorded and must be refused.

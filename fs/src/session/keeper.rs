@@ -1,20 +1,26 @@
 //! The keeper: a small process that owns what must not die with a worker.
 //!
-//! It makes the mounts, holds their `/dev/fuse` descriptors and whatever else the caller wants
-//! kept (a listening socket, a lock), starts the worker, hands it all of this and replaces it
-//! when it dies. Between two workers it puts unanswered requests back into the queue; when that
-//! lasts too long it answers them with EIO, so that nobody hangs.
+//! ```text
+//! mount, or inherit what the previous keeper left
+//!   -> run: start a worker -> hand it the mounts -> poll: messages, signals, exit of the worker
+//!             ^                                       | worker died: requests back into the queue;
+//!             `---------------------------------------'   none serves for too long: EIO
+//!   -> unmount, or leave the mounts to the next keeper
+//! ```
 //!
-//! It has one thread, no runtime, and no knowledge of what is in the mounts; it never touches
-//! them by path, because it would be waiting for its own worker.
+//! It makes the mounts, holds their `/dev/fuse` descriptors and whatever else the caller wants kept
+//! (a listening socket, a lock), and replaces the worker when it dies.
+//!
+//! The keeper has one thread, no runtime, and no knowledge of what is in the mounts. It never
+//! touches them by path, since such a request would wait for its own worker.
 //!
 //! If the keeper itself is killed, its worker notices, detaches the mounts and exits. If both are
 //! killed, the mounts stay in the mount table without a server: every access fails with ENOTCONN
 //! until they are detached (`umount -l DIR`) or the next keeper for the same directory does it.
 //!
 //! A keeper that has [entrusted](Keeper::entrust) its descriptors to a store leaves the mounts to
-//! the next one instead, which [goes on](Keeper::inherit) with them: when it is killed, and when
-//! it is told to end and the store says that another one follows.
+//! the next keeper instead, which [goes on](Keeper::inherit) with them. This happens when the
+//! keeper is killed, and when SIGTERM arrives while the store says that a successor follows.
 
 mod child;
 mod estate;
@@ -51,15 +57,15 @@ pub struct KeeperConfig {
     pub mounts: Vec<MountSpec>,
     /// What serves them.
     pub worker: WorkerConfig,
-    /// Descriptors that every worker gets, by name.
+    /// Further descriptors that every worker gets, by name.
     pub keepsakes: Vec<(String, OwnedFd)>,
-    /// The directory of the objects that mounts in passthrough mode let the kernel read.
+    /// The directory of the object store, for mounts in passthrough mode.
     pub store: PathBuf,
-    /// `FUSE_INIT` flags that may be used, as in [`fuser::InitFlags`]; all by default. Fewer make
-    /// this kernel behave like an older one.
+    /// `FUSE_INIT` flags that may be used, as in [`fuser::InitFlags`]; all of them by default. A
+    /// smaller mask makes this kernel behave like an older one.
     pub init_mask: u64,
-    /// The SELinux context of all files in the mounts (`context=` of mount(8)), where SELinux
-    /// shall not label them by its policy.
+    /// The SELinux context of all files in the mounts (`context=` of mount(8)); with `None` the
+    /// policy labels them.
     pub context: Option<String>,
 }
 
@@ -90,13 +96,13 @@ pub struct Keeper {
     // Dropped in order: the worker ends before its mounts do.
     worker: Option<Worker>,
     mounts: Vec<HeldMount>,
-    /// What the next keeper finds, if it is to find anything.
+    /// What lies in the descriptor store; `None` where nothing was entrusted.
     deposit: Option<Deposit>,
-    /// Whether another one goes on with the mounts once this one has ended.
+    /// Whether the next keeper goes on with the mounts once this one has ended.
     hands_over: bool,
     keepsakes: Vec<(String, OwnedFd)>,
     program: PathBuf,
-    /// The program before an upgrade, until the new one has proved itself.
+    /// The program before an upgrade, until a worker of the new one is ready.
     proven_program: Option<PathBuf>,
     arguments: Vec<OsString>,
     watch: Watch,
@@ -120,11 +126,10 @@ impl Keeper {
         Ok(Self::new(mounts, config.keepsakes, config.worker, signals))
     }
 
-    /// Goes on with what the keeper before has left in `store`, whose worker is ended first.
-    /// Signals are blocked as by [`Self::mount`].
+    /// Goes on with what the previous keeper left in `store`, after ending its worker.
     ///
     /// # Errors
-    /// [`SessionError`] where that is not possible; the mounts are gone then.
+    /// [`SessionError`] where that is not possible; the mounts are detached then.
     pub fn inherit(
         estate: Estate,
         worker: WorkerConfig,

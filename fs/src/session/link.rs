@@ -1,9 +1,9 @@
-//! What keeper and worker tell each other.
+//! The messages between keeper and worker.
 //!
-//! A SOCK_SEQPACKET pair, of which the worker finds its end as standard input. One packet is one
-//! message in JSON; descriptors travel beside the first one (SCM_RIGHTS). After an upgrade keeper
-//! and worker are of different versions: fields that a reader does not know are ignored, and new
-//! ones have defaults.
+//! A SOCK_SEQPACKET pair, whose one end is the worker's standard input. One packet is one message
+//! in JSON; the descriptors travel beside the first message (SCM_RIGHTS). After an upgrade keeper
+//! and worker are of different versions: a reader ignores fields that it does not know, and new
+//! fields have defaults.
 //!
 //! ```text
 //! keeper                            worker
@@ -11,8 +11,8 @@
 //!   | <------------- ready / failed --- |
 //!   | <----------- alive, alive, ... -- |  serves
 //!   | <--------------------- replace -- |  an upgrade: exits, the named program takes over
-//!   | <------------------------ done -- |  no more work: exits, the keeper unmounts
-//!   | -- stop ------------------------> |  clears up, exits
+//!   | <------------------------ done -- |  no more work: the keeper says stop
+//!   | -- stop ------------------------> |  clears up, exits; the keeper unmounts
 //! ```
 //!
 //! Either side notices the other's death by end of file.
@@ -39,20 +39,22 @@ pub(super) const PROTOCOL: u32 = 1;
 const MAX_MESSAGE: usize = 64 * 1024;
 const MAX_DESCRIPTORS: usize = 32;
 
-/// From the keeper to its worker.
+/// A message from the keeper to its worker.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "kebab-case")]
 pub(super) enum ToWorker {
+    /// The first message, with the descriptors.
     Start(Start),
+    /// The worker is to clear up and exit.
     Stop,
 }
 
-/// From the worker to its keeper.
+/// A message from the worker to its keeper: see the methods of [`super::worker::Worker`].
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "kebab-case")]
 pub(super) enum ToKeeper {
     Ready,
-    /// All is well. A worker that has said so once and falls silent is replaced.
+    /// A sign of life. A worker that has given one and then falls silent is replaced.
     Alive,
     Failed {
         reason: String,
@@ -66,18 +68,20 @@ pub(super) enum ToKeeper {
 /// Everything that a worker needs to resume.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Start {
+    /// The keeper's [`PROTOCOL`].
     pub(super) protocol: u32,
     pub(super) history: History,
     pub(super) mounts: Vec<StartMount>,
     /// Names of the descriptors that are neither devices nor tables.
     pub(super) keepsakes: Vec<String>,
-    /// Whether the mounts go on when the keeper is gone.
+    /// Whether another keeper goes on with the mounts when this one is gone.
     #[serde(default)]
     pub(super) entrusted: bool,
 }
 
-/// One mount. Its descriptors precede the keepsakes': the device, the table of requests in hand if
-/// they are recorded, and the table of open files if the mount is in passthrough mode.
+/// One mount. The descriptors of all mounts precede those of the keepsakes. Each mount has its
+/// device, its table of requests in hand if they are `recorded`, and its table of open files if it
+/// is in `passthrough` mode, in this order.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct StartMount {
     pub(super) name: String,
@@ -91,16 +95,17 @@ pub(super) struct StartMount {
 /// What happened to the workers before this one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
-    /// How many workers have been started in place of another.
+    /// How many workers have been started in place of another one. A keeper that goes on with the
+    /// mounts of a previous one counts from 1.
     pub restarts: u64,
     /// How the last one ended, in words; `None` for the first worker.
     pub last_exit: Option<String>,
 }
 
 impl History {
-    /// How a worker ended whose keeper handed over to another one, as planned.
+    /// `last_exit` of a worker whose keeper handed over to another one, as planned.
     pub const HANDED_OVER: &str = "its keeper was restarted";
-    /// How a worker ended whose keeper was killed.
+    /// `last_exit` of a worker whose keeper was killed.
     pub const KEEPER_LOST: &str = "its keeper was killed";
 }
 
@@ -119,12 +124,13 @@ impl Link {
         Ok((Self(near), far))
     }
 
-    /// The connection behind `fd`.
+    /// The end of a pair that is open as `fd`.
     pub(super) fn from_fd(fd: OwnedFd) -> Self {
         Self(fd)
     }
 
-    /// Sends one message; never waits for the other side to read.
+    /// Sends one message without waiting for the other side to read: `WouldBlock` where the socket
+    /// is full, EMSGSIZE where the message or the number of descriptors is too large.
     pub(super) fn send<T: Serialize>(
         &self,
         message: &T,
@@ -142,7 +148,8 @@ impl Link {
         Ok(())
     }
 
-    /// Sends bytes that are no message.
+    /// Sends one packet of raw bytes, for [`super::worker`], whose `fuser` reads FUSE requests from
+    /// a pair.
     pub(super) fn send_raw(&self, bytes: &[u8]) -> io::Result<()> {
         Ok(nix::unistd::write(&self.0, bytes).map(drop)?)
     }

@@ -1,11 +1,16 @@
-//! How many look-ups of the nodes of each slot the kernel has been answered and has not forgotten.
+//! How many look-ups in each slot the kernel has been given and has not forgotten.
 //!
-//! A slot may be given up once the kernel knows no node in it any more. It says so: every entry
-//! that it takes out of an answer (LOOKUP, READDIRPLUS) counts as a look-up of that node, and a
-//! FORGET takes a number of them back. The counts belong to the mounts, not to the process, so
-//! they lie in memory that the keeper holds and hands to every worker.
+//! ```text
+//! LOOKUP, READDIRPLUS -> add -> answer         FORGET -> take         is_forgotten: drop the slot?
+//! ```
 //!
-//! What counts is that a count is **never too low**, whenever a worker may die:
+//! A view may drop a slot (a layer, or the directories of an image) once the kernel knows no node
+//! in it. Every entry that the kernel takes out of an answer to LOOKUP or READDIRPLUS counts as a
+//! look-up of that node, and a FORGET takes a number of them back (`nlookup` in
+//! `include/uapi/linux/fuse.h`). The counts belong to the mounts, not to the process, so they lie
+//! in memory that the keeper holds and hands to every worker.
+//!
+//! A count is **never too low**, whenever a worker may die:
 //!
 //! ```text
 //! add, answer         died between: the request comes again and is counted again   too high
@@ -13,8 +18,9 @@
 //! the answer is not taken (its caller was killed, the connection is gone)          too high
 //! ```
 //!
-//! A slot whose count is too high stays until the mount goes, which costs memory and nothing else. A
-//! count that would fall below none shows that one was too low: from then on none is believed.
+//! A slot whose count is too high stays until the mount goes, which costs memory and nothing else.
+//! A FORGET of more than was counted shows that some count was too low: from then on no count is
+//! believed.
 //!
 //! ```text
 //! memfd, sealed in size, native byte order
@@ -36,28 +42,28 @@ const FIRST_SLOT: usize = 64;
 const SLOTS: u32 = 1 << 20;
 const SIZE: usize = FIRST_SLOT + SLOTS as usize * size_of::<u64>();
 
-/// The look-ups that the kernel has not forgotten.
+/// The table, shared by the keeper and its workers. Slots beyond its end are never forgotten.
 #[derive(Debug)]
 pub struct Lookups(SharedWords);
 
 impl Lookups {
-    /// None yet, in a new memfd, which takes as much memory as slots are used.
+    /// An empty table in a new memfd (8 MiB, of which only the used pages take memory).
     ///
     /// # Errors
-    /// Those of making it.
+    /// Those of making and mapping the memfd.
     pub fn create() -> io::Result<Self> {
         SharedWords::create("undermount-lookups", MAGIC, SIZE).map(Self)
     }
 
-    /// Those that lie in `memory`.
+    /// The table that lies in `memory`.
     ///
     /// # Errors
-    /// Where it is something else.
+    /// Where it cannot be mapped, or is not such a table.
     pub fn open(memory: OwnedFd) -> io::Result<Self> {
         SharedWords::open(memory, MAGIC, SIZE).map(Self)
     }
 
-    /// The memfd, to be handed to workers.
+    /// A descriptor of the memfd, to be handed to workers.
     ///
     /// # Errors
     /// Where there is no descriptor left.
@@ -65,14 +71,14 @@ impl Lookups {
         self.0.memory().as_fd().try_clone_to_owned()
     }
 
-    /// Counts a look-up of a node in `slot`, which the kernel is about to be answered.
+    /// Counts a look-up of a node in `slot`. Call it before the kernel is answered.
     pub fn add(&self, slot: u32) {
         if slot < SLOTS {
             self.0.word(offset(slot)).fetch_add(1, Ordering::AcqRel);
         }
     }
 
-    /// Takes back `count` of them: the kernel has forgotten them, or they were never answered.
+    /// Takes back `count` look-ups: the kernel has forgotten them, or they were never answered.
     pub fn take(&self, slot: u32, count: u64) {
         if slot >= SLOTS {
             return;
@@ -87,7 +93,7 @@ impl Lookups {
         }
     }
 
-    /// Whether the kernel knows no node in `slot`, for certain.
+    /// Whether it is certain that the kernel knows no node in `slot`.
     pub fn is_forgotten(&self, slot: u32) -> bool {
         let word = || self.0.word(offset(slot)).load(Ordering::Acquire);
         slot < SLOTS && !self.are_wrong() && word() == 0

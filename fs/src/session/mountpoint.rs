@@ -1,7 +1,7 @@
-//! Making and removing the mounts themselves.
+//! Making and removing the mounts themselves: mount(2) and umount2(2).
 //!
-//! Mount points are never looked at (stat, readdir) but only mounted and detached: a look would
-//! ask the file system behind them, which may have no one to answer.
+//! Mount points are never looked at (stat, readdir) but only mounted and detached: a look would ask
+//! the file system behind them, which may have nobody to answer.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -15,7 +15,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::SessionError;
 
-/// The source column of mount tables.
+/// The source of the mount, as mount tables show it.
 const SOURCE: &str = "undermount";
 /// `fuse` for the kernel, `undermount` for the reader of a mount table.
 const FILE_SYSTEM: &str = "fuse.undermount";
@@ -27,9 +27,9 @@ pub(super) struct MountPoint {
 }
 
 impl MountPoint {
-    /// Mounts `device` at `dir`, which is created (mode 0700) if it is missing. What an earlier
-    /// owner left mounted there is detached first. All files get the SELinux context `context`,
-    /// where there is one.
+    /// Mounts `device` at `dir`, which is created (mode 0700) if it is missing, after detaching
+    /// what an earlier owner left mounted there. All files get the SELinux context `context`, where
+    /// there is one.
     pub(super) fn attach(
         dir: &Path,
         device: &impl AsFd,
@@ -58,7 +58,8 @@ impl MountPoint {
         Ok(Self { dir: dir.to_owned() })
     }
 
-    /// What another process has mounted on `dir`: the file system with `device_number`.
+    /// Takes over what another process has mounted on `dir`, if it is the file system with
+    /// `device_number` (`major:minor`); [`SessionError::Estate`] otherwise.
     pub(super) fn inherit(dir: PathBuf, device_number: &str) -> Result<Self, SessionError> {
         let point = Self { dir };
         match point.device_number() {
@@ -72,9 +73,9 @@ impl MountPoint {
         }
     }
 
-    /// Leaves it mounted for another process.
+    /// Leaves the mount to another process.
     pub(super) fn leave(self) {
-        // Dropping it would detach it. (The path is lost memory; the process is about to end.)
+        // Dropping it would detach it. (The path leaks; the process is about to end.)
         std::mem::forget(self);
     }
 
@@ -86,8 +87,8 @@ impl MountPoint {
             .ok_or_else(|| io::Error::other("the mount is not in the mount table"))
     }
 
-    /// Lets the kernel read `bytes` ahead instead of the 128 KiB that every FUSE mount starts
-    /// with. Where /sys is not writable, as in many containers, reads are merely slower.
+    /// Lets the kernel read `bytes` ahead (whole KiB) instead of the 128 KiB that every FUSE mount
+    /// starts with. Where /sys is not writable, as in many containers, reads are merely slower.
     pub(super) fn raise_readahead(&self, bytes: u32) -> io::Result<()> {
         let device = self.device_number()?;
         let setting = format!("/sys/class/bdi/{device}/read_ahead_kb");
@@ -108,8 +109,8 @@ impl Drop for MountPoint {
     }
 }
 
-/// The options of fuse(4). The levels of a context may hold a comma, hence the quotes, which the
-/// kernel's SELinux takes away.
+/// The mount options of fuse(4). The levels of a context may hold a comma, hence the quotes, which
+/// the kernel's SELinux takes away.
 fn options(device: RawFd, context: Option<&str>) -> String {
     let context = context.map(|context| format!(",context=\"{context}\"")).unwrap_or_default();
     format!(
@@ -137,8 +138,9 @@ pub fn detach(dir: &Path) -> Result<(), SessionError> {
     }
 }
 
-/// `major:minor` of what is mounted on `dir`, from the text of `/proc/self/mountinfo`:
-/// `36 35 98:0 /root /mount/point options...`, with octal escapes in the paths.
+/// The `major:minor` of what is mounted on `dir`, from the text of `/proc/self/mountinfo`
+/// (proc_pid_mountinfo(5)): `36 35 98:0 /root /mount/point options...`, with octal escapes in the
+/// paths.
 fn device_number<'a>(table: &'a str, dir: &Path) -> Option<&'a str> {
     let escape = |byte: &u8| match byte {
         b' ' | b'\t' | b'\n' | b'\\' => format!("\\{byte:03o}").into_bytes(),
@@ -146,7 +148,7 @@ fn device_number<'a>(table: &'a str, dir: &Path) -> Option<&'a str> {
     };
     let dir: Vec<u8> = dir.as_os_str().as_bytes().iter().flat_map(escape).collect();
     let fields = |line: &'a str| -> Vec<&'a str> { line.split(' ').take(5).collect() };
-    // The last one is on top.
+    // The last of several mounts is on top.
     let line =
         table.lines().map(fields).rfind(|fields| fields.get(4).map(|d| d.as_bytes()) == Some(&dir));
     line?.get(2).copied()

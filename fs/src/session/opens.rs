@@ -1,27 +1,33 @@
 //! Which files of a mount are open, and through which backing file the kernel reads them.
 //!
-//! In passthrough mode a worker answers OPEN with a *backing id*: a number under which the kernel
-//! has a file of the object store, which it then reads and maps without asking anybody. Until the
-//! last open file of a node is released, every OPEN of it must be answered in the same way, with
-//! the same number, or the kernel refuses it with EIO. The numbers belong to the connection, not
-//! to the process, so that promise outlives a worker: it is written down, before OPEN is
-//! answered, in memory that the keeper holds and hands to the next one.
+//! ```text
+//! OPEN -> join: node is open already?  yes -> the same backing id, a new handle
+//!                                      no  -> open: register the backing file -> record -> answer
+//! RELEASE -> release: erase the record; the last one of a node closes its backing id
+//! ```
 //!
-//! A kernel that can pass reads through also sends unanswered requests again (both came with
-//! Linux 6.9), so OPEN and RELEASE may each arrive twice. An OPEN that comes again is known by its
+//! In passthrough mode a worker answers OPEN with a *backing id*, under which the kernel has a file
+//! of the object store that it then reads and maps without asking anybody. Until the last open file
+//! of a node is released, every OPEN of the node must be answered in the same way, with the same
+//! id, or the kernel refuses it with EIO. The ids belong to the connection, not to the process, so
+//! that promise outlives a worker: it is written down, before OPEN is answered, in memory that the
+//! keeper holds and hands to the next worker.
+//!
+//! A kernel that can pass reads through also sends unanswered requests again (both came with Linux
+//! 6.9), so OPEN and RELEASE may each arrive twice. An OPEN that arrives again is known by its
 //! unique id, a RELEASE by its handle, which is never given to another file.
 //!
 //! ```text
 //! memfd, sealed in size, native byte order
 //!      0  magic "UMOPEN01"
 //!      8  handles given out so far
-//!     16  slots that were ever in use: all others are free
+//!     16  end of the slots that were ever in use: the rest is free
 //!     24  reserved, 0
 //!     64  65536 slots of 32 bytes, one for each open file:
 //!           0  its handle; 0: the slot is free
 //!           8  its node
 //!          16  the unique id of its OPEN
-//!          24  the backing id; 0: the kernel asks us for its bytes
+//!          24  the backing id; 0: the kernel asks the worker for its bytes
 //! ```
 
 use std::collections::HashMap;
@@ -78,7 +84,8 @@ impl OpenTable {
     }
 
     fn slots_used(&self) -> usize {
-        // Whoever else writes here is a worker of ours, but one that may have been damaged.
+        // Only workers of this keeper write here, but one that was damaged may have written
+        // anything.
         usize::try_from(self.0.word(SLOTS_USED).load(Ordering::Relaxed))
             .map_or(SLOTS, |n| n.min(SLOTS))
     }
@@ -94,7 +101,7 @@ impl OpenTable {
         })
     }
 
-    /// The handle comes last: a record that is half written is none.
+    /// Writes the handle last: a record that is half written is none.
     fn write(&self, slot: usize, record: Record) {
         let Record { handle, node, unique, backing } = record;
         self.0.word(SLOTS_USED).fetch_max(slot as u64 + 1, Ordering::Relaxed);
@@ -127,8 +134,9 @@ struct State {
     /// The slot of each handle.
     slots: HashMap<u64, usize>,
     nodes: HashMap<u64, OpenNode>,
-    /// Free slots below those that were ever in use, and the first that never was.
+    /// Slots below `fresh` that are free.
     free: Vec<usize>,
+    /// The first slot that was never in use.
     fresh: usize,
 }
 
@@ -144,23 +152,23 @@ struct OpenNode {
 pub struct Opened {
     /// The handle of the open file.
     pub handle: u64,
-    /// Through what the kernel reads it; `None` where it asks us.
+    /// The backing id through which the kernel reads it; `None` where it asks the worker.
     pub backing: Option<u32>,
 }
 
-/// A file cannot be opened.
+/// Why a file cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// As many files are open as can be written down.
+    /// The table is full: as many files are open as it has slots.
     #[error("{SLOTS} files of the mount are open already")]
     TooMany,
-    /// The kernel does not take the backing file.
+    /// The kernel does not take the backing file; the source has its errno.
     #[error("the kernel does not pass reads through to an object of the store")]
     Backing(#[source] io::Error),
 }
 
 impl Opens {
-    /// The open files that `table` tells of, on the connection of `device`.
+    /// The open files that are recorded in `table`, on the connection of `device`.
     pub(super) fn resume(table: OpenTable, device: OwnedFd) -> Self {
         let mut state = State { fresh: table.slots_used(), ..State::default() };
         // Low slots come first, so that few pages of the table are ever touched.
@@ -173,7 +181,8 @@ impl Opens {
         Self { table, device, state: Mutex::new(state) }
     }
 
-    /// Opens `node` once more, if it is open already, as OPEN `unique` asks for.
+    /// Answers OPEN `unique` of `node` like the one before it, if the node is open already; `None`
+    /// if it is not.
     ///
     /// # Errors
     /// [`OpenError::TooMany`].
@@ -186,8 +195,9 @@ impl Opens {
         self.record(&mut state, unique, node, open.backing).map(Some)
     }
 
-    /// Opens `node`, whose content `file` holds whole; `None` where nothing does. If it is open by
-    /// now, it is opened as it was then.
+    /// Answers OPEN `unique` of `node`, whose content `file` holds whole; with `None` the kernel
+    /// asks the worker for its bytes. If the node has been opened since, the answer is the same as
+    /// it was then.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -207,7 +217,7 @@ impl Opens {
         self.record(&mut state, unique, node, backing)
     }
 
-    /// Notes that an open file is closed. The last one of a node takes the backing file along.
+    /// Notes that an open file is closed. With the last one of a node its backing id is given back.
     pub fn release(&self, handle: u64) {
         let mut state = self.state();
         let Some(slot) = state.slots.remove(&handle) else { return };
@@ -222,7 +232,7 @@ impl Opens {
         }
     }
 
-    /// Open files.
+    /// The number of open files.
     pub fn count(&self) -> usize {
         self.state().slots.len()
     }
@@ -286,7 +296,7 @@ impl Record {
     }
 }
 
-/// The kernel counts backing ids from 1.
+/// A backing id from its word in the table: the kernel counts from 1, and 0 stands for none.
 fn backing_id(word: u64) -> Option<u32> {
     u32::try_from(word).ok().filter(|&id| id != 0)
 }

@@ -1,26 +1,31 @@
 //! Whether the threads that take requests still answer them.
 //!
+//! ```text
+//! request -> turn: count it in the present step of 2 s -> answer -> drop: count it out
+//! alive?  -> is_stuck: whether a step older than the limit still counts anybody
+//! ```
+//!
 //! Such a thread never waits for the network: what takes long moves to a task with a deadline of
-//! its own. One that has been at a request for long is therefore stuck, be it in a lock or in a
-//! system call, and with it the mount. A worker whose pulse is well tells its keeper so again and
-//! again; a keeper that hears nothing replaces the worker.
+//! its own. A thread that has been at a request for long is therefore stuck in a lock or in a
+//! system call, and the mount with it. A worker whose threads are well tells its keeper so again
+//! and again; a keeper that hears nothing replaces the worker.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// Requests that came within this time of each other are counted together.
+/// The width of a step: requests that arrive within one are counted together.
 const STEP: Duration = Duration::from_secs(2);
-/// Steps that are told apart.
+/// The number of steps that are told apart: 128 s.
 const STEPS: u64 = 64;
 
-/// Counts the requests that threads are at, by the time when they came.
+/// Counts the requests that threads are at, by the time when they arrived.
 #[derive(Debug)]
 pub struct Pulse {
     begun: Instant,
     at: [AtomicU32; STEPS as usize],
 }
 
-/// A thread is at a request until this is dropped.
+/// The turn of a thread: it is at a request until this is dropped.
 #[derive(Debug)]
 #[must_use = "the thread is at the request for as long as this lives"]
 pub struct Turn<'a>(&'a AtomicU32);
@@ -32,7 +37,7 @@ impl Default for Pulse {
 }
 
 impl Pulse {
-    /// The calling thread begins with a request.
+    /// Notes that the calling thread begins with a request.
     pub fn turn(&self) -> Turn<'_> {
         self.turn_at(Instant::now())
     }
@@ -43,13 +48,13 @@ impl Pulse {
         Turn(count)
     }
 
-    /// Whether some thread has been at its request for `limit`, give or take [`STEP`]; at most two
-    /// minutes are told apart.
+    /// Whether some thread has been at its request for `limit`, give or take [`STEP`]; a longer
+    /// limit than 126 s counts as 126 s.
     pub fn is_stuck(&self, limit: Duration) -> bool {
         self.is_stuck_at(Instant::now(), limit)
     }
 
-    /// How many threads have been at their requests for `limit`, as [`Self::is_stuck`].
+    /// How many threads have been at their requests for `limit`, as in [`Self::is_stuck`].
     pub fn stuck(&self, limit: Duration) -> u32 {
         self.stuck_at(Instant::now(), limit)
     }
@@ -61,7 +66,8 @@ impl Pulse {
     fn stuck_at(&self, now: Instant, limit: Duration) -> u32 {
         let step = self.step(now);
         let steps = limit.as_secs() / STEP.as_secs();
-        // Of what is older than all steps, a count stays behind in one of them.
+        // The steps are a ring: a turn older than all of them looks as young again as its
+        // remainder. The keeper replaces a silent worker long before that.
         let old = (steps.min(STEPS - 1)..STEPS).filter_map(|age| step.checked_sub(age));
         old.map(|step| self.count(step).load(Ordering::Relaxed)).sum()
     }

@@ -1,4 +1,8 @@
 //! Memory that a keeper shares with its workers: words of 8 bytes in a memfd of fixed size.
+//!
+//! The tables of [`super::inflight`], [`super::opens`], [`super::lookups`] and of the keeper's
+//! estate lie in it, so that they outlive the worker that writes them. Words are in native byte
+//! order and are accessed atomically in all processes.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -10,7 +14,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-/// Words in a memfd whose first 8 bytes tell what it is for.
+/// Words in a memfd whose first 8 bytes, the magic, say which table it is.
 #[derive(Debug)]
 pub(super) struct SharedWords {
     memory: OwnedFd,
@@ -19,7 +23,8 @@ pub(super) struct SharedWords {
 }
 
 impl SharedWords {
-    /// `size` bytes of zeros in a new memfd, after `magic`.
+    /// Makes a memfd of `size` bytes: `magic`, then zeros. Its size is sealed (fcntl(2),
+    /// `F_ADD_SEALS`).
     pub(super) fn create(name: &str, magic: &[u8; 8], size: usize) -> io::Result<Self> {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let mut file = File::from(memfd_create(name, flags)?);
@@ -30,7 +35,8 @@ impl SharedWords {
         Self::open(file.into(), magic, size)
     }
 
-    /// The words in `memory`, which [`Self::create`] made with the same `magic` and `size`.
+    /// Maps `memory`, which [`Self::create`] made with the same `magic` and `size`; an error where
+    /// it is something else.
     pub(super) fn open(memory: OwnedFd, magic: &[u8; 8], size: usize) -> io::Result<Self> {
         let file = File::from(memory);
         let mut found = [0; 8];
@@ -48,7 +54,7 @@ impl SharedWords {
         self.memory.as_fd()
     }
 
-    /// The word at byte `offset`, a multiple of 8 below the size.
+    /// The word at byte `offset`. Panics unless that is a multiple of 8 below the size.
     pub(super) fn word(&self, offset: usize) -> &AtomicU64 {
         let size = self.size;
         assert!(offset.is_multiple_of(size_of::<u64>()) && offset < size, "offset {offset}");

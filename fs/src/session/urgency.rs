@@ -1,15 +1,21 @@
-//! When the threads that take requests get their turn.
+//! The scheduling policy of the threads that take requests.
 //!
-//! Whoever opens a file of a mount waits for them, and they for whoever has the processor.
+//! ```text
+//! request -> attend -> a look at /proc/loadavg, at most every 20 ms -> average
+//!                        |-> more threads than processors -> SCHED_RR
+//!                        `-> otherwise                    -> SCHED_BATCH
+//! ```
+//!
+//! A program that opens a file of a mount waits for such a thread, and the thread for a processor.
 //!
 //! - Where more threads want to run than there are processors, they are realtime threads, whose
 //!   turn comes at once however busy the machine is with starting containers. They never wait for
-//!   the network, and a request takes them microseconds: they cannot keep others from running for
-//!   long. Should one ever spin, the kernel leaves 5 % of the processor to others, and the keeper
-//!   replaces the worker.
+//!   the network, and a request takes them microseconds, so they cannot keep others from running
+//!   for long. Should one ever spin, the kernel leaves 5 % of the processor to others
+//!   (`sched_rt_runtime_us`, sched(7)), and the keeper replaces the worker.
 //! - Elsewhere they are batch threads. Such a thread does not push aside the one that has woken it
-//!   (sched(7)), so that asker and answerer tend to share a processor, and need not wake another
-//!   one from its sleep for each request: that takes longer than the request.
+//!   (sched(7)), so that asker and answerer tend to share a processor and need not wake another one
+//!   from its sleep for each request: that takes longer than the request.
 //!
 //! The threads look at the load themselves, at requests, so that an idle mount costs nothing.
 
@@ -25,34 +31,34 @@ use std::time::{Duration, Instant};
 
 use crate::share::set_nice;
 
-/// The lowest of the realtime priorities: above all ordinary threads, below those of anybody who
-/// asked for more.
+/// The lowest realtime priority: above all ordinary threads, below those of anybody who asked for
+/// more.
 const PRIORITY: i32 = 1;
-/// The share of the processor of a batch thread; and, where realtime is not to be had (some
-/// control groups), what comes closest.
+/// The nice value of a batch thread, and of an ordinary one where neither policy is permitted
+/// (realtime is not, in some control groups).
 const NICE: i32 = -15;
 
-/// How often the load is looked at, while there are requests.
+/// The shortest time between two looks at the load.
 const LOOK: Duration = Duration::from_millis(20);
-/// After such a silence what was seen before says nothing.
+/// After such a time without requests, what was seen before says nothing.
 const FORGET: Duration = Duration::from_secs(1);
 
 thread_local! {
-    /// What the calling thread is at present.
+    /// The policy that the calling thread has; `None` until its first request.
     static PRESENT: Cell<Option<Order>> = const { Cell::new(None) };
 }
 
-/// What a thread that takes requests is to the scheduler.
+/// The policy of a thread that takes requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Order {
     Realtime,
     Batch,
 }
 
-/// The machine is the same for all mounts.
+/// One for all mounts: they share the machine.
 static URGENCY: LazyLock<Urgency> = LazyLock::new(Urgency::default);
 
-/// The calling thread takes a request: makes it what such a thread has to be now.
+/// Gives the calling thread, which takes a request, the policy that it has to have now.
 pub(super) fn attend() {
     let order = URGENCY.order(Instant::now());
     if PRESENT.get() == Some(order) {
@@ -66,15 +72,16 @@ pub(super) fn attend() {
     tracing::trace!(?order, ?outcome, "a thread that takes requests");
 }
 
-/// Follows the load of the machine, and what it means for the threads that take requests.
+/// Follows the load of the machine.
 #[derive(Debug)]
 struct Urgency {
     begun: Instant,
     processors: u32,
-    /// proc_loadavg(5); without it the machine is taken for a busy one.
+    /// `/proc/loadavg`, see proc_loadavg(5); without it the machine is taken for a busy one.
     load: Option<File>,
-    /// When it was looked at, in milliseconds since the beginning.
+    /// When the load was looked at last, in milliseconds since `begun`.
     looked: AtomicU64,
+    /// The present [`Level`].
     level: AtomicU32,
 }
 
@@ -109,7 +116,8 @@ impl Urgency {
         }
     }
 
-    /// How many threads of the machine want to run at this moment, the calling one among them.
+    /// How many threads of the machine want to run at this moment, the calling one among them: the
+    /// number before the `/` in the fourth field.
     fn running(&self) -> Option<u32> {
         let mut text = [0; 128];
         let count = self.load.as_ref()?.read_at(&mut text, 0).ok()?;
@@ -119,13 +127,14 @@ impl Urgency {
     }
 }
 
-/// How many threads wanted to run of late, in sixteenths: what is seen at one moment is chance.
+/// How many threads wanted to run of late, in sixteenths of a thread. It is an average, since what
+/// is seen at one moment is chance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Level(u32);
 
 impl Level {
     const UNIT: u32 = 16;
-    /// Nothing was seen: a mount is made while much is started.
+    /// Nothing was seen yet. It counts as busy, since a mount is made while much else is started.
     const UNKNOWN: Self = Self(u32::MAX);
 
     /// The level after `running` threads were seen, which counts for a quarter.
@@ -137,13 +146,14 @@ impl Level {
         }
     }
 
-    /// Whether more wanted to run than `processors`.
+    /// Whether more threads wanted to run than there are `processors`, by more than half a thread.
     fn is_above(self, processors: u32) -> bool {
         self.0 > processors.saturating_mul(Self::UNIT) + Self::UNIT / 2
     }
 }
 
-/// Makes the calling thread what `order` says, and none of those that it starts.
+/// Gives the calling thread the policy of `order`, or else the ordinary one; threads that it starts
+/// do not inherit it.
 fn adopt(order: Order) -> io::Result<()> {
     let (policy, sched_priority) = match order {
         Order::Realtime => (libc::SCHED_RR, PRIORITY),

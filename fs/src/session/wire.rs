@@ -1,23 +1,24 @@
-//! The part of the FUSE wire protocol that `fuser` keeps to itself.
+//! The part of the FUSE wire protocol that `fuser` keeps to itself: pure, bytes in and bytes out.
 //!
 //! The keeper speaks it for three purposes only: it answers `FUSE_INIT`, it sends requests back
-//! into the queue, and it answers with an error on behalf of a worker that died. Everything else
-//! is spoken by `fuser` in the worker. Layouts: `include/uapi/linux/fuse.h`, native byte order.
+//! into the queue, and it answers with an error on behalf of a worker that died. A worker uses it
+//! to give its `fuser` a `FUSE_INIT`. Everything else is spoken by `fuser`. Layouts:
+//! `include/uapi/linux/fuse.h`, native byte order.
 //!
 //! ```text
-//! request   | len 4 | opcode 4 | unique 8 | nodeid 8 | uid 4 | gid 4 | pid 4 | ext 2 | pad 2 | body
-//! reply     | len 4 | error 4  | unique 8 | body
-//! notice    | len 4 | code 4   |    0   8 | body          a reply to nothing
+//! request  | len 4 | opcode 4 | unique 8 | nodeid 8 | uid 4 | gid 4 | pid 4 | ext 2 | pad 2 | body
+//! reply    | len 4 | error 4  | unique 8 | body
+//! notice   | len 4 | code 4   |    0   8 | body          a reply to nothing
 //! ```
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// The protocol version that the keeper speaks. The minor number is that of the structs below;
-/// a kernel with a smaller one ignores what it does not know.
+/// The protocol version that the keeper speaks. The minor number is that of the structs below
+/// (Linux 6.9); a kernel with a smaller one ignores what it does not know.
 pub(super) const MAJOR: u32 = 7;
 pub(super) const MINOR: u32 = 40;
 
-/// Requests that a keeper has to know by name.
+/// Opcodes that a keeper has to know.
 pub(super) const FUSE_FORGET: u32 = 2;
 pub(super) const FUSE_INIT: u32 = 26;
 pub(super) const FUSE_INTERRUPT: u32 = 36;
@@ -29,10 +30,11 @@ const FUSE_NOTIFY_RESEND: i32 = 7;
 /// Set in the unique id of a request that was sent again.
 pub(super) const RESENT: u64 = 1 << 63;
 
-/// Unique ids of requests grow in steps of this size; odd ids belong to interrupts.
+/// The distance between the unique ids of requests; odd ids belong to interrupts.
 pub(super) const UNIQUE_STEP: u64 = 2;
 
-/// The smallest buffer that the kernel accepts for reading a request while `max_write` is 4 KiB.
+/// The smallest buffer, in bytes, into which the kernel lets a request be read
+/// (`FUSE_MIN_READ_BUFFER`); it is enough while `max_write` is 4 KiB.
 pub(super) const READ_BUFFER: usize = 8192;
 
 /// `struct fuse_in_header`.
@@ -98,7 +100,7 @@ pub(super) struct RequestHead {
 }
 
 impl RequestHead {
-    /// Whether somebody waits for an answer.
+    /// Whether the kernel awaits an answer.
     pub(super) fn wants_answer(&self) -> bool {
         !matches!(self.opcode, FUSE_FORGET | FUSE_BATCH_FORGET | FUSE_INTERRUPT)
     }
@@ -110,7 +112,8 @@ pub(super) fn split_request(packet: &[u8]) -> Option<(RequestHead, &[u8])> {
     Some((RequestHead { opcode: header.opcode, unique: header.unique }, body))
 }
 
-/// The body of `FUSE_INIT`, with zeros for what an older kernel does not send.
+/// The body of `FUSE_INIT`, with zeros for what an older kernel does not send; `None` if even the
+/// oldest fields are missing.
 pub(super) fn parse_init(body: &[u8]) -> Option<InitIn> {
     const SHORTEST: usize = 16;
     let mut init = InitIn::default();

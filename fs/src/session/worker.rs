@@ -1,14 +1,20 @@
 //! The worker's side: take over the mounts of a keeper and serve them.
 //!
-//! `fuser` knows only how to begin a session. To resume one it is given a socket, on which it
-//! finds a `FUSE_INIT` that repeats what keeper and kernel agreed on; after that handshake the
-//! real device takes the place of the socket under the same descriptor number.
+//! ```text
+//! from_stdin: start message + descriptors -> InheritedMount -> serve: a fuser session
+//! ready -> alive, alive, ... -> wait_for_farewell -> exit
+//! ```
 //!
-//! Two rules come from how a worker may die:
-//! - A worker holds its [`Worker`] until it exits; dropping it is a reason to be killed.
-//! - Answers are given from memory that the process has already written to. Where the kernel
-//!   would have to fault a page in (an untouched part of a mapped file, say) while the process is
-//!   being killed, it answers the caller with EIO and nobody can take that back.
+//! `fuser` knows only how to begin a session. To resume one, it is given a socket, on which it
+//! finds a `FUSE_INIT` that repeats what keeper and kernel agreed on; after that handshake the real
+//! device takes the place of the socket under the same descriptor number.
+//!
+//! Two rules follow from how a worker may die:
+//! - A worker holds its [`Worker`] until it exits: the keeper kills a worker whose connection
+//!   closes.
+//! - Answers are given from memory that the process has already written to. Where the kernel would
+//!   have to fault a page in (an untouched part of a mapped file, say) while the process is being
+//!   killed, it answers the caller with EIO and nobody can take that back.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -42,22 +48,22 @@ const PANICKED: i32 = 101;
 pub struct Worker {
     link: Link,
     history: History,
-    /// The mounts go on without this keeper.
+    /// Whether another keeper goes on with the mounts when this one is gone.
     entrusted: bool,
 }
 
-/// What a worker is given to begin with.
+/// What a worker receives from its keeper.
 #[derive(Debug)]
 pub struct Inheritance {
     /// The mounts to be served, by name.
     pub mounts: BTreeMap<String, InheritedMount>,
-    /// Whether the threads that serve them still do.
+    /// Counts the requests that the threads of all mounts are at.
     pub pulse: Arc<Pulse>,
     /// The descriptors that the caller of the keeper wanted kept, by name.
     pub keepsakes: BTreeMap<String, OwnedFd>,
 }
 
-/// A mount that waits for being served.
+/// A mount that is to be served.
 #[derive(Debug)]
 pub struct InheritedMount {
     dir: PathBuf,
@@ -78,18 +84,18 @@ pub struct Serving {
 /// Why a worker is to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Farewell {
-    /// The keeper asks for it and will unmount.
+    /// The keeper asks for it, and unmounts afterwards.
     Stop,
     /// The keeper is gone. Nobody will unmount, so the worker should.
     Orphaned,
-    /// The keeper is gone, and another one will go on with the mounts: the worker leaves all as
-    /// it is.
+    /// The keeper is gone, and another one goes on with the mounts: the worker leaves them as they
+    /// are.
     Succeeded,
 }
 
 impl Worker {
-    /// Takes the connection from standard input, which becomes /dev/null, and waits for what the
-    /// keeper hands over.
+    /// Takes the connection from standard input, which becomes /dev/null, and waits for the start
+    /// message.
     ///
     /// # Errors
     /// [`SessionError`] if standard input is not a keeper's, or a keeper's of another protocol.
@@ -120,7 +126,8 @@ impl Worker {
         &self.history
     }
 
-    /// Tells the keeper that all mounts are about to be served. It stops to answer requests.
+    /// Tells the keeper that all mounts are about to be served. From then on the keeper answers no
+    /// requests itself.
     ///
     /// # Errors
     /// [`SessionError::LostKeeper`] here and below: there is no keeper any more.
@@ -128,7 +135,7 @@ impl Worker {
         self.tell(&ToKeeper::Ready)
     }
 
-    /// Tells the keeper that all is well. From the first time on it is to be said again within
+    /// Gives the keeper a sign of life. After the first one the next has to follow within
     /// [`RestartPolicy::silent_limit`], or the keeper replaces this worker.
     ///
     /// [`RestartPolicy::silent_limit`]: super::keeper::RestartPolicy::silent_limit
@@ -137,14 +144,15 @@ impl Worker {
         self.tell(&ToKeeper::Alive)
     }
 
-    /// Tells the keeper why this worker will exit without having served. The words of the first
-    /// worker are what the keeper fails with.
+    /// Tells the keeper why this worker will exit without having served. If it is the first worker,
+    /// the keeper fails with these words.
     #[expect(clippy::missing_errors_doc, reason = "see `ready`")]
     pub fn failed(&self, reason: &str) -> Result<(), SessionError> {
         self.tell(&ToKeeper::Failed { reason: reason.to_owned() })
     }
 
-    /// Tells the keeper that there is nothing more to do. It unmounts once this worker has exited.
+    /// Tells the keeper that there is nothing more to do. The keeper answers [`Farewell::Stop`],
+    /// and unmounts once this worker has exited.
     #[expect(clippy::missing_errors_doc, reason = "see `ready`")]
     pub fn done(&self) -> Result<(), SessionError> {
         self.tell(&ToKeeper::Done)
@@ -157,7 +165,7 @@ impl Worker {
         self.tell(&ToKeeper::Replace { program: program.to_owned() })
     }
 
-    /// Waits until this worker is to end. Blocks its thread for as long as it serves.
+    /// Blocks the calling thread until this worker is to end.
     pub fn wait_for_farewell(&self) -> Farewell {
         loop {
             match self.link.receive() {
@@ -172,7 +180,7 @@ impl Worker {
         }
     }
 
-    /// Why to end where the connection to the keeper is lost.
+    /// The reason to end once the connection to the keeper is lost.
     pub fn without_keeper(&self) -> Farewell {
         if self.entrusted { Farewell::Succeeded } else { Farewell::Orphaned }
     }
@@ -204,7 +212,7 @@ fn inherit(start: Start, descriptors: Vec<OwnedFd>) -> Result<Inheritance, Sessi
 }
 
 impl InheritedMount {
-    /// The mount that `start` tells of, with the descriptors that belong to it.
+    /// The mount that `start` describes, with the descriptors that belong to it.
     fn take(
         start: StartMount,
         pulse: Arc<Pulse>,
@@ -237,8 +245,8 @@ impl InheritedMount {
         self.inflight.clone()
     }
 
-    /// Where each thread that takes a request has to begin its turn. All mounts of a worker have
-    /// the same.
+    /// Where each thread has to begin its [turn](Pulse::turn) with a request. All mounts of a
+    /// worker share one.
     pub fn pulse(&self) -> Arc<Pulse> {
         self.pulse.clone()
     }
@@ -251,16 +259,17 @@ impl InheritedMount {
         }
     }
 
-    /// The open files of a mount in passthrough mode, which the file system has to ask for every
-    /// OPEN; `None` in cached mode.
+    /// The open files of a mount in passthrough mode, through which the file system has to answer
+    /// every OPEN; `None` in cached mode.
     pub fn opens(&self) -> Option<Arc<Opens>> {
         self.opens.clone()
     }
 
-    /// Serves the mount with `file_system` in `threads` threads of their own.
+    /// Serves the mount with `file_system` in `threads` threads of their own. Returns at once.
     ///
     /// # Errors
-    /// [`SessionError::Resume`] if `file_system` refuses what was agreed with the kernel.
+    /// [`SessionError::Resume`] if `file_system` refuses what was agreed with the kernel, or no
+    /// thread starts.
     pub fn serve<F: Filesystem>(
         self,
         file_system: F,
@@ -279,8 +288,8 @@ impl InheritedMount {
 }
 
 impl Serving {
-    /// Tells the kernel to forget what it remembers. Not to be used while answering a request:
-    /// the kernel may be waiting for that answer.
+    /// Through which the kernel is told to drop what it caches. Not to be used while answering a
+    /// request: the kernel may be waiting for that answer.
     pub fn notifier(&self) -> &Notifier {
         &self.notifier
     }
@@ -294,9 +303,9 @@ impl Serving {
     }
 }
 
-/// Makes a panic in any thread the end of the process, soon: its keeper replaces it. The request
-/// at which it happened is answered with EIO while its thread unwinds, so that it does not kill
-/// the next worker as well.
+/// Makes a panic in any thread end the process soon, so that the keeper replaces it. Meanwhile the
+/// request at which it happened is answered with EIO as its thread unwinds, so that the request
+/// does not kill the next worker as well.
 pub fn end_process_on_panic() {
     let report = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {

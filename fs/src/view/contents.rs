@@ -1,4 +1,4 @@
-//! What a view holds at the moment: slots, and who is in them.
+//! What a view holds at the moment: which image, layer or layer view is in which slot.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -7,16 +7,16 @@ use super::{Attr, NodeId, ViewError};
 use crate::fill::Layer;
 use crate::index::{IndexError, InodeRecord, Xattr};
 
-/// The directories of an image or of a layer: one slot. Nodes that are handed in are directories
-/// of that slot, though their number may be anything.
+/// The directories of an image or of a layer view: one slot. Nodes that are passed in are
+/// directories of that slot, though their number may be anything.
 pub trait Directories: Send + Sync {
     /// The attributes of a directory.
     fn attr(&self, directory: NodeId) -> Result<Attr, ViewError>;
 
-    /// What a directory holds under `name`.
+    /// The attributes of what a directory holds under `name`; `None` where it has no such entry.
     fn find(&self, directory: NodeId, name: &[u8]) -> Result<Option<Attr>, ViewError>;
 
-    /// Hands the entries of a directory on to `emit`, but for the first `skip`, until it returns
+    /// Passes the entries of a directory to `emit`, except for the first `skip`, until it returns
     /// true.
     fn list(
         &self,
@@ -31,17 +31,17 @@ pub trait Directories: Send + Sync {
     /// The extended attributes of a directory.
     fn xattrs(&self, directory: NodeId) -> Result<Vec<Xattr<'_>>, ViewError>;
 
-    /// The slots of the layers whose files it shows.
+    /// The slots of the layers whose files these directories show.
     fn layers(&self) -> Vec<u32>;
 }
 
-/// Who has a slot.
+/// The content of a slot.
 pub enum Slot {
-    /// Nothing, or an image that was taken away.
+    /// Nothing: never used in this process, or taken away since.
     Empty,
     /// The files of a layer.
     Layer(Shown),
-    /// The directories of an image or of a layer.
+    /// The directories of an image or of a layer view.
     Tree(Arc<dyn Directories>),
 }
 
@@ -49,7 +49,8 @@ pub enum Slot {
 #[derive(Clone)]
 pub struct Shown {
     pub layer: Arc<Layer>,
-    /// Names of its files in upper layers of some image, by inode: they count as links.
+    /// How many names each of its files has in upper layers of some image, by inode: they count as
+    /// links.
     pub extra_links: Arc<HashMap<u32, u32>>,
 }
 
@@ -73,7 +74,7 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// What a directory of [`NodeId::is_listing`] holds.
+    /// The entries of `/images` or `/layers`, the directories of [`NodeId::is_listing`].
     pub fn listing(&self, directory: NodeId) -> &BTreeMap<String, u32> {
         if directory == NodeId::LAYERS { &self.layers } else { &self.images }
     }
@@ -99,8 +100,8 @@ impl Contents {
         self.slots[index] = content;
     }
 
-    /// Shows the files of a layer in a slot, or what is shown there already, whose bytes can be
-    /// fetched in the name of the new one, too.
+    /// Shows the files of a layer in a slot, and returns what is shown. If a layer is shown there
+    /// already it stays, and its bytes can then be fetched in the name of the new one, too.
     pub fn share_layer(&mut self, slot: u32, new: Shown) -> Shown {
         if let Some(Slot::Layer(shown)) = self.slots.get(slot as usize) {
             shown.layer.prefer(&new.layer.scope());
@@ -129,7 +130,7 @@ impl Contents {
     }
 }
 
-/// Directories have the size that most file systems give them.
+/// The size of every directory, in bytes, as most file systems show it.
 const DIRECTORY_SIZE: u64 = 4096;
 
 /// The attributes of an inode with `extra_links` names in upper layers.
@@ -151,13 +152,13 @@ pub fn directory_attr(node: NodeId, inode: &InodeRecord, nlink: u32) -> Attr {
     Attr { nlink, size: DIRECTORY_SIZE, ..inode_attr(node, inode, 0) }
 }
 
-/// The attributes of a directory that no image has.
+/// The attributes of a directory that belongs to no image or layer.
 pub fn synthetic(node: NodeId, nlink: u32) -> Attr {
     let mode = libc::S_IFDIR | 0o755;
     Attr { node, mode, uid: 0, gid: 0, nlink, size: DIRECTORY_SIZE, mtime: (0, 0), rdev: 0 }
 }
 
-/// The attributes of a whiteout: a character device 0:0.
+/// The attributes of a whiteout of overlayfs: a character device 0:0.
 pub fn whiteout_attr() -> Attr {
     Attr { mode: libc::S_IFCHR, size: 0, ..synthetic(NodeId::WHITEOUT, 1) }
 }

@@ -1,4 +1,10 @@
 //! Images in a view: a merged tree whose files lie in the slots of their layers.
+//!
+//! ```text
+//! add_image: slots of the layers, slot of the image -> share layers -> name below /images
+//! LOOKUP in a directory of the image -> ImageTree::find -> directory: slot of the image
+//!                                                          file:      slot of its layer
+//! ```
 
 use std::io;
 use std::sync::{Arc, PoisonError};
@@ -28,8 +34,8 @@ impl NewImage {
 }
 
 /// The name of an image below `/images`: the digest of its manifest and of the `trees` of its
-/// layers, the lowest first. One whose index was found to lie, and was made anew, is another image
-/// to the kernel, which remembers for good what it was told of the first.
+/// layers, the lowest first. An image whose index was found to be wrong, and was built anew, gets
+/// another name: the kernel caches for good what it was told of the first.
 pub fn image_name(manifest: &Digest, trees: impl IntoIterator<Item = Digest>) -> Digest {
     let mut shown = manifest.as_bytes().to_vec();
     trees.into_iter().for_each(|tree| shown.extend(tree.as_bytes()));
@@ -37,10 +43,10 @@ pub fn image_name(manifest: &Digest, trees: impl IntoIterator<Item = Digest>) ->
 }
 
 impl View {
-    /// Shows an image; returns its name. Layers that are shown already are shared.
+    /// Shows an image, and returns its name. Layers that are shown already are shared.
     ///
     /// # Errors
-    /// Those of writing down the slots.
+    /// Those of [`SlotTable::slot`].
     pub fn add_image(&self, image: NewImage, slots: &mut SlotTable) -> io::Result<Digest> {
         let name = image.name();
         let NewImage { tree, layers, .. } = image;
@@ -49,7 +55,7 @@ impl View {
             .map(|layer| slots.slot(SlotName::layer(layer)))
             .collect::<io::Result<_>>()?;
         let slot = slots.slot(SlotName::Image { name })?;
-        // Made before the view is locked: every look-up waits for that lock.
+        // Made before the view is locked, since every look-up waits for that lock.
         let shown: Vec<Shown> = layers
             .into_iter()
             .zip(0..)
@@ -66,7 +72,7 @@ impl View {
         Ok(name)
     }
 
-    /// No longer shows the image with this name. Open files stay readable while others share
+    /// Stops showing the image with this name. Open files stay readable while something else shows
     /// their layers.
     pub fn remove_image(&self, name: &Digest) {
         let mut contents = self.contents.write().unwrap_or_else(PoisonError::into_inner);

@@ -1,9 +1,10 @@
 //! One layer as a lower directory of overlayfs.
 //!
 //! overlayfs merges the layers itself and must be told what a layer hides: a whiteout, which the
-//! layer has as such, or an opaque directory, for which overlayfs asks with GETXATTR. These
-//! questions are never cached by the kernel and cost more than all others together, so that a
-//! mount which never gets them is worth a lot. Two ways lead around them ([`Opaque`]):
+//! layer has as such, or an opaque directory, for which overlayfs asks with GETXATTR
+//! (Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories"). The kernel never
+//! caches the answers to GETXATTR, and these requests cost more than all others together, so a
+//! mount that need not answer them is much faster. [`Opaque`] says how a layer does that:
 //!
 //! ```text
 //! lower layers     etc/{a,b,sub/x}
@@ -12,9 +13,14 @@
 //! shown, Whiteouts etc/{b,sub/y}, whiteouts for etc/a and etc/sub/x    right for these layers only
 //! ```
 //!
-//! The metadata is what an ordinary pull by podman makes of a layer: its root is owned by root
-//! with mode 0555, whatever the archive says, and a directory that the archive does not list is
-//! owned by root with mode 0755.
+//! The metadata is what an ordinary pull by podman makes of a layer: its root is owned by root with
+//! mode 0555, whatever the archive says, and a directory that the archive does not list is owned by
+//! root with mode 0755.
+//!
+//! ```text
+//! add_layer -> shown -> hide_layer: name gone -> kernel forgets -> drop_layer -> give_up
+//!                          `- wanted again: unhide_layer
+//! ```
 
 use std::collections::BTreeMap;
 use std::io;
@@ -32,12 +38,12 @@ use crate::tree::{ImageTree, Target};
 /// The mode of every layer's root in podman's storage.
 const ROOT_MODE: u32 = libc::S_IFDIR | 0o555;
 
-/// What overlayfs asks of a directory to know whether it is opaque; the second name is for
-/// mounts in user namespaces.
+/// The extended attributes by which overlayfs knows an opaque directory. The second is for mounts
+/// with `userxattr`, as in user namespaces.
 const MARKERS: [Xattr<'static>; 2] =
     [(b"trusted.overlay.opaque", b"y"), (b"user.overlay.opaque", b"y")];
 
-/// How a layer tells that a directory hides what lies below it.
+/// How a layer says that a directory hides what lies below it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Opaque {
     /// By extended attributes: whatever lies below is hidden.
@@ -46,7 +52,7 @@ pub enum Opaque {
     Whiteouts,
 }
 
-/// Names below the layer that a directory hides by whiteouts, by its inode; in order.
+/// The names in lower layers that a directory hides by whiteouts, by its inode; sorted.
 type Hidden = BTreeMap<u32, Vec<Box<[u8]>>>;
 
 /// A layer as overlayfs is to see it.
@@ -57,12 +63,13 @@ pub struct LayerView {
 }
 
 impl LayerView {
-    /// `layer` with markers: right above any other layers.
+    /// Shows `layer` with markers, which are right above any other layers.
     pub fn with_markers(layer: Arc<Layer>) -> Self {
         Self { layer, opaque: Opaque::Markers, hidden: BTreeMap::new() }
     }
 
-    /// `layer` with whiteouts: right above the layers of which `below` is made, if any.
+    /// Shows `layer` with whiteouts, which are right above the layers of which `below` is made, if
+    /// any.
     ///
     /// # Errors
     /// [`IndexError`] where the index of the layer is damaged.
@@ -77,7 +84,7 @@ impl LayerView {
         Ok(Self { layer, opaque: Opaque::Whiteouts, hidden })
     }
 
-    /// Whether what overlayfs must be told of it has to be told by extended attributes.
+    /// Whether the view has extended attributes, be it markers or those of the archive.
     pub fn needs_xattrs(&self) -> bool {
         let marked = self.opaque == Opaque::Markers && has_opaque(&self.layer.tree);
         marked || self.layer.tree.has_xattrs()
@@ -105,8 +112,8 @@ pub fn has_opaque(layer: &LayerTree) -> bool {
     layer.inodes().iter().any(is_opaque)
 }
 
-/// Whether the layer has a hard link to a file of a lower layer. overlayfs has no way to show it:
-/// such a layer has no view of its own (its links are whiteouts).
+/// Whether the layer has a hard link to a file of a lower layer. overlayfs has no way to show it,
+/// so such a layer has no view of its own (its links would be whiteouts).
 pub fn has_lower_links(layer: &LayerTree) -> bool {
     layer.inodes().iter().any(|inode| inode.mode.get() & libc::S_IFMT == 0)
 }
@@ -115,10 +122,12 @@ fn is_opaque(inode: &InodeRecord) -> bool {
     inode.is_directory() && inode.flags.get() & InodeFlags::OPAQUE != 0
 }
 
-/// What of `below` each directory of `layer` hides because it, or one above it, is opaque.
+/// The names of `below` that each directory of `layer` hides because it, or one above it, is
+/// opaque.
 fn hidden_names(layer: &LayerTree, below: &ImageTree) -> Result<Hidden, IndexError> {
     let mut hidden = Hidden::new();
-    // Directories that are also below: inode here, number there, whether it is hidden there.
+    // Directories that both have: the inode in `layer`, the number in `below`, whether a directory
+    // above hides it.
     let mut open = vec![(0, 0, false)];
     let mut steps = layer.inodes().len();
     while let Some((inode, lower, inherited)) = open.pop() {
@@ -141,7 +150,7 @@ fn hidden_names(layer: &LayerTree, below: &ImageTree) -> Result<Hidden, IndexErr
     Ok(hidden)
 }
 
-/// The names that directory `lower` of `below` has and `directory` has not.
+/// The names that directory `lower` of `below` has and `directory` does not have.
 fn only_below(
     layer: &LayerTree,
     directory: &InodeRecord,
@@ -173,11 +182,11 @@ fn directories_of<'a>(
 }
 
 impl View {
-    /// Shows a layer below `/layers`; returns its name there. Layers that are shown already are
-    /// shared.
+    /// Shows a layer view below `/layers`, and returns its name. A view that is shown already
+    /// stays, and a layer whose files are shown already is shared.
     ///
     /// # Errors
-    /// Those of writing down the slots.
+    /// Those of [`SlotTable::slot`].
     pub fn add_layer(&self, view: LayerView, slots: &mut SlotTable) -> io::Result<Digest> {
         let name = view.name();
         let files = slots.slot(SlotName::layer(&view.layer))?;
@@ -202,15 +211,16 @@ impl View {
         }
     }
 
-    /// Takes away the name of a layer view. Whoever uses it goes on to do so.
+    /// Takes away the name of a layer view. Mounts that use the view go on as before.
     pub fn hide_layer(&self, name: &Digest) {
         let mut contents = self.contents.write().unwrap_or_else(PoisonError::into_inner);
         contents.layers.remove(&name.hex());
     }
 
-    /// Drops the hidden view `name` of the layer whose tree is `tree`, where the kernel knows none
-    /// of its nodes any more. Returns who has no slot then, for [`SlotTable::give_up`]; nobody where
-    /// it stays.
+    /// Drops the hidden view `name` of the layer whose tree is `tree`, if the kernel knows none of
+    /// its nodes any more, and the files of the layer with it unless something else shows them.
+    /// Returns which names can lose their slots, for [`SlotTable::give_up`]: none where the view
+    /// stays.
     pub fn drop_layer(&self, name: &Digest, tree: &Digest, slots: &SlotTable) -> Vec<SlotName> {
         let (view, layer) = (SlotName::View { name: *name }, SlotName::Layer { tree: *tree });
         let (Some(slot), Some(files)) = (slots.known(&view), slots.known(&layer)) else {

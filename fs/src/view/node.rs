@@ -1,6 +1,6 @@
-//! Nodes, and their attributes.
+//! Nodeids and attributes, as the kernel is given them.
 
-/// A node as the kernel knows it.
+/// A node as the kernel knows it: its slot and its number, see [`View`](super::View).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(pub u64);
 
@@ -11,25 +11,25 @@ impl NodeId {
     pub const IMAGES: Self = Self(2);
     /// The directory that holds the layers.
     pub const LAYERS: Self = Self(3);
-    /// Every whiteout.
+    /// All whiteouts.
     pub const WHITEOUT: Self = Self(4);
 
-    /// Whether it is a directory to which images or layers are added.
+    /// Whether it is one of the directories to which images and layers are added.
     pub fn is_listing(self) -> bool {
         matches!(self, Self::IMAGES | Self::LAYERS)
     }
 
-    /// Node `number` of `slot`.
+    /// Node `number` of `slot`, counted from 0.
     pub(super) fn new(slot: u32, number: u32) -> Self {
         Self(u64::from(slot) << 32 | (u64::from(number) + 1))
     }
 
-    /// Who has the node: an image, a layer or a layer view.
+    /// The slot of the node, which an image, a layer or a layer view has.
     pub(super) fn slot(self) -> u32 {
         (self.0 >> 32) as u32
     }
 
-    /// Which of the nodes of its slot it is; `None` where it cannot be any.
+    /// Which node of its slot it is, counted from 0; `None` where it cannot be any.
     pub(super) fn number(self) -> Option<u32> {
         (self.0 as u32).checked_sub(1)
     }
@@ -52,6 +52,6 @@ pub struct Attr {
     pub size: u64,
     /// Modification time: seconds since 1970, also negative, and nanoseconds counted forward.
     pub mtime: (i64, u32),
-    /// Device number as the kernel encodes it in 32 bits.
+    /// Device number as the kernel encodes it in 32 bits (`new_encode_dev`).
     pub rdev: u32,
 }

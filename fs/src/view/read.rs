@@ -1,6 +1,11 @@
 //! Reading files: answered at once from the store, or begun here and finished in a task.
 //!
-//! A read that finds bytes missing is waited for, measured, and told of.
+//! ```text
+//! begin_read -> recorder, store -> all bytes there: Done
+//!                 `-> some missing: Miss -> finish_read: fetch, measure, log -> bytes
+//! begin_open -> whole file in the store, or none: Done
+//!                 `-> takes long to check: Unchecked -> finish_open
+//! ```
 
 use std::fs::File;
 use std::ops::Range;
@@ -16,15 +21,16 @@ use crate::fill::{Content, Layer, SlowRead, Wanted};
 use crate::index::IndexError;
 use crate::trail::{self, Origin, Wait};
 
-/// A read that takes longer is worth a line in an ordinary log.
+/// A read that takes at least this long is logged at level info.
 const SLOW: Duration = Duration::from_secs(5);
 
 /// How an open began.
 pub enum Open {
-    /// The whole content, checked; `None` where not all of it is here.
+    /// The file of the store with the whole content, checked; `None` where the store does not have
+    /// all of it.
     Done(Option<Arc<File>>),
-    /// A content that takes too long for a thread that takes requests: it is large and has to be
-    /// checked, or has yet to be written. For [`View::finish_open`].
+    /// For [`View::finish_open`]: the content is large and has to be checked, or has yet to be
+    /// written, which takes too long for a thread that takes requests.
     Unchecked(Box<Content>),
 }
 
@@ -36,7 +42,7 @@ pub enum Read {
     Missing(Miss),
 }
 
-/// A read that needs bytes which are not here.
+/// A read of bytes that the store does not have.
 pub struct Miss {
     layer: Arc<Layer>,
     inode: u32,
@@ -45,13 +51,14 @@ pub struct Miss {
 }
 
 impl View {
-    /// The file that holds all of `node`'s bytes, from which the kernel may read them by itself.
+    /// Looks for the file of the store that holds all of `node`'s bytes, from which the kernel may
+    /// read them by itself. Quick: what takes long is left to [`Self::finish_open`].
     ///
     /// # Errors
     /// [`ViewError`] where `node` is gone, not a file, or its index is damaged.
     pub fn begin_open(&self, node: NodeId) -> Result<Open, ViewError> {
         let Some((layer, content)) = self.content(node)? else { return Ok(Open::Done(None)) };
-        // What the kernel will read of it nobody tells.
+        // The kernel does not say which parts it will read: the first one stands for them.
         self.record(node, &layer, &content, 0..1);
         let store = self.filler.store();
         if content.is_large() || content.is_unwritten(store) {
@@ -60,12 +67,13 @@ impl View {
         Ok(Open::Done(content.whole_file(store)))
     }
 
-    /// Checks what [`Self::begin_open`] found unchecked. Takes as long as hashing it may.
+    /// Checks what [`Self::begin_open`] found unchecked; `None` where the store does not have all
+    /// of it. Blocks for as long as it takes to hash the content.
     pub fn finish_open(&self, content: &Content) -> Option<Arc<File>> {
         content.whole_file(self.filler.store())
     }
 
-    /// Notes which part of a file is used.
+    /// Records that `range` of a file, in bytes, is read.
     fn record(&self, node: NodeId, layer: &Layer, content: &Content, range: Range<u64>) {
         if let Some(inode) = node.number() {
             self.recorder.note(layer.digest(), inode, content.units(range));
@@ -91,7 +99,8 @@ impl View {
         }
     }
 
-    /// Starts a read of `length` bytes at `offset`: answered at once where the store has them.
+    /// Starts a read of `length` bytes at byte `offset`. Where the store has them, they are in
+    /// `buffer` afterwards: fewer at the end of the file, none behind it.
     ///
     /// # Errors
     /// [`ViewError`] where `node` is gone, not a file, or its index is damaged.
@@ -125,7 +134,7 @@ impl View {
     /// Fetches what [`Self::begin_read`] found missing.
     ///
     /// # Errors
-    /// [`ViewError::Fill`] where the bytes cannot be had in time.
+    /// [`ViewError::Fill`] where the bytes cannot be fetched in time.
     pub async fn finish_read(&self, miss: Miss) -> Result<Bytes, ViewError> {
         let Miss { layer, inode, content, range } = miss;
         let (offset, length) = (range.start, range.end - range.start);
@@ -141,7 +150,7 @@ impl View {
     }
 }
 
-/// Logs a read that had to wait, with what it waited for (in seconds).
+/// Logs a read that had to wait, with how long it waited for what, in seconds.
 fn tell(read: &SlowRead) {
     let [pack, turn, fetch, decode] = Wait::ALL.map(|what| read.trail.waited(what).as_secs_f64());
     let (seconds, fetched) = (read.took.as_secs_f64(), read.trail.fetched());

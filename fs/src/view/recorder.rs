@@ -1,7 +1,12 @@
-//! Which files are read, in which order: what start-up packs are made from.
+//! Which files are read, in which order: start-up packs are made from that.
 //!
-//! A recording sees the reads that the kernel passes on, that is the first ones of a start whose
-//! files are not in the page cache yet.
+//! ```text
+//! begin_read -> Recorder::note -> every Recording of that layer: units not seen before, in order
+//! start is over (last_news) -> Recording::profile -> pack
+//! ```
+//!
+//! A recording sees the reads that the kernel passes on: the first reads of a start whose files are
+//! not in the page cache yet.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -15,12 +20,12 @@ use crate::pack::{Profile, UNITS_MAX, UnitName};
 /// The recordings that are going on.
 #[derive(Default)]
 pub struct Recorder {
-    /// How many there are: reads that nobody records cost one look at this.
+    /// How many there are. While there are none, a read costs one look at this.
     active: AtomicUsize,
     recordings: Mutex<Vec<Weak<Recording>>>,
 }
 
-/// The reads of files of some layers, from when it was begun until it is dropped.
+/// The reads of files of some layers, from [`Recorder::begin`] until it is dropped.
 pub struct Recording {
     layers: HashSet<Digest>,
     reads: Mutex<Reads>,
@@ -45,7 +50,7 @@ impl Recorder {
         recording
     }
 
-    /// Notes that `units` of a file are read.
+    /// Notes that the units `units` of the file `inode` are read.
     pub fn note(&self, layer: Digest, inode: u32, units: Range<usize>) {
         if self.active.load(Ordering::Acquire) == 0 {
             return;
@@ -81,13 +86,13 @@ impl Recording {
         self.reads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// When something was read for the first time, the last time that this happened. A start is
-    /// over when that is a while ago.
+    /// When something was last read that had not been read before; `None` before the first read. A
+    /// start is over when that is a while ago.
     pub fn last_news(&self) -> Option<Instant> {
         self.reads().last
     }
 
-    /// What was read so far.
+    /// The units that were read so far, in the order of their first reads.
     pub fn profile(&self) -> Profile {
         Profile::new(self.reads().order.iter().copied())
     }

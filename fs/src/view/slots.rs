@@ -1,4 +1,4 @@
-//! Which nodeids belong to which layer or image, for as long as a mount lives.
+//! Which slot of nodeids belongs to which layer or image, for as long as a mount lives.
 //!
 //! A file in the runtime directory, one line a slot, appended before the slot is used:
 //!
@@ -10,12 +10,12 @@
 //! ...
 //! ```
 //!
-//! A worker that takes over a mount reads it back and gives everything the slot that the kernel
-//! knows. Slot 0 is the root's.
+//! A worker that takes over a mount reads the file and gives everything the slot that the kernel
+//! knows. Slot 0 is that of the root, the two lists and the whiteout.
 //!
-//! A slot that is given up is never used again, though the kernel has forgotten it: there are four
-//! billions of them. If it had not, it would be told that the node is gone, and not be shown the
-//! files of another layer.
+//! A slot that was given up is never used again, even though the kernel has forgotten it: there are
+//! four billion of them. If the kernel had not forgotten it after all, it is told that the node is
+//! gone, rather than shown the files of another layer.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -25,10 +25,10 @@ use crate::digest::Digest;
 use crate::fill::Layer;
 use crate::line_log::LineLog;
 
-/// Who has a slot.
+/// The owner of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SlotName {
-    /// A layer, by the digest of its tree file: the numbers of inodes are that file's.
+    /// The files of a layer, by the digest of its tree file, which numbers their inodes.
     Layer {
         /// The digest.
         tree: Digest,
@@ -63,7 +63,7 @@ impl SlotTable {
     /// Opens the table at `path`, or makes an empty one.
     ///
     /// # Errors
-    /// Those of reading, and `InvalidData` for lines that are none.
+    /// Those of reading, and `InvalidData` where a line is not a slot.
     pub fn open(path: &Path) -> io::Result<Self> {
         let (log, lines) = LineLog::open(path)?;
         let mut table = Self { log, slots: HashMap::new(), next: 1 };
@@ -88,10 +88,11 @@ impl SlotTable {
         Some(())
     }
 
-    /// The slot of `name`, the next free one where it has none yet.
+    /// The slot of `name`: the one that it has, or else the next free one, which is written down
+    /// when this returns.
     ///
     /// # Errors
-    /// Those of writing.
+    /// Those of writing, and one where no slot is left.
     pub fn slot(&mut self, name: SlotName) -> io::Result<u32> {
         if let Some(&slot) = self.slots.get(&name) {
             return Ok(slot);
@@ -108,7 +109,7 @@ impl SlotTable {
         self.slots.get(name).copied()
     }
 
-    /// Gives up the slots of `names`, of which the kernel knows no node any more.
+    /// Gives up the slots of `names`, in which the kernel knows no node any more.
     ///
     /// # Errors
     /// Those of writing; the names keep their slots then.

@@ -1,8 +1,14 @@
 //! The compressed bytes of a layer, for `podman push` and `podman save`.
 //!
+//! ```text
+//! read(offset, length) -> fetched already? -> bytes of the file
+//!                           ` no: stream the blob -> unnamed file + hash -> digest right -> file
+//! file not read for a minute -> dropped
+//! ```
+//!
 //! podman copies a layer that it never downloaded by reading `blob` from beginning to end. The
-//! bytes are not in the cache, which keeps contents: they are fetched whole, hashed, and only
-//! then handed out, from a file without a name.
+//! bytes are not in the cache, which keeps the contents of files. They are therefore fetched whole
+//! and verified before the first of them is handed out.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -24,27 +30,27 @@ use crate::blocking::blocking;
 
 /// How long the first byte of a blob may take.
 const FIRST_BYTE: Duration = Duration::from_secs(30);
-/// How long a fetched blob is kept after it was read last.
+/// How long a fetched blob is kept after it was last read.
 const KEPT: Duration = Duration::from_secs(60);
 
-/// A layer's bytes cannot be handed out.
+/// Why a layer's bytes cannot be handed out.
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
     /// They cannot be fetched.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// They are others.
+    /// They do not have the digest of the layer.
     #[error("blob {expected} hashes to {actual}")]
     Wrong {
-        /// What was asked for.
+        /// The digest of the layer.
         expected: Digest,
-        /// What came.
+        /// The digest of what was fetched.
         actual: Digest,
     },
-    /// They cannot be put down.
+    /// They cannot be written to disk or read back.
     #[error("cannot put down a blob in {}", dir.display())]
     Disk {
-        /// Where.
+        /// The directory of the file.
         dir: PathBuf,
         /// Why.
         source: io::Error,
@@ -56,15 +62,15 @@ struct Fetched {
     used: Instant,
 }
 
-/// Fetched blobs, and the task that drops those which nobody has read for a while: their files
-/// take room on the disk.
+/// Fetched blobs, and the task that drops those which nobody has read for a while, since their
+/// files take room on the disk.
 #[derive(Default)]
 struct Shelf {
     blobs: HashMap<Digest, Fetched>,
     sweeper: Option<AbortOnDropHandle<()>>,
 }
 
-/// Blobs that are being read.
+/// The blobs that podman reads.
 pub struct Blobs {
     source: Arc<dyn Source>,
     dir: PathBuf,
@@ -73,16 +79,16 @@ pub struct Blobs {
 }
 
 impl Blobs {
-    /// Blobs from `source`, put down in `dir`.
+    /// Blobs that are fetched from `source` into unnamed files in `dir`.
     pub fn new(source: Arc<dyn Source>, dir: PathBuf) -> Self {
         Self { source, dir, shelf: Arc::default(), kept: KEPT }
     }
 
-    /// Up to `length` bytes of `blob` from `offset` on. The first reader fetches all of it, the
-    /// others wait for that.
+    /// Reads up to `length` bytes of `blob` from byte `offset`. The first reader fetches all of the
+    /// blob, the others wait for that.
     ///
     /// # Errors
-    /// [`BlobError`] where it cannot be had; the next reader tries again.
+    /// [`BlobError`] where it cannot be fetched; the next reader tries again.
     pub async fn read(&self, blob: &Blob, offset: u64, length: u32) -> Result<Bytes, BlobError> {
         let cell = self.cell(blob.digest);
         let file = cell.get_or_try_init(|| self.fetch(blob)).await?.clone();
@@ -92,14 +98,14 @@ impl Blobs {
             file.read_exact_at(&mut bytes, offset).map(|()| bytes.into())
         });
         let read = read.await.map_err(|source| self.disk_error(source));
-        // Fetching it may have taken longer than it is kept.
+        // The fetch may have taken longer than a blob is kept.
         if let Some(fetched) = lock(&self.shelf).blobs.get_mut(&blob.digest) {
             fetched.used = Instant::now();
         }
         read
     }
 
-    /// The place of a blob.
+    /// The cell of a blob, which is empty until the blob is fetched.
     fn cell(&self, digest: Digest) -> Arc<OnceCell<Arc<File>>> {
         let now = Instant::now();
         let mut shelf = lock(&self.shelf);
@@ -146,7 +152,7 @@ impl Blobs {
     }
 }
 
-/// A blob as far as it has come.
+/// A blob as far as it has arrived.
 struct Arriving {
     file: File,
     hasher: Hasher,
@@ -164,7 +170,7 @@ fn lock(shelf: &Mutex<Shelf>) -> MutexGuard<'_, Shelf> {
     shelf.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Drops blobs that nobody has read for the time `kept`, until there are none.
+/// Drops blobs that nobody has read for the time `kept`, again and again until there are none.
 async fn sweep(shelf: Weak<Mutex<Shelf>>, kept: Duration) {
     loop {
         tokio::time::sleep(kept).await;

@@ -2,15 +2,15 @@
 //! its names are forgotten until somebody asks for them again.
 //!
 //! ```text
-//! every minute: which views does podman use no longer?      Shown::look
+//! every minute: which views does podman no longer use?      Shown::look
 //!   -> visit their paths by name, hide them, visit again    the kernel finds the names gone
 //!   -> drop those whose nodes the kernel has forgotten      Shown::drop_forgotten
 //! ```
 //!
 //! The kernel asks for the name of a layer each time somebody looks up its path. Once it finds the
-//! name gone, it drops whatever it has cached below and nobody uses. So it takes a visit to the path
-//! to make it forget. A process of its own pays that visit, as in [`readahead`]: the visitor waits for
-//! answers from this process, and one of our own threads that did so could not be killed.
+//! name gone, it drops whatever it has cached below that nobody uses. A visit to the path therefore
+//! makes it forget. A process of its own pays that visit, as in [`readahead`]: the visitor waits
+//! for answers from this process, and a thread of this process that did so could not be killed.
 //!
 //! [`readahead`]: crate::agent::readahead
 
@@ -28,7 +28,7 @@ use super::{Inner, LayerShelf};
 use crate::agent::readahead::PROGRAM;
 use crate::blocking::blocking;
 
-/// How often somebody looks for what podman has removed.
+/// The pause between two looks for what podman has removed.
 const EVERY: Duration = Duration::from_secs(60);
 
 /// The command that visits paths; its arguments are the paths.
@@ -37,17 +37,17 @@ const COMMAND: &str = "visit";
 /// How long one process may take to visit its paths, at most [`VIEWS_MAX`] views in either mount.
 const VISITS: Duration = Duration::from_secs(30);
 
-/// Views that one process visits: its arguments may only be so long.
+/// The most views that one process visits, since the length of its arguments is limited.
 const VIEWS_MAX: usize = 256;
 
-/// How long the kernel's FORGETs are waited for after the visits; whatever it forgets later is dropped
-/// at the next look.
+/// How long to wait for the kernel's FORGETs after the visits. What the kernel forgets later is
+/// dropped at the next look.
 const TOLD_WITHIN: Duration = Duration::from_secs(1);
-/// How often it is checked meanwhile what the kernel has forgotten.
+/// The pause between two checks, meanwhile, of what the kernel has forgotten.
 const PAUSE: Duration = Duration::from_millis(20);
 
 impl LayerShelf {
-    /// Lets go of what podman has removed, again and again. Never ends.
+    /// Lets go of what podman has removed, once a minute. Never ends.
     pub async fn let_go_forever(self) {
         loop {
             sleep(EVERY).await;
@@ -97,7 +97,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Has the kernel ask for the views `names`.
+    /// Makes the kernel look up the views `names`, in both mounts.
     async fn visit(&self, names: &[Digest]) -> io::Result<()> {
         for names in names.chunks(VIEWS_MAX) {
             let paths: Vec<PathBuf> =
@@ -108,7 +108,7 @@ impl Inner {
     }
 }
 
-/// Has another process look at `paths`.
+/// Runs a process that looks at `paths`.
 async fn visit(paths: &[PathBuf]) -> io::Result<()> {
     let mut command = Command::new(PROGRAM);
     command.arg0("undermount").arg(COMMAND).args(paths);
@@ -122,7 +122,8 @@ async fn visit(paths: &[PathBuf]) -> io::Result<()> {
     }
 }
 
-/// Looks at `paths`, which need not be there. Whether they are is the kernel's to find out.
+/// Looks at `paths`, which need not exist, so that the kernel looks them up: what the visiting
+/// process does.
 pub fn look_at(paths: &[PathBuf]) {
     for path in paths {
         let _ = std::fs::symlink_metadata(path);

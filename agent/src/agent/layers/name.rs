@@ -1,9 +1,16 @@
 //! A name that podman asks for, and the images that it has meant.
 //!
-//! One question at a time: the first layer of a pull resolves the image and the indexes of all
-//! its layers, and the questions for the others find that done. Two things do not wait for it:
-//! what was offered before is given to who starts a container, and a registry that holds up the
-//! first question for too long does not hold up each of the others once more.
+//! ```text
+//! offer(layer) -> lock -> record read? -> at a pull: ask the registry what the name means now
+//!    -> offered before? -> which known image has the layer, else ask the registry
+//!    -> index missing? look once more -> plan, show -> Offer, remembered
+//! hold -> count a user, complete the image      release -> count it off
+//! ```
+//!
+//! Requests wait for each other: the first layer of a pull resolves the image and the indexes of
+//! all its layers, and the requests for the others find that done. Two things do not wait. What was
+//! offered before is given at once to whoever starts a container, and a registry that holds up the
+//! first request for too long does not hold up each of the others once more.
 
 mod inquiry;
 mod keeping;
@@ -30,36 +37,36 @@ use crate::control::StoreImage;
 use crate::image::Reference;
 use crate::podman::{Occasion, Offer};
 
-/// A name.
+/// A name, shared by all requests for its layers.
 pub struct Name {
     reference: Reference,
     state: Mutex<State>,
-    /// What was offered, as long as nothing new is learnt of the name.
+    /// The offers by the digest that podman asks for, until something new is learnt of the name.
     offers: std::sync::Mutex<HashMap<Digest, Arc<Offer>>>,
-    /// Since when the registry is being asked, if it is.
+    /// When the question to the registry began that is under way; `None` where there is none.
     asking: std::sync::Mutex<Option<Instant>>,
-    /// What was told last of the images.
+    /// The last answer of [`Self::status`].
     told: std::sync::Mutex<Vec<StoreImage>>,
     /// Whether the record is about to be saved.
     saving: AtomicBool,
-    /// Whether anybody has asked for it since the last look.
+    /// Whether anybody has asked for the name since the last [look](Self::let_go).
     asked: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
     record: NameRecord,
-    /// Whether [`Self::record`] holds what is written down. As long as that cannot be read, it is
-    /// not written over, and the name may have meant anything.
+    /// Whether [`Self::record`] includes what is on disk. As long as that cannot be read, it is not
+    /// overwritten, and the name may have meant anything.
     loaded: bool,
-    /// The images of the record, the latest last; without those that cannot be had any more.
+    /// The images of the record, the latest last, except those whose manifests are no longer here.
     images: Vec<Known>,
     inquiry: Inquiry,
 }
 
 struct Known {
     image: Arc<Indexed>,
-    /// Whether the indexes of its layers were let go: nobody uses it.
+    /// Whether the indexes of its layers were let go, since nobody uses it.
     is_bare: bool,
     completion: Option<Completion>,
 }
@@ -78,14 +85,14 @@ impl Name {
         })
     }
 
-    /// Notes that somebody asks for it.
+    /// Notes that somebody asks for the name.
     pub fn note_asked(&self) {
         self.asked.store(true, Ordering::SeqCst);
     }
 
-    /// Lets go of the indexes of images that podman does not use, where nobody has asked for the
-    /// name since this was last called. Whether the name itself can be forgotten: nobody uses it,
-    /// and all that is known of it is written down.
+    /// Lets go of the indexes of older images that podman does not use, where nobody has asked for
+    /// the name since this was last called. Returns whether the name itself can be forgotten:
+    /// nobody uses it, and all that is known of it is written down.
     pub fn let_go(&self) -> bool {
         let was_asked = self.asked.swap(false, Ordering::SeqCst);
         let Ok(mut state) = self.state.try_lock() else { return false };
@@ -104,7 +111,7 @@ impl Name {
         offer.filter(|offer| shelf.shown.has(&offer.directory))
     }
 
-    /// How long the registry has been asked by now.
+    /// How long the question to the registry has been under way; zero where there is none.
     pub fn asking_for(&self) -> Duration {
         let asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
         asking.map(|since| since.elapsed()).unwrap_or_default()
@@ -114,7 +121,10 @@ impl Name {
         self.offers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The offer for the layer that podman calls `key`.
+    /// The offer for the layer that podman asks for by `key`.
+    ///
+    /// # Errors
+    /// The [`Refusal`] where podman has to download it.
     pub async fn offer(
         &self,
         shelf: &Inner,
@@ -140,8 +150,8 @@ impl Name {
         self.make_offer(shelf, &state, at, place, *key).await
     }
 
-    /// Makes the offer for layer `place` of an image, for which podman asks by `key`, and remembers
-    /// it.
+    /// Makes and remembers the offer for layer `place` of image `at`, for which podman asks by
+    /// `key`.
     async fn make_offer(
         &self,
         shelf: &Inner,
@@ -158,8 +168,8 @@ impl Name {
         Ok(offer)
     }
 
-    /// Where podman finds the layers of an image with packs that begins to be used, the uppermost
-    /// first. It is about to ask for them.
+    /// The directories of the layers of image `at`, the uppermost first, if it has packs and begins
+    /// to be used. podman is about to ask for them.
     async fn directories(&self, shelf: &Inner, state: &State, at: usize) -> Vec<PathBuf> {
         let known = &state.images[at];
         if known.completion.is_some() || known.image.ready().packs.is_empty() {
@@ -176,7 +186,8 @@ impl Name {
         directories
     }
 
-    /// The image that has the layer `key`, and where: among those known, or from the registry.
+    /// The image that has the layer `key` and the place of the layer in it: among the known images,
+    /// or else from the registry.
     async fn find(
         &self,
         shelf: &Inner,
@@ -196,8 +207,8 @@ impl Name {
         })
     }
 
-    /// At a pull: has the name come to mean another image? Where that cannot be found out, it may
-    /// have.
+    /// At a pull, asks whether the name has come to mean another image. Where the registry does not
+    /// answer, it may have.
     async fn look_again(&self, shelf: &Inner, state: &mut State, key: &Digest) {
         if self.reference.digest().is_some() || state.inquiry.is_fresh(Instant::now()) {
             return;
@@ -209,7 +220,7 @@ impl Name {
         }
     }
 
-    /// Asks the registry what the name means.
+    /// Asks the registry what the name means, unless it has just failed after a long time.
     async fn ask(&self, shelf: &Inner, state: &mut State, key: &Digest) -> Result<(), Refusal> {
         state.inquiry.may_ask(Instant::now())?;
         state.inquiry.begin(Instant::now());
@@ -249,8 +260,8 @@ impl Name {
         Ok(())
     }
 
-    /// Looks once more for the indexes that an image lacks: the registry may have them by now, or
-    /// have been away before.
+    /// Looks once more for the indexes that an image lacks: the registry may have got them since,
+    /// or was out of reach before.
     async fn ask_for_indexes(&self, shelf: &Inner, state: &mut State, at: usize) {
         let now = Instant::now();
         if state.inquiry.has_searched(now) || state.inquiry.may_ask(now).is_err() {
@@ -285,7 +296,8 @@ impl Name {
         self.save_soon(shelf);
     }
 
-    /// Counts a user of the layer `key` off. An image that nobody uses is not completed.
+    /// Counts a user of the layer `key` off. Once podman uses no layer of the name, none of its
+    /// images is completed any more.
     pub async fn release(self: &Arc<Self>, shelf: &Arc<Inner>, key: &Digest) {
         let mut state = self.state.lock().await;
         self.load(shelf, &mut state).await;
@@ -308,7 +320,7 @@ impl Name {
         }
     }
 
-    /// The compressed bytes of the layer `key`: where from, and how many.
+    /// Where the compressed bytes of the layer `key` are, and how many.
     pub async fn blob(&self, shelf: &Inner, key: &Digest) -> Result<Blob, Refusal> {
         let mut state = self.state.lock().await;
         self.load(shelf, &mut state).await;
@@ -319,7 +331,7 @@ impl Name {
     }
 }
 
-/// The registry is being asked until this is dropped.
+/// A question to the registry, under way until this is dropped.
 struct Asking<'a>(&'a Name);
 
 impl<'a> Asking<'a> {
@@ -336,14 +348,15 @@ impl Drop for Asking<'_> {
 }
 
 impl State {
-    /// Which image has the layer `key`, the latest first, and where in it.
+    /// The image that has the layer `key`, the latest where several do, and the place of the layer
+    /// in it.
     fn place(&self, key: &Digest) -> Option<(usize, usize)> {
         let place =
             |(at, known): (usize, &Known)| Some((at, place_of(&known.image.image.manifest, key)?));
         self.images.iter().enumerate().rev().find_map(place)
     }
 
-    /// Lets go of the indexes of all images but the latest of which podman uses no layer.
+    /// Lets go of the indexes of images that podman uses no layer of, except the latest.
     fn drop_unused_indexes(&mut self) {
         let used: HashSet<usize> =
             self.record.uses.keys().filter_map(|key| Some(self.place(key)?.0)).collect();
@@ -356,7 +369,7 @@ impl State {
         }
     }
 
-    /// All images that the name may have meant, if that is known.
+    /// All images that the name may have meant; `None` if it may have meant others.
     fn others(&self) -> Option<Vec<Arc<Indexed>>> {
         let images = self.images.iter().map(|known| known.image.clone());
         (self.loaded && !self.record.others).then(|| images.collect())
@@ -380,7 +393,8 @@ impl Known {
         self.image.image.digest
     }
 
-    /// Goes on with the same `image`, more of which can be read lazily.
+    /// Replaces the image by the same one with more indexes, and completes that if it was being
+    /// completed.
     fn replace(&mut self, shelf: &Inner, image: Indexed) {
         self.image = Arc::new(image);
         if self.completion.take().is_some() {

@@ -1,4 +1,4 @@
-//! What podman is told of a layer once it is planned how to show it.
+//! What podman is offered for a layer once it is planned how to show it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,7 +13,8 @@ use super::shown::Shown;
 use crate::agent::images::Indexed;
 use crate::podman::{Compression, LayerInfo, Offer};
 
-/// The offer for layer `place` of `image`, for which podman asks by `key`; of `others` see [`plan`].
+/// Shows layer `place` of `image`, for which podman asks by `key`, and makes the offer; `others` as
+/// in [`plan`].
 pub fn make(
     shown: &Shown,
     image: &Indexed,
@@ -29,7 +30,7 @@ pub fn make(
     Ok(Offer { directory, info, blob_size })
 }
 
-/// How a planned layer will be served, in a word.
+/// How a planned layer will be served, for `undermount explain`.
 pub fn way(plan: &Plan) -> &'static str {
     match plan.below {
         Below::Any => "lazily",

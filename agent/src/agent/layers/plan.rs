@@ -1,4 +1,11 @@
-//! How a layer is offered, or why it is not: decided here, done elsewhere.
+//! How a layer is offered, or why it is not. Pure: it is decided here and done elsewhere.
+//!
+//! ```text
+//! listed twice, no index, digest not verified, links to lower layers -> Refusal
+//! no opaque directory                                                -> Below::Any
+//! opaque, and all images of the name have the same layers below      -> Below::Tree: whiteouts
+//! opaque otherwise                                                   -> Below::Several: markers
+//! ```
 
 use std::borrow::Borrow;
 use std::sync::Arc;
@@ -16,7 +23,7 @@ use crate::podman::TOC_ANNOTATIONS;
 /// Why podman has to download a layer itself.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Refusal {
-    /// What the name means cannot be found out.
+    /// What the name means can be found out neither here nor at the registry.
     #[error("the image cannot be resolved: {0}")]
     Unresolved(String),
     /// No image of the name has the layer.
@@ -70,18 +77,19 @@ impl Refusal {
         self.to_string()
     }
 
-    /// The refusal because of `error`.
+    /// The refusal for an image that cannot be resolved because of `error`.
     pub fn unresolved(error: &ImageError) -> Self {
         Self::Unresolved(Failure::of(error).in_words())
     }
 }
 
-/// Where an image has the layer that podman asks for by `key`.
+/// The place in `manifest`, from 0 for the lowest layer, of the layer that podman asks for by
+/// `key`: its digest, or one of its [`TOC_ANNOTATIONS`].
 pub fn place_of(manifest: &Manifest, key: &Digest) -> Option<usize> {
     manifest.layers.iter().position(|layer| layer.digest == *key || annotated(layer, key))
 }
 
-/// Whether newer podmans ask for `layer` by `key`.
+/// Whether podmans that know [`TOC_ANNOTATIONS`] ask for `layer` by `key`.
 fn annotated(layer: &Descriptor, key: &Digest) -> bool {
     let key = key.to_string();
     TOC_ANNOTATIONS.iter().any(|name| layer.annotations.get(*name) == Some(&key))
@@ -101,14 +109,17 @@ pub enum Below {
 pub struct Plan {
     /// The layer.
     pub layer: Arc<Layer>,
-    /// What it is to be shown above.
+    /// The layers that it will be shown above.
     pub below: Below,
     /// The layers of which [`Self::below`] is made, the lowest first.
     pub chain: Vec<Arc<Layer>>,
 }
 
-/// How to offer layer `place` of `image`, for which podman asks by `key`, where its name has also
-/// meant `others`; `None` if it may have meant anything.
+/// Plans how to offer layer `place` of `image`, for which podman asks by `key`. `others` are all
+/// images that the name may have meant; `None` if it may have meant anything.
+///
+/// # Errors
+/// The [`Refusal`] where podman has to download it.
 pub fn plan(
     image: &Indexed,
     place: usize,
@@ -154,7 +165,8 @@ fn merge(
     ImageTree::merge(trees).map(Below::Tree)
 }
 
-/// Whether `other` has layer `place` of `image`, if at all, above the same layers.
+/// Whether `other` has layer `place` of `image` only above the same layers (by their diff ids), or
+/// not at all.
 fn same_chain(image: &Indexed, place: usize, other: &Indexed) -> bool {
     let (own, foreign) = (&image.image, &other.image);
     let layer = own.manifest.layers[place].digest;

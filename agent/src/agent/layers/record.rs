@@ -1,6 +1,11 @@
 //! What is kept of a name that podman has asked for: `<cache>/podman/<hex of the name>.json`.
 //!
-//! Without it a restart would have to ask the registry what podman meant months ago.
+//! ```text
+//! podman asks -> get, once -> add, hold, release (in memory) -> put (replaces the file)
+//! ```
+//!
+//! The hex digits are those of the name's SHA-256 digest. Without the record, a restart would have
+//! to ask the registry what podman meant months ago.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -26,8 +31,8 @@ pub struct NameRecord {
     /// Whether it has, or may have, meant images that are not among these.
     #[serde(default)]
     pub others: bool,
-    /// How often podman uses each layer, by the digest that it asks for. A hint: podman never
-    /// tells again what it has told once.
+    /// How many users podman has reported for each layer, by the digest that it asks for. A hint:
+    /// podman reports each of them once and never again.
     #[serde(default)]
     pub uses: BTreeMap<Digest, u32>,
 }
@@ -38,11 +43,11 @@ const DRAINED: &str = "drained";
 /// How the names of records end.
 const SUFFIX: &str = ".json";
 
-/// Manifests that are kept of one name; more count as [`NameRecord::others`].
+/// The most manifests that are kept of one name; an older one counts as [`NameRecord::others`].
 const MANIFESTS_MAX: usize = 64;
 
 impl NameRecord {
-    /// Notes that the name means `manifest` now. Whether that was news.
+    /// Notes that the name means `manifest` now. Returns whether that is new.
     pub fn add(&mut self, manifest: Digest) -> bool {
         if self.manifests.last() == Some(&manifest) {
             return false;
@@ -62,7 +67,7 @@ impl NameRecord {
         *uses = uses.saturating_add(1);
     }
 
-    /// Adds what was `learnt` while this record could not be read.
+    /// Adds what was `learnt` while the record on disk could not be read.
     pub fn add_all(&mut self, learnt: &Self) {
         self.others |= learnt.others;
         for manifest in &learnt.manifests {
@@ -78,13 +83,13 @@ impl NameRecord {
     pub fn release(&mut self, layer: &Digest) {
         match self.uses.get_mut(layer) {
             Some(uses) if *uses > 1 => *uses -= 1,
-            // A record that somebody has written may also say that a layer is used by nobody.
+            // A record that somebody has edited may even say that a layer has 0 users.
             _ => drop(self.uses.remove(layer)),
         }
     }
 }
 
-/// A directory of records.
+/// The directory of the records.
 #[derive(Clone)]
 pub struct Records(PathBuf);
 
@@ -102,10 +107,11 @@ impl Records {
         format!("{}{SUFFIX}", Digest::of(reference.as_bytes()).hex())
     }
 
-    /// What is known of `reference`. If its record is damaged, it may have meant anything.
+    /// The record of `reference`, empty where there is none. If it is damaged, the name may have
+    /// meant anything: [`NameRecord::others`] is set.
     ///
     /// # Errors
-    /// [`ShelfError::Io`] where that cannot be read at the moment.
+    /// [`ShelfError::Io`] where it cannot be read at the moment.
     pub fn get(&self, reference: &Reference) -> Result<NameRecord, ShelfError> {
         let name = reference.to_string();
         let path = self.0.join(Self::file(&name));
@@ -123,7 +129,7 @@ impl Records {
         Ok(NameRecord { reference: name, others: true, ..NameRecord::default() })
     }
 
-    /// Keeps a record.
+    /// Writes a record in place of the one before; it survives a power cut.
     ///
     /// # Errors
     /// [`ShelfError::Io`] where it cannot be written.
@@ -141,7 +147,7 @@ impl Records {
         self.0.join(DRAINED).exists()
     }
 
-    /// Notes whether anything new is to be offered.
+    /// Notes, also for the next start, whether nothing new is to be offered.
     ///
     /// # Errors
     /// [`ShelfError::Io`] where it cannot be written.
@@ -158,7 +164,7 @@ impl Records {
     /// The layers that podman uses, by the digests that it asks for.
     ///
     /// # Errors
-    /// Those of reading: a record that cannot be read, or is damaged, may name any layer.
+    /// Those of reading: a record that cannot be read may name any layer.
     pub fn used_layers(&self) -> io::Result<HashSet<Digest>> {
         let mut used = HashSet::new();
         for entry in fs::read_dir(&self.0)? {
@@ -175,7 +181,7 @@ impl Records {
         let Ok(entries) = fs::read_dir(&self.0) else { return Vec::new() };
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         let records = names.filter_map(|name| {
-            // Another one is just being written beside it.
+            // Not the temporary file that is just being written beside a record.
             read(&self.0.join(&name)).ok().filter(|record| Self::file(&record.reference) == name)
         });
         records.filter(|record| !record.uses.is_empty()).collect()

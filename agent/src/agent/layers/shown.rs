@@ -1,8 +1,14 @@
 //! Layer views in the content mounts, and how a new worker brings them back.
 //!
-//! What is shown is written down before it shows, in the runtime directory, one JSON object a
-//! line: containers keep the nodes of the views that they were started on, whatever podman's
-//! names mean by then. The line goes when nobody can have such a node any more ([`leaving`]).
+//! ```text
+//! Plan -> show: a line to the log -> view -> directory of the offer
+//! new worker -> restore: each line of the log -> view
+//! nobody uses it -> leaving -> the line goes
+//! ```
+//!
+//! What is shown is written down before it shows, in the runtime directory, one JSON object a line:
+//! containers keep the nodes of the views that they were started on, whatever podman's names mean
+//! by then. The line goes once the kernel can have no such node any more ([`leaving`]).
 
 mod leaving;
 
@@ -25,7 +31,7 @@ use crate::control::Runtime;
 
 pub use self::leaving::Leaving;
 
-/// The shelf cannot keep what it must.
+/// Why layers cannot be shown, or names not be kept.
 #[derive(Debug, thiserror::Error)]
 pub enum ShelfError {
     /// A file or directory cannot be used.
@@ -61,11 +67,12 @@ impl ShelfError {
 /// How a view is made.
 #[derive(Debug, Serialize, Deserialize)]
 struct Recipe {
-    /// In whose name its bytes are fetched.
+    /// The repository in whose name its bytes are fetched.
     scope: String,
     /// The digest of the layer's tree.
     tree: Digest,
-    /// Those of the layers below it, the lowest first; `None` where it has to suit all.
+    /// The trees of the layers below it, the lowest first; `None` where the view has to suit any
+    /// layers below.
     below: Option<Vec<Digest>>,
 }
 
@@ -79,25 +86,26 @@ pub struct Shown {
 
 #[derive(Default)]
 struct State {
-    /// What is written down; open once something was. Names write side by side.
+    /// The log of what is shown; `None` until it is first needed. The lock is here because several
+    /// names write to it.
     log: Option<LineLog>,
-    /// By their names in the view.
+    /// The views that are held, by their names in the content mounts.
     views: HashMap<Digest, Held>,
-    /// Lines of what this worker cannot show again, and the next one perhaps can.
+    /// Lines of the log that this worker cannot show again; the next worker may be able to.
     lost: Vec<String>,
-    /// How many were dropped.
+    /// The number of views that were dropped.
     dropped: u64,
 }
 
-/// A view that is held.
+/// A view in the content mounts.
 struct Held {
-    /// How it is written down.
+    /// Its line in the log.
     line: String,
     /// The digest of its layer's tree.
     tree: Digest,
     /// The digest of its layer.
     layer: Digest,
-    /// Whether anybody has asked for it since the last look.
+    /// Whether anybody has asked for it since the last [look](Shown::look).
     asked: bool,
     leaving: Option<Leaving>,
 }
@@ -115,10 +123,10 @@ impl Shown {
         Self { view, slots, runtime, state: Mutex::default() }
     }
 
-    /// Shows a layer as planned; its directory.
+    /// Shows a layer as planned, and returns its directory.
     ///
     /// # Errors
-    /// [`ShelfError`] where its index is damaged, or it cannot be written down.
+    /// [`ShelfError`] where its index is damaged, or the log or the slots cannot be written.
     pub fn show(&self, plan: Plan) -> Result<PathBuf, ShelfError> {
         let tree = |layer: &Arc<Layer>| layer.tree_digest();
         let several = matches!(plan.below, Below::Several);
@@ -139,7 +147,7 @@ impl Shown {
         Ok(mount.join("layers").join(name.hex()))
     }
 
-    /// Shows `view` of `layer`, unless it is shown.
+    /// Shows `view` of `layer`, unless it is shown already; one that is leaving comes back.
     fn hold(&self, view: LayerView, recipe: &Recipe, layer: &Layer) -> Result<(), ShelfError> {
         let name = view.name();
         let mut state = self.state();
@@ -182,8 +190,8 @@ impl Shown {
         Ok(log.insert(open))
     }
 
-    /// Shows again what was shown before. A layer that cannot be shown any more is logged: what
-    /// still uses it gets errors.
+    /// Shows again what the log lists. A layer that cannot be shown any more is logged as an error:
+    /// what still uses it gets errors.
     pub fn restore(&self, images: &Images) {
         let text = std::fs::read_to_string(self.runtime.layers()).unwrap_or_default();
         let mut state = self.state();

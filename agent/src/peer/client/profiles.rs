@@ -16,7 +16,7 @@ use crate::peer::profiles::{ALL_MAX, ProfileCall};
 /// The header that says how many starts of an image a member has.
 pub const STARTS: HeaderName = HeaderName::from_static("undermount-starts");
 
-/// How long a whole answer may take. Starts do not wait for it.
+/// How long a whole answer may take. No start waits for it.
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// Why a member did not do what it was asked for.
@@ -25,16 +25,16 @@ pub enum Unheard {
     /// No connection.
     #[error("it cannot be reached")]
     Unreachable,
-    /// Nothing came in time, or not all of it.
+    /// It does not answer in time, or not completely.
     #[error("it does not answer")]
     NoAnswer,
     /// It belongs to another cluster.
     #[error("it is of another cluster")]
     Foreign,
-    /// It says no.
+    /// It refuses, with this status.
     #[error("it refuses ({0})")]
     Refused(StatusCode),
-    /// It says what no honest node does.
+    /// No honest node answers like this; why, in words.
     #[error("it lies: {0}")]
     Lies(String),
 }
@@ -43,7 +43,7 @@ impl PeerClient {
     /// How many starts of the image of `call` the `member` has.
     ///
     /// # Errors
-    /// [`Unheard`] where it does not answer, or without a number.
+    /// [`Unheard`] where it does not answer, or not with a number.
     pub async fn recorded_starts(
         &self,
         member: &Member,
@@ -72,8 +72,8 @@ impl PeerClient {
     /// The body with the profiles that `member` has of the image of `call` or of another build.
     ///
     /// # Errors
-    /// [`Unheard`] where it does not answer as it should; [`Unheard::Refused`] with 404 where it has
-    /// none.
+    /// [`Unheard`] where it does not answer as it should; [`Unheard::Refused`] with 404 where it
+    /// has none.
     pub async fn profiles(
         &self,
         member: &Member,

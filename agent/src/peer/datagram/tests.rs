@@ -1,4 +1,4 @@
-//! Datagrams that are right, and every way to be wrong.
+//! Right datagrams, and every way in which one can be wrong.
 
 use proptest::prelude::*;
 

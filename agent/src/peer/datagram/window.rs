@@ -1,21 +1,21 @@
-//! Which counters of a sender were seen: those near the highest one by one, all below by being
+//! Which counters of a sender were seen: those near the highest one by one, and all lower ones as
 //! too old (RFC 6479).
 
-/// Counters that are told apart: datagrams of one sender may overtake each other by so many.
+/// How many counters are told apart: datagrams of one sender may overtake each other by so many.
 pub(super) const SPAN: u64 = 1024;
 
 const WORDS: usize = SPAN as usize / 64;
 
-/// The highest counter, and which of the [`SPAN`] up to it were seen.
+/// The highest counter, and which of the [`SPAN`] counters up to it were seen.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Window {
     highest: Option<u64>,
-    /// Bit `counter % SPAN`.
+    /// Bit `counter % SPAN` says whether that counter was seen.
     seen: [u64; WORDS],
 }
 
 impl Window {
-    /// Whether the counter was seen, or is too old to tell.
+    /// Whether `counter` was seen, or is too old to tell.
     pub fn contains(&self, counter: u64) -> bool {
         let Some(highest) = self.highest.filter(|highest| *highest >= counter) else {
             return false;

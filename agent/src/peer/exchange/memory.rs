@@ -7,12 +7,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::peer::member::MemberId;
 
-/// Bytes of pieces that may be on their way at a time, counted in [`GRAIN`].
+/// The most bytes of pieces that may be on their way at a time.
 const ALL: u64 = 256 << 20;
-/// Of these, bytes that are on their way since one member has asked for them: one piece of the
-/// largest size, so that nobody takes the room of everybody.
+/// The most of these bytes that one member may have asked for: one piece of the largest size, so
+/// that no member takes the room of all others.
 const PER_MEMBER: u64 = 64 << 20;
-/// What memory is counted in: no piece counts for less.
+/// The unit, in bytes, in which memory is counted: no piece counts for less.
 const GRAIN: u64 = 256 << 10;
 
 /// The memory of a node.
@@ -21,17 +21,17 @@ pub(super) struct Memory {
     asked: Arc<Asked>,
 }
 
-/// Grains by who has asked for them.
+/// The grains in use, by the member that has asked for them.
 #[derive(Default)]
 struct Asked(Mutex<HashMap<MemberId, u32>>);
 
-/// Memory for a piece, until this is dropped.
+/// The memory of a piece, given back when this is dropped.
 pub(in crate::peer) struct Room {
     _permit: OwnedSemaphorePermit,
     _share: Option<Share>,
 }
 
-/// What one member has asked for.
+/// The part of a member's share that one piece takes.
 struct Share {
     asked: Arc<Asked>,
     member: MemberId,
@@ -45,13 +45,14 @@ impl Default for Memory {
 }
 
 impl Memory {
-    /// Memory for a piece of `size` bytes, when there is some.
+    /// Waits for memory for a piece of `size` bytes.
     pub async fn room(&self, size: u64) -> Room {
         let permit = self.free.clone().acquire_many_owned(grains(size)).await;
         Room { _permit: permit.expect("the semaphore is never closed"), _share: None }
     }
 
-    /// Memory for a piece of `size` bytes that `member` asks for, if there is some now.
+    /// Takes memory for a piece of `size` bytes that `member` asks for; `None` if none is free, or
+    /// the member's share is used up.
     pub fn room_for(&self, member: MemberId, size: u64) -> Option<Room> {
         let grains = grains(size);
         let share = Share::take(&self.asked, member, grains)?;

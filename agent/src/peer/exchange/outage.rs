@@ -1,5 +1,7 @@
-//! Registries that do not answer. A node that has just found out does not try again for another
-//! one, which would wait for it, and for the next owner, and then find the same.
+//! Registries that do not answer.
+//!
+//! A node that has just found a registry out of reach does not try it again for another node. That
+//! node would wait for it, then for the next owner, and find the same.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,7 +11,7 @@ use undermount_fs::source::{Scope, SourceError};
 
 use crate::peer::standing::Moment;
 
-/// For so long a registry that failed is not asked for others.
+/// How long a registry that failed is not asked for other nodes.
 const FRESH: Duration = Duration::from_secs(3);
 
 /// When registries failed, by `host[:port]`.
@@ -17,19 +19,20 @@ const FRESH: Duration = Duration::from_secs(3);
 pub(super) struct Outages(Mutex<HashMap<String, Moment>>);
 
 impl Outages {
-    /// Notes that the registry of `scope` failed, if it is the registry that did.
+    /// Notes that the registry of `scope` failed, if `error` says that it is the registry that did.
     pub fn note(&self, scope: &Scope, error: &SourceError, now: Moment) {
         if matches!(error, SourceError::Unavailable { .. } | SourceError::Deadline { .. }) {
             self.lock().insert(scope.host().to_owned(), now);
         }
     }
 
-    /// The registry of `scope` delivers.
+    /// Notes that the registry of `scope` delivers.
     pub fn end(&self, scope: &Scope) {
         self.lock().remove(scope.host());
     }
 
-    /// The error of asking the registry of `scope`, where it failed just now.
+    /// The error to give instead of asking the registry of `scope`; `None` unless it failed within
+    /// [`FRESH`].
     pub fn present(&self, scope: &Scope, now: Moment) -> Option<SourceError> {
         let at = self.lock().get(scope.host()).copied()?;
         let (origin, reason) = (scope.host().to_owned(), "it failed a moment ago".to_owned());

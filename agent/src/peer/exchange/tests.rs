@@ -19,11 +19,11 @@ use crate::peer::testing::{
     Node, NodeSpec, Registry, blob, cluster, id, introduce, member, owner, serve, wanted,
 };
 
-/// How often what depends on the machine is tried.
+/// How often a test that depends on the speed of the machine is tried.
 const TRIES: usize = 6;
 
 /// Tries until there is nothing to complain of. On a machine that stalls, nodes take each other for
-/// slow and ask the registry as well; what is wrong is wrong each time.
+/// slow and ask the registry as well; a real fault shows each time.
 async fn in_some_try<T>(attempt: impl AsyncFn() -> Result<T, String>) -> T {
     let mut complaints = Vec::new();
     for _ in 0..TRIES {
@@ -35,7 +35,7 @@ async fn in_some_try<T>(attempt: impl AsyncFn() -> Result<T, String>) -> T {
     panic!("each time: {complaints:?}")
 }
 
-/// A complaint where the registry has given more than so many bytes.
+/// A complaint if the registry has given more than so many bytes.
 fn at_most(most: u64, given: u64) -> Result<(), String> {
     if given <= most { Ok(()) } else { Err(format!("the registry gave {given} bytes")) }
 }
@@ -58,7 +58,7 @@ async fn eight_nodes_that_read_the_same_cost_the_registry_each_byte_about_once()
         let registry = Registry::slow(&bytes, Duration::from_millis(2));
         let mut nodes = cluster(8, &registry).await;
         read_all(&nodes, &pieces).await;
-        // To the byte it is simulated.
+        // The simulation checks this to the byte.
         let (given, size) = (registry.given(), bytes.len() as u64);
         assert!(given >= size, "{given} of {size}");
         at_most(size * 3 / 2, given)?;
@@ -70,7 +70,7 @@ async fn eight_nodes_that_read_the_same_cost_the_registry_each_byte_about_once()
         let peers: u64 = traffic.iter().map(|traffic| traffic.peer.bytes).sum();
         assert!(peers >= 8 * size - given, "everything else came from peers: {peers}");
 
-        // A ninth one comes when all is done: some pieces are its own now, and are with others.
+        // A ninth node joins when all is done: it owns some pieces now, and others have them.
         nodes.push(NodeSpec::new(8).start(&registry).await);
         introduce(&nodes, &[]);
         read_all(&nodes[8..], &pieces).await;
@@ -168,7 +168,7 @@ async fn dead_owners_cost_half_a_second_once_and_the_next_rank_takes_over() {
         let (bytes, pieces) = blob(30, 50_000);
         let registry = Registry::with(&bytes);
         let nodes = cluster(3, &registry).await;
-        // An address that nobody answers at, and one where nobody listens.
+        // An address that does not answer, and one where nothing listens.
         let dead = [
             member(id(100), "192.0.2.1:9".parse().unwrap()),
             member(id(101), "127.0.0.1:1".parse().unwrap()),
@@ -182,7 +182,7 @@ async fn dead_owners_cost_half_a_second_once_and_the_next_rank_takes_over() {
     .await;
 }
 
-/// Where nobody is waited for, on a busy machine.
+/// The time for what waits for no other node, on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(30);
 /// A peer is waited for at most ten seconds, and of its pieces some are begun only after others.
 const TWO_WAITS: Duration = Duration::from_secs(90);
@@ -211,8 +211,8 @@ fn sized(length: u64, body: Body) -> axum::response::Response {
     ([(CONTENT_LENGTH, length)], body).into_response()
 }
 
-/// Reads all pieces at two nodes beside a rogue; all must come right, each at most twice from
-/// the registry, and fast enough. Returns what the first node says of the rogue.
+/// Reads all pieces at two nodes beside a rogue; all must arrive right, each at most twice from the
+/// registry, and fast enough. Returns what the first node reports of the rogue.
 async fn beside(rogue: impl AsyncFn() -> Rogue, within: Duration) -> Option<String> {
     in_some_try(async || try_beside(&rogue().await, within).await).await
 }
@@ -314,7 +314,7 @@ async fn a_peer_that_redirects_in_circles_is_left() {
     beside(rogue, TWO_WAITS).await;
 }
 
-/// What `asker` is told by `asked` about a piece.
+/// The answer of `asked` to `asker` about a piece.
 async fn asks(asker: &Node, asked: &Node, piece: &Piece) -> StatusCode {
     asks_as(asker.member.id, 1, asker, asked, piece).await
 }

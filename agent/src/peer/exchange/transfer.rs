@@ -1,4 +1,10 @@
 //! Carries out what a [`Fetch`] decides for one piece.
+//!
+//! ```text
+//! Fetch::start -> Action -> Ask: a peer | Registry | Pause -> Event -> Fetch::on -> Action ...
+//!                             ` all bytes here -> digest right: keep the piece
+//!                                                   ` wrong: Event::Wrong
+//! ```
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,9 +25,9 @@ use crate::peer::pieces::{Keeping, PieceKey};
 use crate::peer::placement::{PROTOCOL, ranking};
 use crate::peer::wanted::{PieceCall, Wanted};
 
-/// A transfer that has not ended after this time is given up, whoever waits.
+/// How long a transfer may take in all, whoever waits for it.
 const LONGEST: Duration = Duration::from_secs(300);
-/// Hashing more than this is left to a thread that may block.
+/// The most bytes that are hashed without moving to a thread that may block.
 const INLINE: u64 = 256 << 10;
 
 /// A piece on its way here, in the hands of its task.
@@ -56,13 +62,13 @@ impl Transfer {
         Self { exchange, key, wanted, hop, piece, fetch, ranking, failure: None }
     }
 
-    /// Gets the piece, keeps it, and tells those who wait.
+    /// Fetches the piece, keeps it, and lets all know who wait for it.
     pub async fn carry_out(mut self) {
         let fetched = timeout(LONGEST, self.run()).await;
         match fetched.unwrap_or_else(|_| Err(self.late())) {
             Ok(piece) => self.keep(piece).await,
             Err(error) => {
-                // Whoever wants it from now on tries again.
+                // Removed first: a request from now on begins another transfer.
                 self.exchange.arriving().remove(&self.key);
                 self.piece.fail(error);
             }
@@ -74,7 +80,7 @@ impl Transfer {
         let keeping = self.keeping();
         let Self { exchange, key, .. } = self;
         let keeper = exchange.clone();
-        // Until it is on disk, it is here.
+        // Requests find it among the arriving pieces until it is on disk.
         let size = piece.bytes().len() as u64;
         let kept =
             tokio::task::spawn_blocking(move || keeper.pieces().put(&key, &piece, keeping)).await;
@@ -85,7 +91,8 @@ impl Transfer {
         }
     }
 
-    /// What the piece is to this node: its own, where nobody ranks above it who is there.
+    /// Whether this node owns the piece: it does unless a member ranks higher that is not left
+    /// alone.
     fn keeping(&self) -> Keeping {
         let (own, now) = (self.exchange.roster().own, self.exchange.now());
         let standing = self.exchange.standing();
@@ -129,7 +136,7 @@ impl Transfer {
         let members = self.exchange.roster().members();
         let Some(peer) = members.get(&member) else {
             let next = self.tell(Event::Unreachable);
-            // It may be an invention of who has named it, of which there are as many as one likes.
+            // A peer may have invented the id, and it could invent any number of them.
             let known = |member: &MemberId| members.get(member).is_some();
             self.exchange.standing().retain(known, self.exchange.now());
             return Ended::Next(next);
@@ -147,7 +154,7 @@ impl Transfer {
         }
     }
 
-    /// Takes what a peer sends until its end, or until the plan says otherwise.
+    /// Receives what a peer sends until its end, or until the plan says otherwise.
     async fn receive(
         &mut self,
         member: MemberId,
@@ -177,7 +184,7 @@ impl Transfer {
         }
     }
 
-    /// Adds bytes; refuses more than the piece has.
+    /// Adds bytes; an error in words where the piece does not have so many.
     fn take(&mut self, bytes: Bytes) -> Result<Event, String> {
         let length = bytes.len() as u64;
         if self.fetch.received() + length > self.wanted.size() {
@@ -234,7 +241,7 @@ impl Transfer {
         Ended::Next(self.tell(Event::RegistryFailed))
     }
 
-    /// All bytes are here: are they right?
+    /// Checks the digest, once all bytes are here.
     async fn finish(&mut self, from: Option<MemberId>) -> Ended {
         match check(self.piece.joined(), &self.wanted).await {
             Ok(piece) => {
@@ -245,7 +252,7 @@ impl Transfer {
                         counters.peer.count(self.wanted.size());
                         self.exchange.origin().brought(&self.wanted.scope, self.wanted.size());
                     }
-                    // Its bytes were counted as they came.
+                    // Its bytes were counted as they arrived.
                     None => counters.registry.count(0),
                 }
                 Ended::Whole(piece)
@@ -254,7 +261,7 @@ impl Transfer {
         }
     }
 
-    /// What came is wrong, whoever is to blame.
+    /// Starts over after wrong bytes, whoever is to blame.
     fn wrong(&mut self, words: String) -> Option<Action> {
         tracing::warn!(piece = %self.wanted.piece.digest, scope = %self.wanted.scope, words,
             "wrong bytes");
@@ -263,7 +270,8 @@ impl Transfer {
         self.tell(Event::Wrong(words))
     }
 
-    /// `member` did what no honest node does. What came before stays: its digest will tell.
+    /// Bans `member`, which did what no honest node does. What it sent before stays: the digest
+    /// will tell.
     fn convict(&mut self, member: MemberId, words: String) -> Ended {
         tracing::warn!(%member, words, "a peer lies");
         self.exchange.standing().lied(member, words, self.exchange.now());

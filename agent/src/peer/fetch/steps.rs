@@ -1,4 +1,4 @@
-//! Who is asked for a piece, one after the other.
+//! The order in which members are asked for a piece.
 
 use std::collections::VecDeque;
 
@@ -28,7 +28,7 @@ impl Steps {
         Self { ranks, owners, probes: PROBES }
     }
 
-    /// Whom to ask next, and for what; nobody `is_shunned`.
+    /// The member to ask next, and for what; members that are shunned are skipped.
     pub fn next(&mut self, is_shunned: impl Fn(&MemberId) -> bool) -> Option<(MemberId, Mode)> {
         while let Some((member, mode)) = self.ranks.pop_front() {
             if is_shunned(&member) {
@@ -42,7 +42,7 @@ impl Steps {
         None
     }
 
-    /// Who was asked in this mode is not there, and does not count.
+    /// Does not count the member that was asked last in this mode, because it is not there.
     pub fn pass_over(&mut self, mode: Mode) {
         if let Some(left) = self.left(mode) {
             *left += 1;

@@ -11,7 +11,7 @@ fn id(number: u8) -> MemberId {
     MemberId::from_bytes([number; 16])
 }
 
-/// A fetch, the clock that it is told, and the standing of the others.
+/// A fetch, its clock, and the standing of the other members.
 struct Talk {
     fetch: Fetch,
     standing: Standing,
@@ -46,7 +46,7 @@ impl Talk {
         Some(words(&action))
     }
 
-    /// Lets time pass, tick by tick, until there is something to do; how long that took.
+    /// Lets time pass, tick by tick, until there is something to do. Returns how long that took.
     fn wait(&mut self, most: Duration) -> (Duration, String) {
         let begin = self.now;
         while self.now - begin < most {

@@ -1,4 +1,4 @@
-//! The words between a fetch and who carries it out.
+//! The words between a fetch and the code that carries it out.
 
 use std::time::Duration;
 
@@ -8,31 +8,31 @@ use crate::peer::standing::Moment;
 /// What a member is asked to do for a piece that it does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// Get it.
+    /// Fetch it, as its owner.
     Owner,
-    /// Pass on what is arriving there, by word of the owner.
+    /// Pass on what is arriving there: the owner has named it.
     Holder,
-    /// Nothing, unless it comes from the registry right now.
+    /// Nothing, unless it is arriving from the registry right now.
     Cached,
 }
 
-/// What a fetch waits for.
+/// The source that a fetch waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Upstream {
     /// The registry.
     Registry,
     /// A member that says at once what it has.
     Probe(MemberId),
-    /// A member that gets the piece, or is getting it.
+    /// A member that fetches the piece, or is receiving it.
     Member(MemberId),
 }
 
 /// A request to a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ask {
-    /// Whom.
+    /// The member.
     pub member: MemberId,
-    /// For what.
+    /// What it is asked to do.
     pub mode: Mode,
     /// How often the request was passed on.
     pub hop: u8,
@@ -52,7 +52,7 @@ pub enum Action {
         /// The first byte that is missing.
         offset: u64,
     },
-    /// Say [`Event::Tick`] at this time and not before.
+    /// Wait until this time, and then report [`Event::Tick`].
     Pause(Moment),
     /// Nobody has it.
     GiveUp,
@@ -63,10 +63,10 @@ pub enum Action {
 pub enum Event {
     /// The member sends (200).
     Answered {
-        /// It has not got all of the piece itself.
+        /// Whether it does not have all of the piece itself.
         arriving: bool,
     },
-    /// So many bytes came.
+    /// So many bytes arrived.
     Bytes(u64),
     /// It names others (307).
     Redirect(Vec<MemberId>),
@@ -74,17 +74,18 @@ pub enum Event {
     Waiting,
     /// It has no room for the request and wants to be left alone for a while (429, 503).
     Busy(Duration),
-    /// It does not have the piece, could not get it, or does not give it (404, 403, 502).
+    /// It does not have the piece, could not get it, or does not give it (404, 502, 403 and all
+    /// other statuses).
     Missing,
-    /// It is of another cluster or version (421).
+    /// It is of another cluster or version (401, 421).
     Foreign,
-    /// No connection.
+    /// No connection could be made.
     Unreachable,
-    /// No answer, after as long as one may take.
+    /// It did not answer within the time that it may take.
     NoAnswer,
     /// The transfer ended before its last byte.
     Broken,
-    /// The piece came and is wrong: the words say how.
+    /// The piece is here and is wrong: the words say how.
     Wrong(String),
     /// The registry does not deliver.
     RegistryFailed,

@@ -1,4 +1,4 @@
-//! Who asks: HTTP requests between nodes are signed, and their answers can be sealed.
+//! The sender of HTTP requests between nodes: requests are signed, and their answers can be sealed.
 //!
 //! ```text
 //! Authorization: Undermount-1 KEY-ID:FROM:TIME:NONCE:MAC
@@ -11,8 +11,9 @@
 //!         asked, the method, the target and the body
 //! ```
 //!
-//! A call that is replayed gets what it got before, from the same node, for a few minutes: nothing
-//! that who recorded it has not seen. So nothing is kept of calls. All of them must bear that.
+//! A replayed call is answered as if its sender had repeated it, for as long as [`MAX_CLOCK_SKEW`]
+//! allows, by the node that it was for (a join: by any node). Whoever can record calls can record
+//! answers as well, so no node remembers calls; every kind of call must bear a repetition.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -26,13 +27,13 @@ use crate::peer::member::MemberId;
 /// The scheme of the header.
 const SCHEME: &str = "Undermount-1 ";
 
-/// How far the clocks of two nodes may be apart.
+/// How far the clocks of two nodes may be apart, and how long a signature is good.
 pub const MAX_CLOCK_SKEW: Duration = Duration::from_secs(600);
 
 /// A request as both ends see it.
 #[derive(Debug, Clone, Copy)]
 pub struct Call<'a> {
-    /// Who is asked; `None` where its name is not known, which is so for a join.
+    /// The member that is asked; `None` where its name is not known, as for a join.
     pub to: Option<MemberId>,
     /// The method in capitals.
     pub method: &'a str,
@@ -51,22 +52,22 @@ pub struct SignedCall {
     mac: [u8; 32],
 }
 
-/// Who has signed a request.
+/// The signer of a request.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// The member it says it is, which every holder of the key can.
+    /// The member that it says it is; every holder of the key can say so.
     pub member: MemberId,
     key: KeyId,
     mac: [u8; 32],
 }
 
-/// Why a request is refused (401), or an answer not taken.
+/// Why a request is refused (401), or an answer is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
     /// It has no header of this kind.
     #[error("the request is not signed by a member of the cluster")]
     Unsigned,
-    /// The key is not one of ours.
+    /// It is signed with a key that this node does not have.
     #[error("the request is signed with the key {0:?}, which this node does not have")]
     Key(KeyId),
     /// The signature is wrong.
@@ -93,10 +94,12 @@ impl ClusterKeys {
         SignedCall { header, key: key.id, mac }
     }
 
-    /// Checks the `Authorization` header of a call that arrived at `now`; who has signed it.
+    /// Checks the `Authorization` header of a call that arrived at `now`, and returns who has
+    /// signed it.
     ///
     /// # Errors
-    /// [`CallError`] where nobody of the cluster has, or not now.
+    /// [`CallError`] where no holder of the cluster key has signed it, or not within
+    /// [`MAX_CLOCK_SKEW`].
     pub fn check(
         &self,
         header: Option<&str>,
@@ -116,7 +119,11 @@ impl ClusterKeys {
         Ok(Caller { member: claim.from, key: id, mac })
     }
 
-    /// Seals the answer to a call, so that only who has signed it takes it, and only for this call.
+    /// Seals the answer to a call, so that only its sender can open it, and only as the answer to
+    /// this call. The result is nonce, ciphertext, tag (AES-256-GCM).
+    ///
+    /// # Errors
+    /// [`CallError::Key`] where the key of the call was replaced meanwhile.
     pub fn seal_answer(&self, caller: &Caller, mut answer: Vec<u8>) -> Result<Vec<u8>, CallError> {
         let ring = self.ring();
         let key = ring.get(caller.key).ok_or(CallError::Key(caller.key))?;
@@ -148,7 +155,7 @@ impl ClusterKeys {
     }
 }
 
-/// What a header claims.
+/// The claims of a header.
 struct Claim {
     from: MemberId,
     at: u64,
@@ -160,7 +167,7 @@ impl Claim {
         if call.to.is_some() { &key.call } else { &key.join }
     }
 
-    /// What is signed. Each part has a fixed length or says how long it is.
+    /// The bytes that are signed. Each part has a fixed length or is preceded by its length.
     fn message(&self, key: &Derived, call: &Call<'_>) -> Vec<u8> {
         let to = call.to.unwrap_or(MemberId::from_bytes([0; 16]));
         let mut message = Vec::with_capacity(128 + call.target.len() + call.body.len());
@@ -181,7 +188,7 @@ impl Claim {
     }
 }
 
-/// Key, claim and signature of a header.
+/// Splits a header into the name of the key, the claim and the signature.
 fn parse(header: &str) -> Option<(KeyId, Claim, [u8; 32])> {
     let mut words = header.strip_prefix(SCHEME)?.split(':');
     let key = KeyId::from_bytes(unhex(words.next()?)?);
@@ -192,6 +199,7 @@ fn parse(header: &str) -> Option<(KeyId, Claim, [u8; 32])> {
     words.next().is_none().then_some((key, Claim { from, at, nonce }, mac))
 }
 
+/// Random bytes from the kernel.
 pub(super) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     SystemRandom::new().fill(&mut bytes).expect("the kernel gives random bytes");

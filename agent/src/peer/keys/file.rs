@@ -7,7 +7,7 @@
 //! previous 64 hex digits                    accepted: other nodes may still use it
 //! ```
 //!
-//! A rotation takes three steps, each of which is to be installed on all nodes before the next:
+//! A rotation takes three steps. Each must be installed on all nodes before the next:
 //!
 //! ```text
 //! A  -rotate->  A, next B  -rotate->  B, previous A  -rotate->  B
@@ -24,7 +24,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 
 use crate::host::file::{self, Lasting};
 
-/// Two keys and a page of words fit; what is longer is another file.
+/// The longest file that is read, in bytes: two keys and a page of comments fit.
 const MAX_LENGTH: u64 = 4096;
 
 const WORDS: &str = "\
@@ -32,17 +32,17 @@ const WORDS: &str = "\
 # nodes and on the undercloud, readable by root alone. Made and changed by `undermount setup cluster`.
 ";
 
-/// A cluster key, which nothing shows.
+/// A cluster key. Secret: nothing shows it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretKey([u8; 32]);
 
 impl SecretKey {
-    /// The key of these bytes.
+    /// The key with these bytes.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// A new one.
+    /// A new key, from the random numbers of the kernel.
     ///
     /// # Errors
     /// Where the kernel gives no random bytes.
@@ -83,7 +83,7 @@ impl fmt::Debug for SecretKey {
     }
 }
 
-/// How far a rotation is.
+/// The stage of a rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// There is one key.
@@ -94,7 +94,7 @@ pub enum Stage {
     Switched,
 }
 
-/// The file cannot be used as a cluster key.
+/// Why the file cannot be used as a cluster key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
     /// It cannot be read or written.
@@ -119,7 +119,7 @@ pub enum KeyFileError {
         /// Its permissions.
         mode: u32,
     },
-    /// It says something else.
+    /// A line is not what the file may hold.
     #[error("{}:{line}: {reason}", path.display())]
     Wrong {
         /// The file.
@@ -131,7 +131,7 @@ pub enum KeyFileError {
     },
 }
 
-/// What the file holds: a key, and during a rotation another one.
+/// The content of the file: a key, and during a rotation another one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyFile {
     used: SecretKey,
@@ -140,7 +140,7 @@ pub struct KeyFile {
 }
 
 impl KeyFile {
-    /// One key, which is used.
+    /// A file with the one key `used`.
     pub fn single(used: SecretKey) -> Self {
         Self { used, next: None, previous: None }
     }
@@ -155,7 +155,7 @@ impl KeyFile {
         self.next.as_ref().or(self.previous.as_ref())
     }
 
-    /// How far its rotation is.
+    /// The stage of its rotation.
     pub fn stage(&self) -> Stage {
         match (&self.next, &self.previous) {
             (Some(_), _) => Stage::Announced,
@@ -176,8 +176,8 @@ impl KeyFile {
         }
     }
 
-    /// Takes the last step of a rotation back; whether there was one. What a finished rotation
-    /// has removed does not come back.
+    /// Takes the last step of a rotation back, and returns whether there was one. A key that a
+    /// finished rotation has removed does not come back.
     pub fn step_back(&mut self) -> bool {
         if let Some(previous) = self.previous.take() {
             self.next = Some(std::mem::replace(&mut self.used, previous));
@@ -195,7 +195,8 @@ impl KeyFile {
         let file = file::open(path).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
         let mode = metadata.mode() & 0o7777;
-        // The group root has no other members; systemd hands credentials over like this.
+        // The group root has no other members, and systemd hands over credentials with its read
+        // permission.
         let tolerated = if metadata.gid() == 0 { 0o740 } else { 0o700 };
         if mode & !tolerated != 0 {
             return Err(KeyFileError::Mode { path: path.to_owned(), mode });
@@ -209,7 +210,7 @@ impl KeyFile {
         })
     }
 
-    /// What `text` says, or the line with a mistake and what it is.
+    /// Reads `text`; the error is the line, counted from 1, and what is wrong with it.
     fn parse(text: &str) -> Result<Self, (usize, &'static str)> {
         let [mut used, mut next, mut previous] = [const { None }; 3];
         for (at, line) in text.lines().enumerate() {

@@ -1,4 +1,4 @@
-//! Keys that follow their file.
+//! Keys that follow their file: every 5 s its stamp is compared, and a new file is read.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use super::{ClusterKeys, KeyFile};
 
-/// How often the file is looked at.
+/// The pause between two looks at the file.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// Has `keys` be what the file at `path` holds whenever it was replaced, for as long as this is
-/// polled. A file that cannot be used changes nothing.
+/// Replaces `keys` by what the file at `path` holds whenever the file was replaced, for as long as
+/// this is polled. A file that cannot be used changes nothing and is logged.
 pub async fn follow(keys: ClusterKeys, path: PathBuf) {
     let mut seen = stamp(&path);
     loop {
@@ -19,7 +19,7 @@ pub async fn follow(keys: ClusterKeys, path: PathBuf) {
     }
 }
 
-/// Takes the file if it is not the one that was seen.
+/// Reads the file if it is not the one that was seen last.
 fn look(keys: &ClusterKeys, path: &Path, seen: &mut Option<Stamp>) {
     let now = stamp(path);
     if now != std::mem::replace(seen, now) {

@@ -1,4 +1,4 @@
-//! One key for each purpose, made of a cluster key.
+//! One key for each purpose, derived from a cluster key by HKDF (RFC 5869).
 
 use std::fmt;
 
@@ -11,8 +11,8 @@ use super::{KeyFile, SecretKey};
 /// The salt of the extraction: keys of another format version have nothing in common with these.
 const SALT: &[u8] = b"undermount cluster key v1";
 
-/// What a cluster key is called where it was used. It also tells clusters apart: each has its
-/// own key.
+/// The name of a cluster key, where it was used. It also tells clusters apart: each has its own
+/// key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyId([u8; 8]);
 
@@ -40,7 +40,7 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// What is made of one cluster key.
+/// The keys that are derived from one cluster key.
 pub(in crate::peer) struct Derived {
     pub id: KeyId,
     datagram: Prk,
@@ -95,7 +95,7 @@ fn aead(prk: &Prk, context: &[u8]) -> LessSafeKey {
     LessSafeKey::new(UnboundKey::from(expand(prk, &[context], &AES_256_GCM)))
 }
 
-/// The key that is used, and another one that is accepted as well.
+/// The cluster key that is used, and another one that is accepted as well.
 pub(in crate::peer) struct KeyRing {
     used: Derived,
     other: Option<Derived>,

@@ -1,8 +1,8 @@
-//! Who may have what of private repositories: whoever could pull it from the registry.
+//! Who may have pieces of private repositories: whoever could pull them from the registry.
 //!
-//! Knowing a digest must not suffice. Nodes with the same credential for a registry make the same
-//! [`ScopeKey`] of it, without a server; who asks shows a [`Ticket`] that only a holder of that
-//! key and of the cluster key can issue:
+//! Knowing a digest must not suffice. Nodes with the same credential for a registry derive the same
+//! [`ScopeKey`] from it, without a server. A node that asks shows a [`Ticket`] that only a holder
+//! of that key and of the cluster key can issue:
 //!
 //! ```text
 //! scope key = PBKDF2-HMAC-SHA256(credential, salt: registry)      slow: once for each credential
@@ -25,30 +25,29 @@ use ring::{hmac, pbkdf2};
 use super::{ClusterKeys, Derived};
 use crate::peer::member::MemberId;
 
-/// Rounds of PBKDF2: about a third of a second of one core.
+/// Rounds of PBKDF2 (RFC 8018): about a third of a second of one core.
 const ROUNDS: NonZeroU32 = NonZeroU32::new(600_000).expect("not zero");
 
-/// A ticket that is good for longer is not taken, whoever issued it.
+/// The longest life of a ticket that is accepted, whoever issued it.
 const MAX_LIFE: Duration = Duration::from_secs(3600);
 
-/// What the credential for a registry proves. Secret: nothing shows it.
+/// Proof of the credential for a registry. Secret: nothing shows it.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ScopeKey([u8; 32]);
 
 impl ScopeKey {
-    /// The key of those who can log in at `registry` (`host[:port]`) with this name and password
-    /// or token. Takes a third of a second of computing: keep it, and call this where blocking is
-    /// allowed.
+    /// Derives the key of those who can log in at `registry` (`host[:port]`) with this name and
+    /// password or token. Blocks for a third of a second: keep the key.
     pub fn derive(registry: &str, username: &str, password: &str) -> Self {
         let salt = [b"undermount scope v1\0", registry.as_bytes()].concat();
-        // A name holds no NUL: what is before the first one is the name.
+        // A name holds no NUL, so what is before the first one is the name.
         let credential = [username.as_bytes(), b"\0", password.as_bytes()].concat();
         let mut key = [0; 32];
         pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, ROUNDS, &salt, &credential, &mut key);
         Self(key)
     }
 
-    /// What the key may be called where others see it; it says nothing about the key.
+    /// The name of the key where others see it; it says nothing about the key.
     pub fn name(&self) -> [u8; 16] {
         let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &self.0), b"name");
         tag.as_ref()[..16].try_into().expect("SHA-256 has 32 bytes")
@@ -61,21 +60,21 @@ impl fmt::Debug for ScopeKey {
     }
 }
 
-/// The proof that its holder has the credential of a scope, for one node that is asked, until it
-/// expires. As text it is the value of a header.
+/// Proof that its holder has the credential of a scope, for one asked node, until it expires. As
+/// text it is the value of a header.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ticket {
     expires: u64,
     mac: [u8; 32],
 }
 
-/// A ticket is not taken (403).
+/// Why a ticket is not accepted (403).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TicketError {
-    /// The text is none.
+    /// The text is not a ticket.
     #[error("this is no scope ticket")]
     Malformed,
-    /// Its time is over.
+    /// It has expired.
     #[error("the scope ticket has expired")]
     Expired,
     /// It is good for longer than any ticket is.
@@ -87,8 +86,8 @@ pub enum TicketError {
 }
 
 impl Ticket {
-    /// The ticket with which `holder` may ask `asked` for what is in this scope, until `expires`
-    /// (at most an hour ahead).
+    /// Issues the ticket with which `holder` may ask `asked` for what is in this scope, until
+    /// `expires` (at most an hour ahead).
     pub fn issue(
         keys: &ClusterKeys,
         scope: &ScopeKey,
@@ -102,8 +101,8 @@ impl Ticket {
         Self { expires, mac: tag.as_ref().try_into().expect("SHA-256 has 32 bytes") }
     }
 
-    /// Whether `holder` may have what is in this scope of `asked`, as of `now`. The holder must be
-    /// who has signed the request.
+    /// Checks at `asked` that `holder` may have what is in this scope, as of `now`. The holder must
+    /// be the member that has signed the request.
     ///
     /// # Errors
     /// [`TicketError`] where it may not.

@@ -1,4 +1,4 @@
-//! What members tell each other of a member.
+//! What members tell each other about a member.
 
 use std::net::SocketAddr;
 
@@ -6,16 +6,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::peer::member::{Member, MemberId, Weight};
 
-/// Addresses that a member may have.
+/// The most addresses that a member may have.
 pub const MAX_ADDRESSES: usize = 4;
 
 /// A member as gossip carries it. Its layout is part of the datagram's version and of the answers
 /// of [`super::inquiry`].
 ///
-/// A member is the same while its id is. Whatever else changes makes a later identity of it, by
-/// epoch (the agent was started again) and revision (it has another weight, or was declared down
-/// and is not): of two, the later counts. Which cluster it belongs to is said by the key that
-/// sealed it.
+/// A member stays the same while its id does. Whatever else changes makes a later identity of it,
+/// by epoch (the agent was started again) and revision (its weight changed, or it was declared down
+/// and is not): of two, the later counts. The key that seals the message says which cluster it
+/// belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Wire", into = "Wire")]
 pub struct Identity {
@@ -23,9 +23,9 @@ pub struct Identity {
     pub id: MemberId,
     /// When its agent started (Unix time, ms).
     pub epoch: u64,
-    /// Counts what changed since.
+    /// Counts the changes since.
     pub revision: u32,
-    /// Where it answers, the best first; 1 to [`MAX_ADDRESSES`].
+    /// The addresses at which it answers, the best first; 1 to [`MAX_ADDRESSES`].
     pub addresses: Vec<SocketAddr>,
     /// The versions of the peer protocol that it speaks, first and last.
     pub protocol: (u16, u16),
@@ -34,15 +34,15 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Which of the identities of one member this is: of two, the greater counts.
+    /// The age of this identity among those of its member: the greater counts.
     pub fn age(&self) -> (u64, u32) {
         (self.epoch, self.revision)
     }
 
-    /// Itself, if there can be such a member.
+    /// Returns the identity, if there can be such a member.
     ///
     /// # Errors
-    /// What no member can be.
+    /// What is wrong with it, in words.
     pub fn checked(self) -> Result<Self, &'static str> {
         let odd = |address: &SocketAddr| address.port() == 0 || address.ip().is_unspecified();
         if !(1..=MAX_ADDRESSES).contains(&self.addresses.len()) {
@@ -60,8 +60,8 @@ impl Identity {
         Ok(self)
     }
 
-    /// This member, as the rest of the agent sees it. Who speaks none of the versions of `own` is
-    /// a member that owns nothing.
+    /// The member, as the rest of the agent sees it. One that speaks none of the versions of `own`
+    /// owns nothing.
     pub fn to_member(&self, own: (u16, u16)) -> Member {
         let (oldest, newest) = self.protocol;
         let understood = oldest <= own.1 && own.0 <= newest;
@@ -91,7 +91,7 @@ impl foca::Identity for Identity {
     }
 }
 
-/// The same in the order and types of the wire.
+/// An [`Identity`] in the order and types of the wire.
 #[derive(Serialize, Deserialize)]
 struct Wire {
     id: [u8; 16],

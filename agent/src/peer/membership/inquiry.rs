@@ -1,13 +1,14 @@
-//! What members tell each other over HTTP: whole states, where gossip is too slow or too lossy.
+//! What members ask each other over HTTP: whole states, where gossip is too slow or too lossy.
 //!
 //! ```text
 //! GET  /v1/members   If-None-Match: "digest"  -> 304, or 200 the state, sealed
 //! POST /v1/join      JoinRequest              -> 200 the state, sealed; 204 where none is wanted
-//!                                                401 unsigned, 503 not ready yet
+//!                                                400 malformed, 409 it is the asking node itself
+//! both                                        -> 401 unsigned, 503 not ready yet
 //! ```
 //!
-//! Requests are signed, answers sealed ([`crate::peer::keys`]). Bodies are postcard: a state is
-//! the list of its [`Record`]s, about 50 bytes each.
+//! Requests are signed, answers sealed ([`crate::peer::keys`]). Bodies are postcard: a state is the
+//! list of its [`Record`]s, about 50 bytes each.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
@@ -28,18 +29,19 @@ pub const MEMBERS: &str = "/v1/members";
 /// The path of joining.
 pub const JOIN: &str = "/v1/join";
 
-/// The longest state that is taken: more than ten thousand members with all their addresses.
+/// The longest state that is accepted, in bytes: more than ten thousand members with all their
+/// addresses.
 pub const MAX_STATE: usize = 4 << 20;
-/// The longest request to join.
+/// The longest request to join, in bytes.
 pub const MAX_JOIN: usize = 4096;
 
 /// How long another node may take for an answer.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// What a node says when it comes, goes, or shows that it is still there.
+/// What a node says when it joins, leaves, or shows that it is still there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinRequest {
-    /// Itself.
+    /// The node itself.
     pub member: Identity,
     /// Whether it says good-bye.
     pub leaves: bool,
@@ -47,7 +49,7 @@ pub struct JoinRequest {
     pub wants_state: bool,
 }
 
-/// Another node cannot be asked, or says no.
+/// Why another node gives no state.
 #[derive(Debug, thiserror::Error)]
 pub enum InquiryError {
     /// It does not answer.
@@ -68,7 +70,7 @@ pub enum InquiryError {
         /// In its own words.
         reason: String,
     },
-    /// It answers too much, something else, or is no member of the cluster.
+    /// Its answer is too long or malformed, or not sealed by a member of the cluster.
     #[error("{url} does not answer as a member of the cluster does: {reason}")]
     Answer {
         /// What was asked.
@@ -78,7 +80,7 @@ pub enum InquiryError {
     },
 }
 
-/// Bytes of a state.
+/// Encodes a state.
 pub fn encode(state: &[Record]) -> Vec<u8> {
     postcard::to_allocvec(state).expect("members are plain data")
 }
@@ -86,11 +88,11 @@ pub fn encode(state: &[Record]) -> Vec<u8> {
 /// How HTTP reaches the nodes of the cluster.
 #[derive(Debug, Clone)]
 pub struct HttpConfig {
-    /// Speaks to members, with their certificates where they have some.
+    /// The client for members, with their certificates where they have some.
     pub members: reqwest::Client,
     /// `http`, or `https` where members have certificates.
     pub scheme: &'static str,
-    /// Speaks to the seeds.
+    /// The client for seeds.
     pub seeds: reqwest::Client,
 }
 
@@ -101,7 +103,7 @@ pub(super) struct Inquiry {
     pub http: HttpConfig,
 }
 
-/// What a member answers when it is asked for its state.
+/// The answer of a member that was asked for its state.
 #[derive(Debug)]
 pub(super) enum Answered {
     /// It knows the same.
@@ -111,7 +113,7 @@ pub(super) enum Answered {
 }
 
 impl Inquiry {
-    /// Asks `member` what it knows, unless that is `known`.
+    /// Asks `member` for its state, unless its digest is `known`.
     pub async fn pull(
         &self,
         member: &Identity,
@@ -142,7 +144,7 @@ impl Inquiry {
         Err(failed.expect("a member has an address"))
     }
 
-    /// Tells the node at `place` what `request` says; what it knows, if that was wanted.
+    /// Sends `request` to the node at `place`. Returns its state if that was wanted, else nothing.
     pub async fn join(
         &self,
         place: &Place,
@@ -171,7 +173,7 @@ impl Inquiry {
         }
     }
 
-    /// The state that a response carries.
+    /// Reads and opens the state in a response.
     async fn state(
         &self,
         url: String,
@@ -196,7 +198,7 @@ impl Inquiry {
     }
 }
 
-/// A node whose name is not known.
+/// Where to reach a node whose name is not known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
     /// The seed at this URL, to which [`JOIN`] is added.

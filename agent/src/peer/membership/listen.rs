@@ -1,4 +1,4 @@
-//! Which addresses of this host the peers use.
+//! The addresses of this host that peers use.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -8,13 +8,13 @@ use nix::ifaddrs::getifaddrs;
 
 use super::identity::MAX_ADDRESSES;
 
-/// Where a node listens, and what it tells the others.
+/// Where a node listens, and which addresses it tells the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
     /// On these addresses.
     At(Vec<SocketAddr>),
-    /// On the addresses of this host in these networks, with this port: the same configuration
-    /// fits all nodes.
+    /// On one address of this host in each of these networks, with this port: the same
+    /// configuration fits all nodes.
     In(Vec<IpNet>, u16),
 }
 
@@ -40,7 +40,7 @@ impl Listen {
     }
 }
 
-/// The addresses in `networks`, in the order of the networks.
+/// The lowest address in each of `networks`, in the order of the networks.
 fn choose(own: impl Iterator<Item = IpAddr>, networks: &[IpNet]) -> Vec<IpAddr> {
     let mut own: Vec<IpAddr> = own.filter(|ip| !is_link_local(ip)).collect();
     own.sort();

@@ -1,4 +1,10 @@
 //! One member at work: its state, its keys and its wire, behind one lock.
+//!
+//! ```text
+//! datagram -> Opener -> Swim::receive \
+//! timer    -> Swim::advance            > act -> Sealer -> wire
+//! a loop   -> join, compare, weight   /    `-> roster, shown by keep_time
+//! ```
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -13,12 +19,12 @@ use crate::peer::datagram::{MAX_DATAGRAM, Opener, Received, Sealer};
 use crate::peer::keys::ClusterKeys;
 use crate::peer::member::Members;
 
-/// A changed roster is shown after this time, so that a thousand members that come at once do
-/// not make a thousand lists.
+/// How long a changed roster waits before it is shown, so that a thousand members that join at once
+/// do not make a thousand lists.
 const GATHER: Duration = Duration::from_millis(20);
 
-/// Who was asleep for longer, such as with its host, listens for a moment before it judges who has
-/// not answered.
+/// A process that was asleep for longer, such as with its host, listens for [`LISTEN`] before it
+/// judges which members have not answered.
 const ASLEEP: Duration = Duration::from_millis(500);
 const LISTEN: Duration = Duration::from_millis(50);
 
@@ -28,7 +34,7 @@ const RECEIVE_PAUSE: Duration = Duration::from_millis(200);
 /// A member, shared by the tasks that work for it.
 pub(super) struct Node {
     core: Mutex<Core>,
-    /// It ends with the life of the member, whoever still looks at this.
+    /// It ends with the life of the member, even if this is still looked at.
     wire: Weak<dyn Wire>,
     pub keys: ClusterKeys,
     /// Woken where there is something to do earlier, or something to show.
@@ -45,7 +51,7 @@ struct Core {
 }
 
 impl Node {
-    /// The member `own`, alone; `seed` is what its random choices are made of.
+    /// The member `own`, alone; its random choices follow from `seed`.
     pub fn new(
         own: Identity,
         seed: u64,
@@ -63,7 +69,7 @@ impl Node {
         Self { core: Mutex::new(core), wire, keys, wake, started, roster }
     }
 
-    /// Takes a step, and sends what comes of it.
+    /// Takes a step, and sends what follows from it.
     pub fn act<T>(&self, step: impl FnOnce(&mut Swim, Duration) -> T) -> T {
         let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
         let due = core.swim.next_due();
@@ -99,19 +105,19 @@ impl Node {
         self.look(Swim::state)
     }
 
-    /// What the state can be told by.
+    /// The digest by which states are compared.
     pub fn digest(&self) -> StateDigest {
         self.look(Swim::digest)
     }
 
-    /// Datagrams that came.
+    /// How many datagrams were taken and dropped.
     pub fn received(&self) -> Received {
         self.core.lock().unwrap_or_else(PoisonError::into_inner).opener.received()
     }
 
     /// Takes datagrams from `wire` for as long as this is polled.
     pub async fn receive(&self, wire: &dyn Wire) {
-        // One byte more than there may be shows what is too long.
+        // One byte more than a datagram may have shows that it is too long.
         let mut buffer = [0; MAX_DATAGRAM + 1];
         loop {
             match wire.receive(&mut buffer).await {
@@ -187,7 +193,7 @@ impl Core {
 }
 
 fn report_receive_failure(error: &io::Error) {
-    // A refused port of somebody else is reported to who has sent to it.
+    // The kernel reports the refused port of another host at the sending socket.
     if error.kind() != io::ErrorKind::ConnectionRefused {
         tracing::warn!(%error, "cannot receive datagrams");
     }

@@ -1,4 +1,4 @@
-//! What an agent answers to other nodes about members (see [`super::inquiry`]).
+//! What an agent answers other nodes about members (see [`super::inquiry`]).
 
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
@@ -16,7 +16,7 @@ use super::node::Node;
 use super::swim::Record;
 use crate::peer::keys::{Call, CallError, Caller, ClusterKeys};
 
-/// A node, once it has found out where it listens.
+/// The node, once it listens.
 pub(super) type Ready = Arc<OnceLock<Arc<Node>>>;
 
 /// The routes of an agent.
@@ -71,7 +71,7 @@ async fn join(State(node): State<Ready>, headers: HeaderMap, body: Bytes) -> Res
     }
 }
 
-/// Who asks to join, with what; or the refusal.
+/// The signer of a request to join, and the request; or the refusal.
 pub(super) fn check_join(
     keys: &ClusterKeys,
     headers: &HeaderMap,
@@ -93,7 +93,7 @@ fn check(keys: &ClusterKeys, headers: &HeaderMap, call: &Call<'_>) -> Result<Cal
     keys.check(header, call, SystemTime::now())
 }
 
-/// A state, sealed for who has asked.
+/// The answer with a state, sealed for the caller.
 pub(super) fn answer(keys: &ClusterKeys, caller: &Caller, state: &[Record]) -> Response {
     match keys.seal_answer(caller, encode(state)) {
         Ok(sealed) => sealed.into_response(),
@@ -101,6 +101,7 @@ pub(super) fn answer(keys: &ClusterKeys, caller: &Caller, state: &[Record]) -> R
     }
 }
 
+/// The answer (401) to a request that is not signed as it should be.
 pub(super) fn refuse(error: CallError) -> Response {
     (StatusCode::UNAUTHORIZED, error.to_string()).into_response()
 }

@@ -1,10 +1,15 @@
 //! The seed: what `undermount registry` knows of the members.
 //!
-//! The seed is no member. It often cannot reach the network that the members use among
-//! themselves, while each of them reaches it, to pull images. So it only listens: who joins is
-//! written on a list and gets all of it; who is not heard of for [`KEPT`] is taken off, and
-//! members say every [`super::SEED_REFRESH`] that they are still there. The list is kept in
-//! memory: a seed that was started again has it back when each has spoken once.
+//! The seed is not a member. It often cannot reach the network that the members use among
+//! themselves, while each of them reaches it, to pull images. So it only listens:
+//!
+//! ```text
+//! POST /v1/join -> note the member, or strike it off where it leaves -> the list, sealed, or 204
+//! ```
+//!
+//! A member that is not heard of for [`KEPT`] is struck off; members say every
+//! [`super::SEED_REFRESH`] that they are still there. The list is kept in memory: a restarted seed
+//! has it back once each member has spoken.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,13 +29,13 @@ use super::swim::Record;
 use crate::peer::keys::ClusterKeys;
 use crate::peer::member::MemberId;
 
-/// Who is not heard of for this time is taken off the list.
+/// How long a member stays on the list without being heard of.
 pub const KEPT: Duration = Duration::from_secs(200);
 
-/// Nodes to list. The key is needed to become one.
+/// The most nodes on the list. Only holders of the key can get on it.
 const MAX_MEMBERS: usize = 20_000;
 
-/// The list, and the keys of who may see it.
+/// The list, and the keys of those who may see it.
 struct Seed {
     keys: ClusterKeys,
     heard: Mutex<Heard>,
@@ -41,7 +46,7 @@ struct Seed {
 struct Heard(BTreeMap<MemberId, (Identity, Instant)>);
 
 impl Heard {
-    /// Takes what a member says of itself at `now`.
+    /// Notes what a member says of itself at `now`.
     fn take(&mut self, request: JoinRequest, now: Instant) {
         let JoinRequest { member, leaves, .. } = request;
         let (id, age) = (member.id, member.age());
@@ -55,7 +60,7 @@ impl Heard {
         }
     }
 
-    /// Who was heard of lately, as of `now`.
+    /// The members that were heard of within [`KEPT`], as of `now`.
     fn list(&mut self, now: Instant) -> Vec<Record> {
         self.0.retain(|_, (_, heard)| now.duration_since(*heard) <= KEPT);
         self.0.values().map(|(member, _)| Record::alive(member.clone())).collect()

@@ -5,9 +5,9 @@
 //! members.json    {"version": 1, "written": …, "members": […]}
 //! ```
 //!
-//! The epoch grows with each start also where the clock went back, since two lives with the same
-//! one would be taken for each other. A directory that was copied to another machine, as part of
-//! a disk image, makes another node of it: the machine's id tells.
+//! The epoch grows with each start, even where the clock went back, since two lives with the same
+//! epoch would be taken for each other. A directory that was copied to another machine, as part of
+//! a disk image, makes another node of it: the machine's id shows that.
 
 use std::fs;
 use std::io;
@@ -28,10 +28,10 @@ const MEMBERS: &str = "members.json";
 /// What identifies an installation of an operating system (machine-id(5)).
 const MACHINE: &str = "/etc/machine-id";
 
-/// A list that is older says where to ask, but not who is there.
+/// The age from which a list says only where to ask, and no longer who is there.
 const FRESH: Duration = Duration::from_secs(600);
 
-/// The identity of the node cannot be kept.
+/// The identity of the node cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot keep the identity of this node in {}", path.display())]
 pub struct StoreError {
@@ -69,9 +69,9 @@ struct StoredMember {
 /// The members of an earlier life.
 #[derive(Debug, Default)]
 pub struct Remembered {
-    /// Them.
+    /// The members.
     pub members: Vec<Identity>,
-    /// Whether they can be taken to be there still.
+    /// Whether the list is recent enough to believe that they are still there.
     pub fresh: bool,
 }
 
@@ -86,7 +86,8 @@ impl Store {
         Ok(Self(root.to_owned()))
     }
 
-    /// The name of this node, and the epoch of the life that begins `now`.
+    /// The id of this node, and the epoch of the life that begins `now`, which is on disk when this
+    /// returns.
     ///
     /// # Errors
     /// [`StoreError`] where it cannot be written down: the next life must know of this one.
@@ -149,7 +150,7 @@ impl StoredMember {
         Self { member, revision: identity.revision }
     }
 
-    /// `None` where it was damaged: it is then checked as what comes from the network is.
+    /// The identity, checked like one from the network; `None` where it was damaged.
     fn identity(self) -> Option<Identity> {
         let Member { id, addresses, epoch, protocol, weight } = self.member;
         let protocol = protocol.into_inner();
@@ -157,7 +158,7 @@ impl StoredMember {
     }
 }
 
-/// A record that cannot be read or understood counts as none.
+/// Reads a file; one that cannot be read or understood counts as none.
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }

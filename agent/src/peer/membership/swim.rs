@@ -1,11 +1,15 @@
-//! The state machine: who is a member, by SWIM.
+//! The state machine: who is a member, by SWIM (Das, Gupta, Motivala 2002), as the crate `foca`
+//! implements it.
 //!
-//! A thin shell around the crate `foca`, with the clock and the seed of its randomness as
-//! arguments: whoever owns this hands it datagrams and the time, and carries out what it asks
-//! for. No sockets, no tasks.
+//! ```text
+//! datagrams, the time, states of others -> Swim -> datagrams to send, timers, a changed roster
+//! ```
 //!
-//! Gossip alone leaves stragglers: an update that was lost is not repeated. So the full states
-//! are compared now and then ([`Swim::digest`]) and put together ([`Swim::merge`]).
+//! This is a thin shell around `foca`, with the clock and the seed of its randomness as arguments:
+//! the owner passes datagrams and the time, and sends what it returns. No sockets, no tasks.
+//!
+//! Gossip alone leaves stragglers: an update that was lost is not repeated. So full states are
+//! compared now and then ([`Swim::digest`]) and merged ([`Swim::merge`]).
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -29,7 +33,7 @@ pub type Record = foca::Member<Identity>;
 /// Which members a state holds, so that two can be compared.
 pub type StateDigest = [u8; 32];
 
-/// How often members that are down are told of, two at a time: this is what ends a partition.
+/// How often members that are down are announced to, two at a time: this ends a partition.
 const CALL_THE_DEAD: Duration = Duration::from_secs(10);
 
 /// How often a member is asked for more members.
@@ -41,7 +45,7 @@ pub struct Swim {
     runtime: AccumulatingRuntime<Identity>,
     timers: BinaryHeap<Reverse<Due>>,
     scheduled: u64,
-    /// Cluster size that the parameters are made for.
+    /// The cluster size that the parameters are made for.
     sized_for: u32,
     left: bool,
     changed: bool,
@@ -75,18 +79,18 @@ impl Ord for Due {
     }
 }
 
-/// How far the word of another member is believed that somebody is down.
+/// Whether the word of another member is believed that somebody is down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Belief {
-    /// It is: who has just come knows less than everybody else.
+    /// It is: a member that has just joined knows less than all others.
     Newcomer,
-    /// It is not, where we think otherwise: the two may have been apart, each side thinking that
-    /// the other was down. Who is in doubt is to be asked.
+    /// It is not, where this node thinks otherwise: the two may have been apart, each side
+    /// believing that the other was down. The member in doubt must be asked itself.
     Doubting,
 }
 
 impl Swim {
-    /// The member `own`, alone. `seed` is what its random choices are made of.
+    /// The member `own`, alone. Its random choices follow from `seed`.
     pub fn new(own: Identity, seed: u64) -> Self {
         let sized_for = 16;
         let rng = SmallRng::seed_from_u64(seed);
@@ -114,7 +118,7 @@ impl Swim {
     /// Takes what another member has sent.
     ///
     /// # Errors
-    /// Where it is not what members say.
+    /// Where `foca` cannot make sense of it.
     pub fn receive(&mut self, now: Duration, payload: &[u8]) -> Result<(), foca::Error> {
         let taken = self.foca.handle_data(payload, &mut self.runtime);
         self.settle(now);
@@ -125,7 +129,8 @@ impl Swim {
     pub fn advance(&mut self, now: Duration) {
         while let Some(Reverse(due)) = self.timers.pop_if_due(now) {
             if let Err(error) = self.foca.handle_timer(due.order.0, &mut self.runtime) {
-                // After a pause of the process, a probe may find its own end missing.
+                // After a pause of the process, a probe may be due before the previous one has
+                // ended.
                 tracing::debug!(%error, "a step of membership was late");
             }
             self.settle(now);
@@ -147,7 +152,7 @@ impl Swim {
         std::mem::take(&mut self.changed)
     }
 
-    /// Tells `to` that we are here, and asks it for members.
+    /// Tells `to` that this member is here, and asks it for members.
     pub fn announce(&mut self, now: Duration, to: Identity) {
         if let Err(error) = self.foca.announce(to, &mut self.runtime) {
             tracing::warn!(%error, "cannot announce this member");
@@ -155,20 +160,20 @@ impl Swim {
         self.settle(now);
     }
 
-    /// Takes a member that has just said that it is there.
+    /// Takes in a member that has just said that it is there.
     pub fn welcome(&mut self, now: Duration, member: Identity) {
         self.apply(now, vec![Record::alive(member)], true);
     }
 
-    /// Takes members that were known before this process was started, without telling anybody.
+    /// Takes in members that were known before this process started, without telling anybody.
     pub fn remember(&mut self, now: Duration, members: impl IntoIterator<Item = Identity>) {
         let own = self.own().id;
         let others = members.into_iter().filter(|member| member.id != own);
         self.apply(now, others.map(Record::alive).collect(), false);
     }
 
-    /// Takes what another member knows; those that it knows to be down and we do not, which are
-    /// to be asked themselves.
+    /// Takes in what another member knows. Returns those that it believes to be down and this one
+    /// does not, which must be asked themselves ([`Belief::Doubting`]).
     pub fn merge(&mut self, now: Duration, theirs: Vec<Record>, belief: Belief) -> Vec<Identity> {
         let known = |member: &Record| (member.id().age(), member.incarnation());
         let active: HashMap<MemberId, _> =
@@ -197,7 +202,8 @@ impl Swim {
         doubts
     }
 
-    /// Takes it that a member is down: it does not answer, and another says so as well.
+    /// Notes that a member is down: it has said good-bye, or it does not answer and another member
+    /// says so as well.
     pub fn give_up(&mut self, now: Duration, member: Identity) {
         self.apply(now, vec![Record::down(member)], true);
     }
@@ -209,7 +215,7 @@ impl Swim {
         self.settle(now);
     }
 
-    /// Has another weight from now on.
+    /// Changes the weight of this member.
     pub fn set_weight(&mut self, now: Duration, weight: Weight) {
         let own = self.own().clone();
         if own.weight != weight {
@@ -234,15 +240,15 @@ impl Swim {
         self.settle(now);
     }
 
-    /// Begins to probe under a new identity. Without this it would do nothing until somebody
-    /// calls it by that.
+    /// Begins to probe under a new identity. Without this nothing happens until another member uses
+    /// that identity.
     fn wake(&mut self) {
         if let Err(error) = self.foca.apply_many(std::iter::empty(), false, &mut self.runtime) {
             tracing::warn!(%error, "the new identity waits for somebody who knows it");
         }
     }
 
-    /// Says good-bye. Nothing more is taken or sent after that, but for [`Self::rejoin`].
+    /// Says good-bye. Nothing more is received or sent after that, until [`Self::rejoin`].
     pub fn leave(&mut self, now: Duration) {
         if !std::mem::replace(&mut self.left, true) {
             if let Err(error) = self.foca.leave_cluster(&mut self.runtime) {
@@ -271,7 +277,7 @@ impl Swim {
         others.chain([own(self.own().clone())]).collect()
     }
 
-    /// The members that are believed to be alive, oneself included; none for who has left.
+    /// The members that are believed to be alive, oneself included; none once this member has left.
     pub fn members(&self) -> Members {
         if self.left {
             return Members::default();
@@ -281,8 +287,8 @@ impl Swim {
         Members::new(all.map(|member| member.to_member(own.protocol)).collect())
     }
 
-    /// Which members are believed to be alive, oneself included, and in which identities: equal
-    /// where two know the same.
+    /// A digest of which members are believed to be alive, oneself included, and of their ages:
+    /// equal where two members know the same.
     pub fn digest(&self) -> StateDigest {
         let myself = (!self.left).then_some(self.own());
         let mut ages: Vec<(MemberId, (u64, u32))> =
@@ -297,7 +303,7 @@ impl Swim {
         hash.finalize().into()
     }
 
-    /// Follows up what the last step has set off.
+    /// Follows up on what the last step of `foca` has produced.
     fn settle(&mut self, now: Duration) {
         while let Some(notification) = self.runtime.to_notify() {
             match notification {
@@ -325,8 +331,8 @@ impl Swim {
         self.fit_size();
     }
 
-    /// Has the parameters follow the size of the cluster: how often news is repeated, and how
-    /// long a suspect has to answer.
+    /// Adapts the parameters to the size of the cluster: how often news is repeated, and how long a
+    /// suspect has to answer.
     fn fit_size(&mut self) {
         let size = u32::try_from(self.count_others()).unwrap_or(u32::MAX).max(16);
         if size > self.sized_for * 2 || size < self.sized_for / 2 {

@@ -1,8 +1,14 @@
-//! What keeps a member among the others: it joins until somebody knows it, compares what it knows
-//! with others, tells the seeds that it is there, and writes the members down.
+//! What keeps a member among the others.
 //!
-//! Datagrams may be lost without anybody noticing; these loops are what makes up for it. Each
-//! repeats for as long as the agent lives, and none minds failing.
+//! ```text
+//! stay_joined    seeds, then members, until one knows others -> introduce
+//! compare        a random member: 304, or its state -> merge -> ask members in doubt
+//! greet_seeds    once a minute: still here; every 10th time also for the list
+//! save           the members, if they have changed
+//! ```
+//!
+//! Datagrams may be lost without anybody noticing; these loops make up for that. Each repeats for
+//! as long as the agent lives, and none ends because of a failure.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,23 +31,24 @@ const JOIN_PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::
 /// The pause between comparisons, just after the start and later.
 const COMPARE_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
-/// How often the seeds hear of a member; less than [`super::seed::KEPT`] by two losses.
+/// The pause between two messages to the seeds, give or take a quarter. A member usually stays on
+/// their list ([`super::seed::KEPT`]) even though two in a row are lost.
 pub const SEED_REFRESH: Duration = Duration::from_secs(60);
 
-/// Every so many times the seeds are asked for their list as well: a partition may have hidden
+/// Every so many messages the seeds are asked for their list as well: a partition may have hidden
 /// everybody on it.
 const SEED_LIST_EVERY: u32 = 10;
 
-/// How often the members are written down, if they are others.
+/// The pause between two looks whether the members have changed and must be written down.
 const SAVE_PAUSE: Duration = Duration::from_secs(15);
 
-/// Members of an earlier life to try in one attempt to join.
+/// How many members of an earlier life are tried in one attempt to join.
 const TRIES: usize = 8;
 
-/// Members in doubt that are asked at a time.
+/// How many members in doubt are asked after one comparison.
 const DOUBTS: usize = 4;
 
-/// Members that hear at once of who has joined.
+/// How many members are told at once that this one has joined.
 const GREETED: usize = 3;
 
 /// What the loops work with.
@@ -106,12 +113,12 @@ impl Upkeep {
         }
     }
 
-    /// Whether nobody else is known, or wanted.
+    /// Whether no other member is known, and this one has not left.
     fn is_alone(&self) -> bool {
         self.node.look(|swim| swim.count_others() == 0 && !swim.has_left())
     }
 
-    /// Asks the seeds, then members, until one of them knows others; whether one answered.
+    /// Asks the seeds, then members, until one of them knows others. Returns whether one answered.
     async fn join(&self) -> bool {
         if self.node.look(Swim::has_left) {
             return false;
@@ -138,8 +145,8 @@ impl Upkeep {
         answered
     }
 
-    /// Makes oneself known to some members, and takes what one of them knows: a seed's list may
-    /// be minutes old.
+    /// Announces this member to some others, and takes in what they know: a seed's list may be
+    /// minutes old.
     async fn introduce(&self) {
         let others = self.others();
         for member in self.dice.some(others, GREETED) {
@@ -161,7 +168,8 @@ impl Upkeep {
         }
     }
 
-    /// Takes what a random member knows. Who is down for it but not for us is asked itself.
+    /// Takes in what a random member knows. A member that it believes to be down, and this one does
+    /// not, is asked itself.
     async fn compare_once(&self) {
         if self.node.look(Swim::has_left) {
             return;
@@ -186,7 +194,7 @@ impl Upkeep {
         match self.pull(&doubted).await {
             Ok(Answered::State(state)) => drop(self.merge(state, Belief::Doubting)),
             Ok(Answered::Same) => {}
-            // Nobody is there, or another node.
+            // Nobody answers there, or a node of another cluster.
             Err(
                 InquiryError::Unreachable { .. }
                 | InquiryError::Refused { status: StatusCode::UNAUTHORIZED, .. },
@@ -231,11 +239,11 @@ impl Upkeep {
         }
     }
 
-    /// Writes the members down unless that was done for the state `saved`; the state that is
-    /// written.
+    /// Writes the members down unless that was done for the state `saved`. Returns the digest of
+    /// the state that is on disk.
     async fn save_once(&self, saved: StateDigest) -> StateDigest {
         let (digest, members) = (self.node.digest(), self.others());
-        // Who is alone for a while is to find the others again.
+        // A member that is alone for a while must find the others again.
         if digest == saved || members.is_empty() {
             return saved;
         }
@@ -259,7 +267,7 @@ impl Upkeep {
         self.inquiry.pull(member, &self.node.digest()).await
     }
 
-    /// Takes a state; who is in doubt by it, once each.
+    /// Takes in a state. Returns the members in doubt by it, once each.
     fn merge(&self, state: Vec<Record>, belief: Belief) -> Vec<Identity> {
         let doubts = self.node.act(|swim, now| swim.merge(now, state, belief));
         let mut seen = HashSet::new();

@@ -1,4 +1,4 @@
-//! Where datagrams come from and go to.
+//! How datagrams leave and arrive: the seam to the network, and UDP.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,16 +8,16 @@ use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::net::UdpSocket;
 
-/// Carries datagrams as networks do: some are lost, some come twice or late.
+/// Carries datagrams as networks do: some are lost, some arrive twice or late.
 pub trait Wire: Send + Sync + 'static {
     /// Sends to the first of these addresses that can be reached from here, or loses the datagram.
     fn send(&self, to: &[SocketAddr], datagram: &[u8]);
 
-    /// Waits for a datagram; its length in `buffer`. What is longer is cut off. Only one task
-    /// receives at a time.
+    /// Waits for a datagram, and returns its length in `buffer`. What does not fit is cut off. Only
+    /// one task receives at a time.
     ///
     /// # Errors
-    /// Where nothing can be received now; it may work again later.
+    /// Where nothing can be received now; a later attempt may succeed.
     fn receive<'a>(&'a self, buffer: &'a mut [u8]) -> BoxFuture<'a, io::Result<usize>>;
 }
 

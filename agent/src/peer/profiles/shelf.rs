@@ -2,8 +2,8 @@
 //!
 //! `<directory>/<realm>-<32 hex digits of the repository>/<profile>.json`
 //!
-//! Each realm has directories of its own: what a holder of a credential handed over is given to
-//! holders of the same credential only, whatever credentials this node has by then.
+//! Each realm has directories of its own: what the holder of a credential has handed over is given
+//! only to holders of the same credential, whatever credentials this node has by then.
 
 use std::fs;
 use std::io;
@@ -21,9 +21,9 @@ use super::{COMMANDS, ProfileCall, pack};
 use crate::peer::realm::Realm;
 use crate::profile::{ENOUGH, ProfileError, Profiles, StartRecord, fitting};
 
-/// Bytes of all files: a large service takes a third of a megabyte for each of its starts.
+/// The most bytes of all files: a large service takes a third of a megabyte for each of its starts.
 const MOST: u64 = 64 << 20;
-/// Answers that stay in memory: the nodes of a cluster start the same images at the same time.
+/// How many answers stay in memory: the nodes of a cluster start the same images at the same time.
 const ANSWERS: NonZeroUsize = NonZeroUsize::new(32).expect("it is not zero");
 /// The longest answer that stays in memory, in bytes.
 const ANSWER_MAX: usize = 1 << 20;
@@ -38,10 +38,10 @@ pub struct Shelf {
 /// Realm, repository and manifest.
 type Key = (Realm, String, Digest);
 
-/// What is known of an image.
+/// What this node knows of the starts of an image.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// Starts of this very build.
+    /// The number of recorded starts of this very build.
     pub starts: usize,
     /// Its profiles, else those of another build, as a body; `None` where there are none.
     pub profiles: Option<Bytes>,
@@ -53,7 +53,7 @@ impl Shelf {
         Self { directory, answers: Mutex::new(LruCache::new(ANSWERS)) }
     }
 
-    /// What is known of the image of `call` in `realm`. Blocks.
+    /// What this node knows of the image of `call` in `realm`. Blocks.
     pub fn answer(&self, realm: Realm, call: &ProfileCall) -> Answer {
         let key = (realm, call.scope.to_string(), call.manifest);
         let mut answers = self.answers();
@@ -79,7 +79,7 @@ impl Shelf {
     }
 
     /// Keeps a start that a node of `realm` has recorded of an image in `scope`, unless there are
-    /// [`ENOUGH`] of it; whether it was kept. Blocks.
+    /// [`ENOUGH`] of it. Returns whether it was kept. Blocks.
     ///
     /// # Errors
     /// [`ProfileError`] where it cannot be written.
@@ -94,7 +94,7 @@ impl Shelf {
         if profiles.get(&record.name()).is_ok_and(|known| known.starts() >= ENOUGH) {
             return Ok(false);
         }
-        // What was answered for other builds may have changed as well.
+        // Answers about other builds may have changed as well.
         answers.clear();
         profiles.add(record)?;
         profiles.keep_newest(COMMANDS)?;
@@ -116,7 +116,7 @@ impl Shelf {
             fs::remove_file(&path)?;
             all -= size;
             if let Some(directory) = path.parent() {
-                // It stays where there is something else in it.
+                // A directory that is not empty stays.
                 let _ = fs::remove_dir(directory);
             }
         }

@@ -1,4 +1,9 @@
 //! The bytes of an upload on their way out.
+//!
+//! ```text
+//! slot -> read from disk, or as the piece arrives -> rate -> channel of one chunk -> receiver
+//!           ` receiver gone, or takes nothing: cut off -> slot free
+//! ```
 
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
@@ -14,14 +19,14 @@ use crate::peer::arriving::{Arriving, CutOff};
 use crate::peer::member::MemberId;
 use crate::peer::pieces::OpenPiece;
 
-/// Bytes that are read from disk and sent at a time.
+/// How many bytes are read from disk and sent at a time.
 const CHUNK: u64 = 1 << 20;
 
-/// A place among the uploads, until this is dropped.
+/// A place among the uploads, free again when this is dropped.
 pub(super) struct Slot {
     server: PieceServer,
     member: MemberId,
-    /// Whether it tells how fast the node is.
+    /// Whether the upload counts for how fast the node sends.
     is_timed: bool,
 }
 
@@ -31,7 +36,7 @@ impl Slot {
         Self { server, member, is_timed: false }
     }
 
-    /// The same, for a piece that is here.
+    /// Makes the upload count, which is of a piece on disk.
     fn timed(mut self) -> Self {
         let exchange = self.server.exchange();
         exchange.sent().begin(self.member, exchange.now());
@@ -50,7 +55,7 @@ impl Drop for Slot {
     }
 }
 
-/// A piece on disk, from byte `offset` on.
+/// Sends a piece on disk, from byte `offset` on.
 pub(super) fn stream_stored(open: OpenPiece, offset: u64, slot: Slot) -> Body {
     let open = Arc::new(open);
     send(slot.timed(), move |outlet| async move {
@@ -69,7 +74,7 @@ pub(super) fn stream_stored(open: OpenPiece, offset: u64, slot: Slot) -> Body {
     })
 }
 
-/// A piece that arrives, from byte `offset` on.
+/// Sends a piece as it arrives, from byte `offset` on.
 pub(super) fn stream_arriving(piece: Arc<Arriving>, offset: u64, slot: Slot) -> Body {
     let mut reader = piece.reader(offset);
     send(slot, move |outlet| async move {
@@ -95,7 +100,8 @@ impl Outlet {
     }
 }
 
-/// A body with what `write` puts; `slot` is held until it ends, sent or cut off.
+/// A body of the bytes that `write` puts into its outlet; `slot` is held until the body ends, sent
+/// or cut off.
 fn send<F>(slot: Slot, write: impl FnOnce(Outlet) -> F) -> Body
 where
     F: Future<Output = Result<(), CutOff>> + Send + 'static,
@@ -105,7 +111,7 @@ where
     tokio::spawn(async move {
         let written = tokio::select! {
             written = writing => written,
-            // Who asked is gone, and so is the need for the slot.
+            // The receiver is gone, and with it the need for the slot.
             () = sender.closed() => Ok(()),
         };
         if written.is_err() {

@@ -1,4 +1,4 @@
-//! Profiles of starts: answered and taken ([`crate::peer::profiles`]).
+//! Answers requests about profiles of starts ([`crate::peer::profiles`]).
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,12 +16,12 @@ use crate::peer::client::profiles::STARTS;
 use crate::peer::exchange::KeepError;
 use crate::peer::profiles::{ONE_MAX, ProfileCall};
 
-/// Requests about profiles that are answered at a time: so many bodies there are in memory.
+/// How many requests about profiles are answered at a time: each may have a body in memory.
 pub(super) const SIDE_BY_SIDE: usize = 4;
-/// How long one may take, waiting for its turn and for its body included.
+/// How long a request may take, waiting for its turn and for its body included.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// What is answered about profiles.
+/// The methods of the route.
 pub(super) fn routes() -> MethodRouter<PieceServer> {
     MethodRouter::new().get(profiles).head(profiles).put(profiles)
 }

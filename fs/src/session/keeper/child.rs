@@ -1,4 +1,4 @@
-//! The process of a worker, as its keeper sees it.
+//! The process of a worker, as its keeper sees it: start, messages, end.
 
 use std::ffi::OsString;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -15,16 +15,18 @@ use crate::session::link::{Link, ToKeeper};
 #[derive(Debug)]
 pub(super) struct Worker {
     pub(super) child: Child,
-    /// `None` once it hung up.
+    /// The connection to it; `None` once it hung up.
     pub(super) link: Option<Link>,
-    /// Why it says that it cannot serve.
+    /// Why it cannot serve, in its own words.
     pub(super) complaint: Option<String>,
-    /// It said that it will exit to make room for its successor.
+    /// Whether it has said that it will exit to make room for its successor.
     pub(super) leaving: bool,
 }
 
 impl Worker {
-    /// Starts one, which waits for being told what to serve.
+    /// Starts a worker, which waits on standard input for [`ToWorker::Start`].
+    ///
+    /// [`ToWorker::Start`]: crate::session::link::ToWorker::Start
     pub(super) fn start(program: &PathBuf, arguments: &[OsString]) -> std::io::Result<Self> {
         let (link, far) = Link::pair()?;
         let child = Command::new(program)
@@ -36,7 +38,8 @@ impl Worker {
         Ok(Self { child, link: Some(link), complaint: None, leaving: false })
     }
 
-    /// The next message, if there is one. A worker that hangs up or talks nonsense is killed.
+    /// The next message, if there is one. A worker that hangs up or sends something unreadable is
+    /// killed.
     pub(super) fn next_message(&mut self) -> Option<ToKeeper> {
         let reason = match self.link.as_ref()?.try_receive() {
             Ok(Poll::Ready(Some((message, _)))) => return Some(message),
@@ -60,7 +63,8 @@ impl Drop for Worker {
     }
 }
 
-/// Whether the next worker may fare better than the one that ended with `status`.
+/// What the end of a worker says about the next one. SIGKILL, SIGTERM and SIGINT come from outside;
+/// every other end is a crash, but for a success that the worker had announced (`leaving`).
 pub(super) fn judge(status: ExitStatus, leaving: bool) -> Death {
     match status.signal() {
         Some(libc::SIGKILL | libc::SIGTERM | libc::SIGINT) => Death::Harmless,
@@ -69,7 +73,7 @@ pub(super) fn judge(status: ExitStatus, leaving: bool) -> Death {
     }
 }
 
-/// How a worker ended, in words.
+/// How a worker ended, in words: its own complaint, or else its signal or exit status.
 pub(super) fn obituary(status: ExitStatus, complaint: Option<&str>) -> String {
     match (complaint, status.signal().map(Signal::try_from)) {
         (Some(complaint), _) => complaint.to_owned(),

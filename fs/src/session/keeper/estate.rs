@@ -1,10 +1,15 @@
 //! What a keeper leaves to the next one.
 //!
-//! With the last descriptor of its device a FUSE connection ends, so a keeper that is killed would
-//! take its mounts along. Where something keeps descriptors for a service across its restarts
-//! (the descriptor store of systemd), the keeper leaves a copy of all of its own there, each under
-//! a name. The next keeper is given them and goes on: programs that use the mounts notice no more
-//! than a delay.
+//! ```text
+//! keeper: Deposit::make -> descriptor store -> keeper ends -> next keeper: Estate::open
+//!                                                              -> end_worker -> take_mounts
+//! ```
+//!
+//! A FUSE connection ends with the last descriptor of its device, so a keeper that is killed would
+//! take its mounts along. Where something keeps descriptors for a service across its restarts (the
+//! descriptor store of systemd, `FileDescriptorStoreMax=`), the keeper leaves a copy of all of its
+//! own there, each under a name. The next keeper receives them and goes on: programs that use the
+//! mounts notice no more than a delay.
 //!
 //! ```text
 //! will             memfd, JSON: the mounts, what was agreed about them, a note of the caller
@@ -15,8 +20,8 @@
 //! keep.NAME        a keepsake
 //! ```
 //!
-//! No request may be answered twice, so the next keeper ends the worker of the one before, if it
-//! is still there, before it does anything else.
+//! No request may be answered twice. The next keeper therefore ends the worker of the previous one,
+//! if that is still there, before it does anything else.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -41,24 +46,24 @@ use crate::session::{SessionError, detach};
 const WILL: &str = "will";
 const WORKER: &str = "worker";
 
-/// The version of the will. One of another version is not understood.
+/// The version of the will. A will of another version is refused.
 const VERSION: u32 = 1;
 
 /// Something that keeps descriptors for the process that follows this one.
 pub trait DescriptorStore: std::fmt::Debug {
-    /// Keeps a copy of `fd` under `name`, beside what may have that name already.
+    /// Keeps a copy of `fd` under `name`, beside descriptors that already have that name.
     ///
     /// # Errors
     /// Where the store cannot be reached.
     fn keep(&self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()>;
 
-    /// Lets go of what is kept under `name`, if anything is.
+    /// Drops all descriptors that are kept under `name`.
     ///
     /// # Errors
     /// Where the store cannot be reached.
     fn close(&self, name: &str) -> io::Result<()>;
 
-    /// Whether a process that is given the descriptors will follow, now that this one has been
+    /// Whether a successor will start and receive the descriptors, asked after this process was
     /// told to end.
     fn successor_follows(&self) -> bool;
 }
@@ -74,23 +79,25 @@ struct Will {
 /// A mount as it is left to the next keeper.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Bequest {
-    /// What a worker is told of it.
+    /// The mount as it is described to a worker.
     #[serde(flatten)]
     pub(super) mount: StartMount,
-    /// The device number of its file system, `major:minor`, by which its place in the mount table
-    /// is known.
+    /// The device number of its file system, `major:minor`, which tells whether it is still mounted
+    /// on its directory.
     pub(super) device_number: String,
 }
 
-/// The names of what belongs to a mount.
+/// The names in the store of what belongs to a mount: here its device.
 pub(super) fn device(mount: &str) -> String {
     format!("device.{mount}")
 }
 
+/// The name of its table of requests in hand.
 pub(super) fn inflight(mount: &str) -> String {
     format!("inflight.{mount}")
 }
 
+/// The name of its table of open files.
 pub(super) fn opens(mount: &str) -> String {
     format!("opens.{mount}")
 }
@@ -99,7 +106,7 @@ fn keepsake(name: &str) -> String {
     format!("keep.{name}")
 }
 
-/// What the keeper before this one has left.
+/// What the previous keeper left.
 #[derive(Debug)]
 pub struct Estate {
     will: Will,
@@ -120,12 +127,12 @@ impl Estate {
         Ok(Self { will, descriptors })
     }
 
-    /// What the caller of the keeper before wanted remembered.
+    /// The note that was passed to [`Keeper::entrust`](super::Keeper::entrust).
     pub fn note(&self) -> &str {
         &self.will.note
     }
 
-    /// Where the mounts are.
+    /// The directories that the mounts lie on.
     pub fn dirs(&self) -> Vec<PathBuf> {
         self.will.mounts.iter().map(|bequest| bequest.mount.dir.clone()).collect()
     }
@@ -133,14 +140,14 @@ impl Estate {
     /// A copy of the keepsake `name`.
     ///
     /// # Errors
-    /// [`SessionError::Estate`] where there is none.
+    /// [`SessionError::Estate`] where there is none, or no descriptor is left to copy it to.
     pub fn keepsake(&self, name: &str) -> Result<OwnedFd, SessionError> {
         let fd = self.descriptors.get(&keepsake(name));
         let copy = fd.map(|fd| fd.try_clone());
         copy.transpose().ok().flatten().ok_or_else(|| unusable(format!("it holds no {name}")))
     }
 
-    /// Takes the mounts away instead of going on with them.
+    /// Detaches the mounts instead of going on with them, and empties `store`.
     pub fn renounce(mut self, store: &dyn DescriptorStore) {
         if let Err(error) = self.end_worker() {
             tracing::warn!(%error, "the worker of the keeper before is still there");
@@ -157,8 +164,8 @@ impl Estate {
         names.chain([WILL, WORKER]).map(str::to_owned).collect()
     }
 
-    /// Makes sure that the worker of the keeper before is gone for good. Gives the place where the
-    /// next one is to be noted.
+    /// Ends the worker of the previous keeper and waits until it is gone. Returns the note in which
+    /// the next worker is to be written down.
     pub(super) fn end_worker(&mut self) -> Result<WorkerNote, SessionError> {
         let note = self.take(WORKER).and_then(|memory| {
             WorkerNote::open(memory).map_err(|error| unusable(error.to_string()))
@@ -167,14 +174,14 @@ impl Estate {
         Ok(note)
     }
 
-    /// The mounts, with what belongs to them.
+    /// Takes the mounts out of the estate, with what belongs to them.
     pub(super) fn take_mounts(&mut self) -> Result<Vec<HeldMount>, SessionError> {
         let bequests = std::mem::take(&mut self.will.mounts);
         let take = |bequest: Bequest| HeldMount::inherit(bequest, |name| self.take(name));
         bequests.into_iter().map(take).collect()
     }
 
-    /// The keepsakes.
+    /// Takes the keepsakes out of the estate.
     pub(super) fn take_keepsakes(&mut self) -> Result<Vec<(String, OwnedFd)>, SessionError> {
         let names = std::mem::take(&mut self.will.keepsakes);
         names.into_iter().map(|name| Ok((name.clone(), self.take(&keepsake(&name))?))).collect()
@@ -185,6 +192,7 @@ impl Estate {
     }
 }
 
+/// The error of an estate that cannot be used for this reason.
 pub(super) fn unusable(reason: impl Into<String>) -> SessionError {
     SessionError::Estate { reason: reason.into() }
 }
@@ -197,7 +205,7 @@ fn read_will(will: OwnedFd) -> io::Result<Will> {
     Ok(serde_json::from_str(&text)?)
 }
 
-/// Detaches what is mounted on `dirs`; what cannot be is logged.
+/// Detaches what is mounted on `dirs`, and logs where that fails.
 pub(super) fn detach_all(dirs: &[PathBuf]) {
     for dir in dirs {
         if let Err(error) = detach(dir) {
@@ -212,7 +220,7 @@ fn forget(store: &dyn DescriptorStore, name: &str) {
     }
 }
 
-/// What this keeper has left in a store. It is taken back when this is dropped.
+/// What this keeper has left in a store. Dropping it empties the store again.
 #[derive(Debug)]
 pub(super) struct Deposit {
     store: Arc<dyn DescriptorStore>,
@@ -221,7 +229,7 @@ pub(super) struct Deposit {
 }
 
 impl Deposit {
-    /// Leaves a copy of everything in `store`, with `note` for who comes next.
+    /// Leaves a copy of everything in `store`, with `note` for the caller of the next keeper.
     pub(super) fn make(
         store: Arc<dyn DescriptorStore>,
         mounts: &[HeldMount],
@@ -246,12 +254,12 @@ impl Deposit {
             deposit.leave(keepsake(name), fd.as_fd())?;
         }
         deposit.leave(WORKER.to_owned(), memory.as_fd())?;
-        // Last: who finds a will finds the rest as well.
+        // Last: a keeper that finds a will finds the rest as well.
         deposit.leave(WILL.to_owned(), file.as_fd())?;
         Ok(deposit)
     }
 
-    /// What the keeper before has left, which stays in `store` for the next one.
+    /// What the previous keeper left, which stays in `store` for the next one.
     pub(super) fn inherited(
         store: Arc<dyn DescriptorStore>,
         names: Vec<String>,
@@ -271,11 +279,12 @@ impl Deposit {
         self.worker.write(process);
     }
 
+    /// See [`DescriptorStore::successor_follows`].
     pub(super) fn successor_follows(&self) -> bool {
         self.store.successor_follows()
     }
 
-    /// Leaves everything where it is, to a keeper that need not look for a worker.
+    /// Leaves everything in the store, and notes that no worker runs.
     pub(super) fn stay(mut self) {
         self.worker.clear();
         self.names.clear();
@@ -291,7 +300,8 @@ impl Drop for Deposit {
     }
 }
 
-/// Which process is the worker, for a keeper that is not its parent.
+/// Which process is the worker, for a keeper that is not its parent. The start time tells it from
+/// another process that got the same id later.
 #[derive(Debug)]
 pub(super) struct WorkerNote(SharedWords);
 
@@ -322,7 +332,7 @@ impl WorkerNote {
         self.0.word(Self::PROCESS).store(0, Ordering::Release);
     }
 
-    /// Whether the keeper before has ended as it should, its worker before it.
+    /// Whether no worker is noted: the previous keeper ended as it should, after its worker.
     pub(super) fn is_clear(&self) -> bool {
         self.0.word(Self::PROCESS).load(Ordering::Acquire) == 0
     }
@@ -338,7 +348,7 @@ impl WorkerNote {
             if Instant::now() >= end {
                 return Err(io::Error::other(format!("process {process} does not end")));
             }
-            // It may end by itself just now.
+            // It fails only for a process that has just ended by itself.
             let _ = kill(Pid::from_raw(process.cast_signed()), Signal::SIGKILL);
             thread::sleep(Duration::from_millis(1));
         }
@@ -346,11 +356,12 @@ impl WorkerNote {
     }
 }
 
-/// When `process` was started, in ticks since the boot (proc(5)); `None` of one that has ended.
+/// When `process` was started, in clock ticks since boot (`starttime`, field 22 of
+/// proc_pid_stat(5)); `None` for a process that has ended.
 fn start_time(process: u32) -> Option<u64> {
     let stat = fs::read_to_string(Path::new("/proc").join(process.to_string()).join("stat"));
     let stat = stat.ok()?;
-    // The name before may hold anything.
+    // The command name in front is in parentheses and may hold anything, even `)`.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?;
     (state != "Z" && state != "X").then(|| fields.nth(18)?.parse().ok())?

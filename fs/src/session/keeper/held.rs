@@ -1,4 +1,11 @@
 //! One mount in the hands of the keeper, and what becomes of its requests between workers.
+//!
+//! ```text
+//! make:    open /dev/fuse -> mount(2) -> FUSE_INIT -> read-ahead -> tables
+//! inherit: device and tables of the previous keeper -> still mounted?
+//! worker died -> recall: requests in hand back into the queue, or EIO
+//! none serves for too long -> answer: every waiting request gets EIO, until stop_answering
+//! ```
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,27 +27,27 @@ use super::estate::{self, Bequest, unusable};
 /// A mount that a keeper is to make.
 #[derive(Debug, Clone)]
 pub struct MountSpec {
-    /// What the worker knows it by.
+    /// The name by which the worker knows it.
     pub name: String,
-    /// Where it goes; created with mode 0700 if missing.
+    /// The directory to mount on; created with mode 0700 if missing.
     pub dir: PathBuf,
-    /// What is in it.
+    /// Whether its content may change.
     pub kind: MountKind,
-    /// How the kernel gets the bytes of its files, as long as the mount lives.
+    /// How the kernel gets the bytes of its files. It cannot be changed while the mount lives.
     pub data: DataMode,
 }
 
 /// What a mount holds, and so what the kernel may assume of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MountKind {
-    /// Trees that never change: read-only, and the kernel remembers whatever it is told.
+    /// Trees that never change: read-only, and the kernel caches every answer.
     Content,
-    /// Names that come and go and can be written to: the kernel asks every time.
+    /// Names that come and go and can be written to: the kernel asks each time.
     Control,
 }
 
 impl MountKind {
-    /// The flags of [`InitFlags`] that suit it.
+    /// The [`InitFlags`] that may be used for it.
     fn flags(self) -> u64 {
         match self {
             Self::Content => u64::MAX,
@@ -49,18 +56,18 @@ impl MountKind {
     }
 }
 
-/// What makes sense only where nothing ever changes.
+/// Flags that are right only where nothing ever changes.
 const FOR_CONTENT: InitFlags = InitFlags::FUSE_CACHE_SYMLINKS
     .union(InitFlags::FUSE_NO_OPEN_SUPPORT)
     .union(InitFlags::FUSE_NO_OPENDIR_SUPPORT)
     .union(InitFlags::FUSE_DO_READDIRPLUS)
     .union(InitFlags::FUSE_EXPLICIT_INVAL_DATA);
 
-/// Requests that are answered before the keeper looks around again.
+/// Requests that are answered in one go, before the keeper looks for signals and messages again.
 const BATCH: usize = 256;
 
-/// A live mount. Fields are dropped in order: the mount is detached before its device is closed,
-/// so that nobody meets a mount without a server.
+/// A live mount. Its fields are dropped in order: the mount is detached before its device is
+/// closed, so that nobody meets a mount without a server.
 #[derive(Debug)]
 pub(super) struct HeldMount {
     name: String,
@@ -78,14 +85,14 @@ pub(super) struct HeldMount {
 #[derive(Debug)]
 enum Answering {
     No,
-    /// From a descriptor of its own.
+    /// It does, through a descriptor of its own whose reads do not block.
     With(Device),
-    /// It should but cannot, most likely because someone has unmounted the mount.
+    /// It should but cannot, most likely because somebody has unmounted the mount.
     Failed,
 }
 
 impl HeldMount {
-    /// Makes the mount and agrees with the kernel on what no worker can change later.
+    /// Makes the mount and answers `FUSE_INIT`, which no worker can change later.
     pub(super) fn make(spec: &MountSpec, config: &KeeperConfig) -> Result<Self, SessionError> {
         let device = Device::open()?;
         let read_only = spec.kind == MountKind::Content;
@@ -109,8 +116,8 @@ impl HeldMount {
         Ok(Self { name, point, device, agreement, table, opens, answering: Answering::No })
     }
 
-    /// Goes on with the mount of a keeper before this one; `take` gives what it has left under a
-    /// name.
+    /// Goes on with a mount of the previous keeper. `take` returns the descriptor that was left
+    /// under a name.
     pub(super) fn inherit(
         bequest: Bequest,
         mut take: impl FnMut(&str) -> Result<OwnedFd, SessionError>,
@@ -130,13 +137,13 @@ impl HeldMount {
         Ok(Self { name, point, device, agreement, table, opens, answering: Answering::No })
     }
 
-    /// The mount as it is left to the next keeper.
+    /// Describes the mount to the next keeper.
     pub(super) fn bequest(&self) -> io::Result<Bequest> {
         let device_number = self.point.device_number()?;
         Ok(Bequest { mount: self.introduction(), device_number })
     }
 
-    /// What the next keeper finds under which name.
+    /// Its descriptors, each with the name under which the next keeper finds it.
     pub(super) fn named_descriptors(&self) -> impl Iterator<Item = (String, BorrowedFd<'_>)> {
         let name = &self.name;
         let device = (estate::device(name), self.device.as_fd());
@@ -150,11 +157,12 @@ impl HeldMount {
         self.point.leave();
     }
 
+    /// The directory that it is mounted on.
     pub(super) fn dir(&self) -> &Path {
         self.point.dir()
     }
 
-    /// What a worker is told of this mount.
+    /// Describes the mount to a worker.
     pub(super) fn introduction(&self) -> StartMount {
         StartMount {
             name: self.name.clone(),
@@ -165,15 +173,16 @@ impl HeldMount {
         }
     }
 
-    /// What goes with the introduction: the device and the tables that there are.
+    /// The descriptors that go with the introduction, in the order of [`StartMount`]: the device,
+    /// and the tables that there are.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         std::iter::once(self.device.as_fd())
             .chain(self.table.as_ref().map(Table::memory))
             .chain(self.opens.as_ref().map(OpenTable::memory))
     }
 
-    /// A worker has died: what it had in hand goes back into the queue or, where the kernel
-    /// cannot do that, is answered with EIO.
+    /// Takes back what a dead worker had in hand: the requests go into the queue again or, where
+    /// the kernel cannot do that, are answered with EIO.
     pub(super) fn recall(&self) {
         let result = match &self.table {
             None => self.device.resend(),
@@ -195,7 +204,7 @@ impl HeldMount {
         Ok(())
     }
 
-    /// Answers waiting requests with EIO, a batch at a time.
+    /// Answers up to [`BATCH`] waiting requests with EIO.
     pub(super) fn answer(&mut self) {
         if let Answering::No = self.answering {
             tracing::error!(mount = self.name, "no worker serves: requests get EIO");
@@ -224,12 +233,13 @@ impl HeldMount {
         Ok(())
     }
 
-    /// A worker serves again.
+    /// Ends [`Self::answer`]: a worker serves again.
     pub(super) fn stop_answering(&mut self) {
         self.answering = Answering::No;
     }
 
-    /// What becomes readable when a request waits for the keeper's answer.
+    /// The descriptor that becomes readable when a request waits for the keeper's answer; `None`
+    /// while a worker is to answer.
     pub(super) fn waiting_requests(&self) -> Option<BorrowedFd<'_>> {
         match &self.answering {
             Answering::With(device) => Some(device.as_fd()),
@@ -238,7 +248,8 @@ impl HeldMount {
     }
 }
 
-/// Finds out at once, not at the first OPEN, whether the kernel reads files of `store` by itself.
+/// Checks at once, rather than at the first OPEN, whether the kernel reads files of `store` by
+/// itself.
 fn check_passthrough(
     device: &Device,
     agreement: &Agreement,

@@ -1,4 +1,10 @@
-//! One worker after the other: started, told what to serve, buried, replaced.
+//! One worker after the other: started, introduced to the mounts, buried, replaced.
+//!
+//! ```text
+//! start_worker -> introduce -> (serves) -> bury_worker: recall its requests, judge its end
+//!      ^                                        |
+//!      `--- when the watch says so -------------'
+//! ```
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
@@ -12,13 +18,14 @@ use crate::session::SessionError;
 use crate::session::link::{PROTOCOL, Start, ToWorker};
 
 impl Keeper {
-    /// Starts the next worker. Where its program does not start, the keeper gives up if no worker
-    /// has `proven` that the mounts can be served; else it tries again later.
+    /// Starts the next worker. Where its program does not start, the keeper gives up unless a
+    /// worker has `proven` that the mounts can be served; then it falls back to the program before
+    /// an upgrade, and tries again later.
     pub(super) fn start_worker(&mut self, proven: bool, now: Instant) -> Result<(), SessionError> {
         match Worker::start(&self.program, &self.arguments) {
             Ok(mut worker) => {
-                // Noted before it can answer anything: whoever goes on after this process has to
-                // find and end it.
+                // Noted before the worker can answer anything: a keeper that takes over must find
+                // and end it.
                 if let Some(deposit) = &self.deposit {
                     deposit.note_worker(worker.child.id());
                 }
@@ -44,7 +51,7 @@ impl Keeper {
         }
     }
 
-    /// Tells a new worker everything and gives it the descriptors.
+    /// Sends a new worker the description of all mounts, and the descriptors.
     fn introduce(&self, worker: &Worker) -> std::io::Result<()> {
         let Some(link) = &worker.link else { return Ok(()) };
         let start = Start {
@@ -63,7 +70,7 @@ impl Keeper {
         link.send(&ToWorker::Start(start), &descriptors)
     }
 
-    /// A worker is about to exit so that the next one, of `program`, can take its place.
+    /// Notes that the worker is about to exit so that one of `program` can take its place.
     pub(super) fn plan_upgrade(&mut self, program: PathBuf) {
         tracing::info!(program = %program.display(), "the next worker");
         let present = std::mem::replace(&mut self.program, program);
@@ -73,7 +80,8 @@ impl Keeper {
         }
     }
 
-    /// If the worker has ended: takes care of the requests it had in hand and of its succession.
+    /// If the worker has ended, recalls the requests that it had in hand and decides when the next
+    /// one starts.
     pub(super) fn bury_worker(&mut self, proven: bool, now: Instant) -> Result<(), SessionError> {
         let Some(worker) = &mut self.worker else { return Ok(()) };
         let ended = worker.child.try_wait();
@@ -102,7 +110,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Gives up an upgrade whose program did not come up.
+    /// Goes back to the program before an upgrade, where the new one did not come up.
     fn fall_back(&mut self) {
         if let Some(program) = self.proven_program.take() {
             tracing::error!(

@@ -1,17 +1,22 @@
 //! When to start, to kill and to stop waiting for a worker. Pure: the clock is an argument.
 //!
-//! Two clocks measure how bad things are, and either of them makes the keeper answer requests
-//! with errors while no worker serves:
-//! - *down*: no worker has come up since then;
-//! - *unstable*: no worker has served for a while since then. This one ends the loop in which a
-//!   request kills every worker that it is sent to.
+//! ```text
+//! Down --started--> Starting --ready--> Serving       Starting, Serving --died--> Down
+//!   (pause)           (ready_within)      (silent_limit)
+//! any of them --stopping--> Stopping (stop_within)
+//! ```
+//!
+//! While no worker serves, either of two clocks makes the keeper answer requests with errors:
+//! - *down*: the time since which no worker has come up;
+//! - *unsound*: the time since which no worker has served for a while. This clock ends the loop in
+//!   which one request kills every worker that it is sent to.
 
 use std::time::{Duration, Instant};
 
 /// How a keeper deals with workers that die.
 #[derive(Debug, Clone, Copy)]
 pub struct RestartPolicy {
-    /// A worker must report ready within this time or is killed.
+    /// A worker that has not reported ready within this time is killed.
     pub ready_within: Duration,
     /// A worker that has served for this long counts as sound.
     pub sound_after: Duration,
@@ -23,9 +28,10 @@ pub struct RestartPolicy {
     pub first_pause: Duration,
     /// The longest pause between a crash and the next start.
     pub longest_pause: Duration,
-    /// A serving worker that has said that it is alive, but not again for this long, is killed.
+    /// A serving worker that has said that it is alive, but has not said so again within this time,
+    /// is killed.
     pub silent_limit: Duration,
-    /// A worker that is told to stop must exit within this time or is killed.
+    /// A worker that has not exited within this time of being told to stop is killed.
     pub stop_within: Duration,
 }
 
@@ -44,16 +50,16 @@ impl Default for RestartPolicy {
     }
 }
 
-/// How a worker ended, as far as it matters here.
+/// How a worker ended, as far as the start of the next one depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Death {
-    /// By SIGKILL or on its own wish: the next one may start at once.
+    /// By a signal from outside (SIGKILL, SIGTERM, SIGINT) or as announced: it adds no pause.
     Harmless,
     /// By a fault of its own, which the next one may repeat.
     Crash,
 }
 
-/// What is to be done now.
+/// What the keeper has to do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Duty {
     Start,
@@ -69,7 +75,7 @@ enum Phase {
     Starting {
         since: Instant,
     },
-    /// Workers from before there was a sign of life give none.
+    /// `alive` is the last sign of life; `None` for a worker that has given none, as old ones do.
     Serving {
         since: Instant,
         alive: Option<Instant>,
@@ -87,47 +93,52 @@ pub(super) struct Watch {
     down_since: Instant,
     unsound_since: Option<Instant>,
     crashes: u32,
-    /// The worker has been killed and is to be buried.
+    /// Whether the worker has been killed and is to be buried.
     condemned: bool,
 }
 
 impl Watch {
+    /// Watches from `now` on; the first worker is due at once.
     pub(super) fn new(policy: RestartPolicy, now: Instant) -> Self {
         let phase = Phase::Down { start_at: now };
         Self { policy, phase, down_since: now, unsound_since: None, crashes: 0, condemned: false }
     }
 
+    /// Notes that a worker was started.
     pub(super) fn started(&mut self, now: Instant) {
         self.phase = Phase::Starting { since: now };
     }
 
+    /// Notes that the worker serves.
     pub(super) fn ready(&mut self, now: Instant) {
         if matches!(self.phase, Phase::Starting { .. }) {
             self.phase = Phase::Serving { since: now, alive: None };
         }
     }
 
-    /// The worker has given a sign of life.
+    /// Notes a sign of life.
     pub(super) fn alive(&mut self, now: Instant) {
         if let Phase::Serving { alive, .. } = &mut self.phase {
             *alive = Some(now);
         }
     }
 
+    /// Notes that the keeper stops. Only the first call counts.
     pub(super) fn stopping(&mut self, now: Instant) {
         if !self.is_stopping() {
             self.phase = Phase::Stopping { since: now };
         }
     }
 
-    /// The worker has been killed as [`Duty::Kill`] demanded.
+    /// Notes that the worker was killed as [`Duty::Kill`] demanded.
     pub(super) fn condemned(&mut self) {
         self.condemned = true;
     }
 
+    /// Notes that the worker has ended, and plans the next start.
     pub(super) fn died(&mut self, death: Death, now: Instant) {
-        // One that had to be killed was not sound, however long it served: what it hung in may
-        // make the next one hang as well.
+        // A worker that had to be killed was not sound, however long it served: what made it hang
+        // may make the next one hang as well.
         let hung = std::mem::take(&mut self.condemned);
         let death = if hung { Death::Crash } else { death };
         if let Phase::Serving { since, .. } = self.phase {
@@ -144,20 +155,22 @@ impl Watch {
         self.phase = Phase::Down { start_at: now + self.pause() };
     }
 
-    /// A worker could not even be started.
+    /// Notes that a worker could not even be started.
     pub(super) fn start_failed(&mut self, now: Instant) {
         self.died(Death::Crash, now);
     }
 
+    /// Whether a worker serves.
     pub(super) fn is_serving(&self) -> bool {
         matches!(self.phase, Phase::Serving { .. })
     }
 
+    /// Whether the keeper stops.
     pub(super) fn is_stopping(&self) -> bool {
         matches!(self.phase, Phase::Stopping { .. })
     }
 
-    /// Whether callers have waited long enough and are to be told that it does not work.
+    /// Whether callers have waited long enough, so that the keeper has to answer them with errors.
     pub(super) fn answers(&self, now: Instant) -> bool {
         self.is_waiting() && now >= self.answers_from()
     }
@@ -172,6 +185,7 @@ impl Watch {
         unsound.map_or(down, |unsound| unsound.min(down))
     }
 
+    /// What the keeper has to do at `now`.
     pub(super) fn duty(&self, now: Instant) -> Duty {
         match self.phase {
             _ if self.condemned => Duty::Wait,
@@ -187,7 +201,7 @@ impl Watch {
         }
     }
 
-    /// When to look again if nothing happens until then.
+    /// When [`Self::duty`] or [`Self::answers`] changes if nothing happens until then.
     pub(super) fn next_look(&self, now: Instant) -> Option<Instant> {
         let duty = match self.phase {
             _ if self.condemned => None,
@@ -200,7 +214,7 @@ impl Watch {
         duty.into_iter().chain(answer).min()
     }
 
-    /// The first crash after a sound worker costs no pause.
+    /// The pause before the next start. The first crash after a sound worker costs none.
     fn pause(&self) -> Duration {
         match self.crashes {
             0 | 1 => Duration::ZERO,

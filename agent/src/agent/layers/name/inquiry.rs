@@ -1,6 +1,5 @@
-//! When the registry was asked what a name means, and whether to ask it again.
-//!
-//! The time is an argument, and nobody is asked here.
+//! When the registry was asked what a name means, and whether to ask it again. Pure: the time is an
+//! argument.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -9,24 +8,26 @@ use undermount_fs::digest::Digest;
 
 use super::super::plan::Refusal;
 
-/// For this long the registry's last answer counts: the layers of one pull share it.
+/// How long an answer of the registry, or its failure to give one, counts: the layers of one pull
+/// share it.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// What came of asking the registry lately.
+/// The outcome of asking the registry lately.
 #[derive(Debug, Default)]
 pub struct Inquiry {
     /// When it was last asked, successfully or not.
     asked: Option<Instant>,
-    /// When it failed after a long time, and why. Who has waited meanwhile does not ask once more.
+    /// When it failed after a long time, and why. A request that has waited meanwhile does not ask
+    /// again.
     hung: Option<(Instant, Refusal)>,
     /// Layers that no image of the name had, and when the registry said so.
     missing: HashMap<Digest, Instant>,
-    /// When it was last looked for indexes that were not here.
+    /// When indexes that are not here were last looked for.
     searched: Option<Instant>,
 }
 
 impl Inquiry {
-    /// Whether the name means what the registry said last.
+    /// Whether the registry was asked within [`FRESH`], successfully or not.
     pub fn is_fresh(&self, now: Instant) -> bool {
         is_recent(self.asked, now)
     }
@@ -34,7 +35,7 @@ impl Inquiry {
     /// Whether the registry may be asked.
     ///
     /// # Errors
-    /// The [`Refusal`] that others have waited for until just now.
+    /// The [`Refusal`] after which others have just waited in vain.
     pub fn may_ask(&self, now: Instant) -> Result<(), Refusal> {
         match &self.hung {
             Some((at, refusal)) if is_recent(Some(*at), now) => Err(refusal.clone()),
@@ -47,7 +48,7 @@ impl Inquiry {
         self.asked = Some(now);
     }
 
-    /// Notes what came of it.
+    /// Notes the `outcome` of asking.
     pub fn end<T>(&mut self, now: Instant, outcome: &Result<T, Refusal>) {
         let took_long = !self.is_fresh(now);
         let failure = outcome.as_ref().err().filter(|_| took_long);

@@ -1,5 +1,5 @@
-//! What is kept of a name over restarts: read before the name is first used, and written down
-//! whenever something new is learnt.
+//! What is kept of a name over restarts: read before the name is first used, and written whenever
+//! something new is learnt.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -31,7 +31,7 @@ impl Name {
         };
         record.add_all(&state.record);
         let mut images = self.images_of(shelf, &mut record).await;
-        // All at once: whoever waits for this may go away before it has come to its end.
+        // In one step, after the last await: the caller may be dropped at any await before.
         for known in std::mem::take(&mut state.images) {
             let digest = known.digest();
             if let Some(same) = images.iter_mut().find(|it| it.digest() == digest) {
@@ -45,7 +45,8 @@ impl Name {
         }
     }
 
-    /// The images that the record speaks of. Those that are not here any more count as others.
+    /// The images of the record. If the manifest of one is not here any more, the name counts as
+    /// one with [`NameRecord::others`].
     async fn images_of(&self, shelf: &Inner, record: &mut NameRecord) -> Vec<Known> {
         let mut images = Vec::new();
         for manifest in record.manifests.clone() {
@@ -73,7 +74,7 @@ impl Name {
         }
     }
 
-    /// Writes it down a little later, with what else changes until then.
+    /// Writes the record down after [`SAVE_AFTER`], with what else changes until then.
     pub(super) fn save_soon(self: &Arc<Self>, shelf: &Arc<Inner>) {
         if self.saving.swap(true, Ordering::SeqCst) {
             return;

@@ -1,4 +1,4 @@
-//! What is told of a name: how much of its images is here, and which way their layers take.
+//! What is shown of a name: how much of its images is here, and how podman gets their layers.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -14,11 +14,11 @@ use crate::blocking::blocking;
 use crate::control::{Explanation, LayerFate, StoreImage};
 use crate::image::Descriptor;
 
-/// Who wants to know how far things are gets what was so a moment ago, where that takes longer.
+/// How long a status waits for work on the name to end before it repeats the previous answer.
 const STATUS_WITHIN: Duration = Duration::from_millis(500);
 
 impl Name {
-    /// How much of each image that the name has meant is used and is here.
+    /// How much of each image that the name has meant is used, and how much is here.
     pub async fn status(&self, shelf: &Inner) -> Vec<StoreImage> {
         let told = || self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let images = {
@@ -40,7 +40,7 @@ impl Name {
         status
     }
 
-    /// The images of the name without their sizes, and with what of them can be read lazily.
+    /// The images of the name, without their sizes, and what of them can be read lazily.
     fn images_in(&self, state: &State, shelf: &Inner) -> Vec<(StoreImage, Arc<Ready>)> {
         let outage = shelf.images.filler().outages().of(&self.reference.repository().scope());
         let outage = outage.map(|outage| outage.to_string());
@@ -64,8 +64,12 @@ impl Name {
         state.images.iter().filter(|known| !known.is_bare).map(describe).collect()
     }
 
-    /// Which way each layer of the image takes that the name means now, and why. Nobody who wants
-    /// a layer waits for this.
+    /// How podman would get each layer of the image that the name means now, and why. The lock on
+    /// the state is not held while the registry is asked, so that no request for a layer waits for
+    /// this.
+    ///
+    /// # Errors
+    /// [`Refusal::Unresolved`] where the image cannot be resolved.
     pub async fn explain(&self, shelf: &Inner) -> Result<Explanation, Refusal> {
         let (known, others) = {
             let mut state = self.state.lock().await;
@@ -87,7 +91,7 @@ impl Name {
     }
 }
 
-/// Which way each layer of `image` takes; of `others` see [`plan`].
+/// How podman would get each layer of `image`; `others` as in [`plan`].
 fn fates(image: &Indexed, others: Option<&[Arc<Indexed>]>) -> Vec<LayerFate> {
     let fate = |(layer, place): (&Descriptor, usize)| {
         let (lazy, reason) = match plan(image, place, &layer.digest, others) {

@@ -20,7 +20,7 @@ fn layers(images: &Images) -> [Arc<Layer>; 2] {
     layers
 }
 
-/// The name of an image of `layers` that is here, as it is written down.
+/// The name of an image of `layers` that is here, with its record on disk.
 fn recorded(shelf: &LayerShelf, server: &Server, layers: &[Arc<Layer>]) -> Reference {
     let reference: Reference = format!("{}:tag", server.repository()).parse().unwrap();
     let record = NameRecord {
@@ -32,7 +32,7 @@ fn recorded(shelf: &LayerShelf, server: &Server, layers: &[Arc<Layer>]) -> Refer
     reference
 }
 
-/// What comes of `work`, which waits for nobody.
+/// The outcome of `work`, which waits for nothing.
 async fn at_once<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), work).await.expect("it waits for the registry")
 }
@@ -56,7 +56,7 @@ async fn regression_a_name_that_was_read_by_half_is_read_again() {
     let shelf = shelf(images(cache.path()));
     let reference = recorded(&shelf, &server, &layers(&shelf.0.images));
     let name = Name::new(reference);
-    // Somebody asks, and goes away while the indexes are read.
+    // A caller asks, and is gone while the indexes are read.
     assert!(name.explain(&shelf.0).now_or_never().is_none());
     let state = name.state.try_lock().unwrap();
     assert!(!state.loaded && state.images.is_empty());

@@ -6,17 +6,17 @@
 //! hidden -- the kernel knows none of its nodes: no container, open file or cached name ---> gone
 //! ```
 //!
-//! The kernel remembers what it has cached until it needs the memory, unless it is told that the
-//! name is gone: then it drops what nobody uses. It is told by a visit to the path. It drops the
-//! name as well, and no longer finds what a container reads after that. Hence two visits: one as
-//! what it is, which brings the name back where the kernel has dropped it, and one as gone. A view
-//! that stays is visited again at the 3rd, 7th, 15th look and so on: whoever uses it has to ask
-//! again for what was dropped.
+//! The kernel keeps what it has cached until it needs the memory, unless it finds the name gone:
+//! then it drops what nobody uses. It finds that out when somebody visits the path. It drops the
+//! name as well, so a later visit would not reach what a container has read since. Each view is
+//! therefore visited twice: first with its name, so that the kernel caches the name again if it had
+//! dropped it, and then hidden. A view that stays is visited again at the 3rd, 7th, 15th look and
+//! so on, since whoever uses it has to ask again for what was dropped.
 //!
-//! Nothing depends on whether podman really uses a layer no longer, which it tells once and never
-//! again: what is hidden answers as ever below its root, and what is gone is shown anew, in new
-//! slots, when it is asked for. What does matter is that the kernel knows none of its nodes, see
-//! [`Lookups`].
+//! Nothing depends on whether podman has really stopped to use a layer, which it reports once and
+//! never again: what is hidden is answered as before below its root, and what is gone is shown
+//! anew, in new slots, when somebody asks for it. Correctness depends only on the kernel knowing
+//! none of its nodes, see [`Lookups`].
 //!
 //! [`Lookups`]: undermount_fs::session::Lookups
 
@@ -30,20 +30,20 @@ use undermount_fs::view::SlotName;
 use super::{Held, ShelfError, Shown, State};
 use crate::control::LayersStatus;
 
-/// A view is hidden, or about to be.
+/// The visits to a view that is hidden, or about to be.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Leaving {
     /// Visits so far.
     visits: u32,
-    /// Looks since the last of them.
+    /// Looks since the last visit.
     looks: u32,
 }
 
-/// A view stays unvisited for no more looks than this.
+/// The most looks between two visits to a view.
 const LOOKS_MAX: u32 = 64;
 
 impl Leaving {
-    /// Whether it is to be visited at this look.
+    /// Counts a look. Returns whether the view is to be visited at it.
     fn is_due(&mut self) -> bool {
         self.looks += 1;
         let is_due =
@@ -56,7 +56,7 @@ impl Leaving {
 }
 
 impl Shown {
-    /// How many views there are.
+    /// Counts the views: shown, leaving, and dropped so far.
     pub fn census(&self) -> LayersStatus {
         let state = self.state();
         let leaving = state.views.values().filter(|held| held.leaving.is_some()).count();
@@ -64,7 +64,8 @@ impl Shown {
         LayersStatus { shown, leaving: leaving as u64, dropped: state.dropped }
     }
 
-    /// Whether a directory that was offered once is still there. If so, it stays over the next look.
+    /// Whether a directory that was offered once is still shown. If so, it stays beyond the next
+    /// look.
     pub fn has(&self, directory: &Path) -> bool {
         let name = directory.file_name().and_then(|name| name.to_str());
         let Some(name) = name.and_then(|hex| format!("sha256:{hex}").parse().ok()) else {
@@ -75,9 +76,9 @@ impl Shown {
         held.map(|held| held.asked = true).is_some()
     }
 
-    /// Looks for views that nobody has asked for since the last look and of whose layers podman uses
-    /// none, being those that are `used` by the digest of layer or tree: they leave. Which of all
-    /// that do are to be visited, at first with their names, until [`Self::hide`].
+    /// Makes views leave that nobody has asked for since the last look and whose layer podman does
+    /// not use. `used` has the digests of used layers or of their trees. Returns the views that are
+    /// to be visited, which have their names back until [`Self::hide`].
     pub fn look(&self, used: &HashSet<Digest>) -> Vec<Digest> {
         let mut due = Vec::new();
         let mut state = self.state();
@@ -96,7 +97,7 @@ impl Shown {
         due
     }
 
-    /// Hides those of `names` that nobody has asked for meanwhile.
+    /// Hides those of `names` that nobody has asked for since [`Self::look`].
     pub fn hide(&self, names: &[Digest]) {
         let state = self.state();
         for name in names {
@@ -106,15 +107,16 @@ impl Shown {
         }
     }
 
-    /// The paths of a view, in either mount.
+    /// The paths that a view may have: without and with extended attributes.
     pub fn paths(&self, name: &Digest) -> [PathBuf; 2] {
         [false, true].map(|xattrs| self.runtime.content(xattrs).join("layers").join(name.hex()))
     }
 
-    /// Drops the hidden views of which the kernel knows nothing any more; how many.
+    /// Drops the hidden views of which the kernel knows no node any more, and returns how many.
     ///
     /// # Errors
-    /// Where it cannot be written down that they are gone. Then the next worker shows them again.
+    /// [`ShelfError`] where slots or log cannot be written. Then the next worker shows the views
+    /// again.
     pub fn drop_forgotten(&self) -> Result<usize, ShelfError> {
         let mut state = self.state();
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);

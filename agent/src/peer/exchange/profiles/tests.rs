@@ -103,7 +103,7 @@ async fn regression_a_keeper_that_hangs_does_not_hide_what_the_others_know() {
     nodes[0].exchange.offer_profile(&scope(), &seen).await;
     let first = in_order(&nodes)[0].member.id;
     nodes.retain(|node| node.member.id != first);
-    // The kernel takes its connections, and nobody answers.
+    // The kernel accepts its connections, and nothing answers.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     introduce(&nodes, &[member(first, silent.local_addr().unwrap())]);
     let within = Duration::from_secs(2);

@@ -8,7 +8,7 @@ use rand::RngExt as _;
 use super::super::identity::testing::identity;
 use super::*;
 
-/// When, in which order, for whom, what.
+/// A delivery: when, in which order, to whom, and the bytes.
 type Event = Reverse<(Duration, u64, usize, Option<Vec<u8>>)>;
 
 struct Simulation {
@@ -107,7 +107,7 @@ impl Simulation {
         self.now = end;
     }
 
-    /// One takes over what the other knows, as a comparison over HTTP does.
+    /// One member takes over what the other knows, as in a comparison over HTTP.
     fn compare(&mut self, one: usize, other: usize) -> Vec<Identity> {
         let state = self.nodes[other].state();
         self.act(one, |node, now| node.merge(now, state, Belief::Doubting))

@@ -22,10 +22,10 @@ use crate::peer::keys::testing::keys;
 use crate::peer::member::MemberId;
 use crate::peer::membership::{HttpConfig, Listen, Membership, MembershipConfig, PROTOCOL, seed};
 
-/// What is to become true in a test has this time on a busy machine.
+/// How long a condition in a test may take to become true, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Waits for what is to become true.
+/// Waits for a condition to become true.
 pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let started = Instant::now();
     while !holds() {
@@ -64,7 +64,7 @@ pub struct TestNode {
 }
 
 impl Cluster {
-    /// Nodes that nobody tells of each other.
+    /// Nodes that know nothing of each other.
     pub fn alone() -> Self {
         Self {
             nodes: Vec::new(),
@@ -235,13 +235,13 @@ fn client() -> reqwest::Client {
     reqwest::Client::builder().no_proxy().build().unwrap()
 }
 
-/// Who says that it sends a request.
+/// The member in whose name a request is sent.
 fn caller(request: &Request) -> Option<MemberId> {
     let header = request.headers().get(http::header::AUTHORIZATION)?.to_str().ok()?;
     header.split(':').nth(1)?.parse().ok()
 }
 
-/// Listens where somebody else may still do so for a moment.
+/// Listens on an address that another socket may still hold for a moment.
 async fn listen(address: SocketAddr) -> TcpListener {
     for _ in 0..100 {
         if let Ok(listener) = TcpListener::bind(address).await {

@@ -77,7 +77,7 @@ impl Network {
         self.with(|faults| faults.record.as_ref()?.get(&to).cloned())
     }
 
-    /// Whether nothing gets from one member to the other.
+    /// Whether one member cannot reach the other.
     pub fn separates(&self, one: MemberId, other: MemberId) -> bool {
         self.with(|faults| faults.side.contains(&one) != faults.side.contains(&other))
     }
