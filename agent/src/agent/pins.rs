@@ -147,22 +147,30 @@ impl Pins {
         let ready = self.prepare(reference).await?;
         let manifest = ready.image.digest;
         let mut pins = self.pins.lock().await;
-        let work = Some(self.begin(ready));
-        pins.insert(reference.clone(), Pin { manifest, work, trouble: None });
-        self.write(&pins).await?;
-        Ok(manifest)
+        let pin = Pin { manifest, work: Some(self.begin(ready)), trouble: None };
+        let earlier = pins.insert(reference.clone(), pin);
+        let written = self.write(&pins).await;
+        if written.is_err() {
+            match earlier {
+                Some(earlier) => pins.insert(reference.clone(), earlier),
+                None => pins.remove(reference),
+            };
+        }
+        written.map(|()| manifest)
     }
 
     /// Lets an image go.
     ///
     /// # Errors
-    /// [`PinError`] where it is not pinned.
+    /// [`PinError`] where it is not pinned, or what is left cannot be written down.
     pub async fn unpin(&self, reference: &Reference) -> Result<(), PinError> {
         let mut pins = self.pins.lock().await;
-        if pins.remove(reference).is_none() {
-            return Err(PinError::NotPinned(reference.clone()));
+        let pin = pins.remove(reference).ok_or_else(|| PinError::NotPinned(reference.clone()))?;
+        let written = self.write(&pins).await;
+        if written.is_err() {
+            pins.insert(reference.clone(), pin);
         }
-        self.write(&pins).await
+        written
     }
 
     async fn write(&self, pins: &BTreeMap<Reference, Pin>) -> Result<(), PinError> {
@@ -264,6 +272,26 @@ mod tests {
         let aside = cache.path().join("pins.json.damaged");
         assert_eq!(std::fs::read_to_string(aside).unwrap(), "[{\"reference\":");
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn regression_what_cannot_be_written_down_is_not_pinned_or_let_go() {
+        let image = described(&[]);
+        let manifest = Digest::of(&image[0]);
+        let server = Server::start(move |seen| image_reply(&image, seen)).await;
+        let cache = tempfile::tempdir().unwrap();
+        let pinned = format!("{}:pinned", server.repository());
+        let pins = pins(cache.path(), &pinned, manifest);
+        // Nothing can be renamed to a directory that holds something.
+        let file = cache.path().join(FILE);
+        std::fs::remove_file(&file).unwrap();
+        std::fs::create_dir_all(file.join("directory")).unwrap();
+        let other: Reference = format!("{}:tag", server.repository()).parse().unwrap();
+        let error = pins.pin(&other).await.unwrap_err();
+        assert!(matches!(error, PinError::Record { .. }), "{error}");
+        pins.unpin(&pinned.parse().unwrap()).await.unwrap_err();
+        let status = pins.status().await;
+        assert_eq!(status.iter().map(|pin| &pin.reference).collect::<Vec<_>>(), [&pinned]);
     }
 
     #[tokio::test]
