@@ -2,7 +2,7 @@
 //!
 //! It is made when something hangs, so it never touches a mount: everything comes from /proc,
 //! /sys, /etc and the runtime directory, each piece read by a thread of its own that is left
-//! behind where it does not come back. What could be a secret is left out ([`redact`]).
+//! behind where it does not come back. What could be a secret is left out (`redact`).
 
 mod redact;
 

@@ -1,5 +1,5 @@
 //! `undermount setup podman`: podman looks into the agent's layer store, or no longer does.
-//! (`undermount setup cluster` is in [`cluster`].)
+//! (`undermount setup cluster` is in `cluster`.)
 //!
 //! ```text
 //! mount point made -> storage.conf edited -> drop-in of registries.conf.d written
@@ -7,7 +7,7 @@
 //! ```
 //!
 //! storage.conf has no drop-in directory before podman 6, and one bad path in it fails *every*
-//! podman command. So the operator's file is edited and its text kept ([`storage_conf`]), podman
+//! podman command. So the operator's file is edited and its text kept (`storage_conf`), podman
 //! is asked whether it likes the outcome, and the mount point is never removed: an empty
 //! directory does no harm, a missing one does.
 

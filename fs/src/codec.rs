@@ -1,6 +1,6 @@
 //! Compressed streams that can be entered in the middle.
 //!
-//! [`scan`] reads a layer blob once from its beginning, hands out the uncompressed bytes and
+//! [`scan()`] reads a layer blob once from its beginning, hands out the uncompressed bytes and
 //! notes [`Checkpoint`]s; [`decode()`] starts again at any of them. What lies between two
 //! checkpoints is a *span*, and the compressed bytes that decode it are its *piece*:
 //!

@@ -14,9 +14,9 @@
 //! together, and neighbouring spans where that takes no longer. Two readers that miss the same
 //! spans share one fetch: each span has a *turn*, which whoever fetches it holds.
 //!
-//! Four things are fetched before anybody misses them: a small layer, which comes whole ([`whole`]);
-//! a layer that is read in order, or of which much is read ([`ahead`], [`follow`]); what a start-up
-//! pack holds ([`unpack`]); and, without a pack, what earlier starts have read ([`foreseen`]).
+//! Four things are fetched before anybody misses them: a small layer, which comes whole (`whole`);
+//! a layer that is read in order, or of which much is read (`ahead`, `follow`); what a start-up
+//! pack holds (`unpack`); and, without a pack, what earlier starts have read (`foreseen`).
 
 mod ahead;
 mod awaited;

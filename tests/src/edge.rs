@@ -2,12 +2,12 @@
 //!
 //! | part | what is odd |
 //! |---|---|
-//! | [`headers`] | how one tar member is spelt |
-//! | [`dialects`] | what single writers made of the headers |
-//! | [`sparse`] | how a file's holes are spelt |
-//! | [`stacks`] | what layers do to each other |
-//! | [`streams`] | how the archive is compressed and ends |
-//! | [`wrong`] | everything that must be refused |
+//! | `headers` | how one tar member is spelt |
+//! | `dialects` | what single writers made of the headers |
+//! | `sparse` | how a file's holes are spelt |
+//! | `stacks` | what layers do to each other |
+//! | `streams` | how the archive is compressed and ends |
+//! | `wrong` | everything that must be refused |
 
 mod dialects;
 mod headers;

@@ -83,7 +83,7 @@ pub fn undermount() -> Command {
     command
 }
 
-/// The path of the binary that [`undermount`] runs.
+/// The path of the binary that [`undermount()`] runs.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| match std::env::var_os("UNDERMOUNT_BINARY") {

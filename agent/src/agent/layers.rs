@@ -19,11 +19,10 @@
 //! whiteouts only while that name can mean but one chain of layers below it. A name has other
 //! chains if it ever meant another image with the layer, if it means several images (one for each
 //! platform), or if podman asks under it for a layer of an image that is not known here; the latter
-//! two are remembered as [`NameRecord::others`]. From then on the layer is shown by markers, which
+//! two are remembered as `NameRecord::others`. From then on the layer is shown by markers, which
 //! suit every chain. At every pull the registry is asked again what the name means.
 //!
 //! [`LayerView`]: undermount_fs::view::LayerView
-//! [`NameRecord::others`]: record::NameRecord::others
 
 mod blob;
 mod departure;

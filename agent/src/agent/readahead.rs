@@ -132,7 +132,7 @@ fn lines(units: &[UnitName], paths: &FilePaths) -> String {
     units.iter().filter_map(line).collect()
 }
 
-/// Reads the units that `input` names, as [`lines`] writes them, below the first of the
+/// Reads the units that `input` names, as `lines` writes them, below the first of the
 /// directories `shown` that has the file. What cannot be read is left alone: whoever needs it will
 /// ask for it.
 ///

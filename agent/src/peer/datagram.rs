@@ -16,7 +16,7 @@
 //!
 //! Each life of a member (its id and epoch) seals with a key of its own, derived from the cluster
 //! key, and never uses a counter twice, so no nonce repeats. As long as it runs, the receiver
-//! remembers the latest epoch of each sender and the counters near the highest ([`window`]), and
+//! remembers the latest epoch of each sender and the counters near the highest (`window`), and
 //! takes each datagram once.
 //!
 //! Everything here is a function of bytes; sockets are [`crate::peer::membership`]'s.

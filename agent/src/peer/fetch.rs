@@ -19,7 +19,7 @@
 //! had begun to serve earlier, or for a node whose fetch from the registry is under way. Nodes that
 //! disagree about the ranks could still wait for each other: a node that is asked by the very node
 //! that it waits for answers that it has nothing (see `uploads`), longer chains end by [`HOPS`],
-//! and longer circles by [`LONGEST_WAIT`].
+//! and longer circles by `LONGEST_WAIT`.
 //!
 //! **Resuming.** What arrived before a sender stopped is kept, and the next one is asked for the
 //! rest, unless the sender has never delivered a piece that was right: [`Action::Ask`] and

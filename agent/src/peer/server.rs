@@ -14,7 +14,7 @@
 //!
 //! A request for a piece that has not begun to arrive waits for [`HOLD`] at most, so that silence
 //! means that a node is dead. An upload has a slot from its first byte to its last; memory is
-//! bounded by the slots, and an upload of which nothing is taken for [`SEND`] is cut off.
+//! bounded by the slots, and an upload of which nothing is taken for `SEND` is cut off.
 
 mod body;
 mod profiles;

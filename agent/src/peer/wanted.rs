@@ -97,7 +97,7 @@ pub struct PieceCall {
 pub struct BadCall(pub &'static str);
 
 impl PieceCall {
-    /// The call for `ask`, with the latest [`MAX_TRIED`] of its tried members.
+    /// The call for `ask`, with the latest `MAX_TRIED` of its tried members.
     pub fn new(wanted: &Wanted, ask: &Ask) -> Self {
         let skip = ask.tried.len().saturating_sub(MAX_TRIED);
         Self {

@@ -36,7 +36,7 @@ pub fn write(path: &Path, text: &str) -> Result<(), WriteError> {
     write().map_err(failed(path))
 }
 
-/// Makes sure that [`write`] will find a directory it can write to, before hours of work.
+/// Makes sure that [`write()`] will find a directory it can write to, before hours of work.
 ///
 /// # Errors
 /// [`WriteError`] where it would not.

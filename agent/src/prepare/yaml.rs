@@ -4,9 +4,9 @@
 //! `2.10` is the number 2.1, so that a tag written without quotes loses its zero. A reader of
 //! YAML 1.2 would give other tags than the operator has today. This module keeps the types
 //! apart, prints them as Python does where they become part of a name ([`Value`]'s `Display`),
-//! and writes the block style of `yaml.safe_dump` ([`write`]).
+//! and writes the block style of `yaml.safe_dump` ([`write()`]).
 //!
-//! The grammar is left to serde-saphyr's parser; the types of plain words are ours ([`scalar`]).
+//! The grammar is left to serde-saphyr's parser; the types of plain words are ours (`scalar`).
 
 mod read;
 mod scalar;

@@ -48,7 +48,7 @@ impl Pulse {
         Turn(count)
     }
 
-    /// Whether some thread has been at its request for `limit`, give or take [`STEP`]; a longer
+    /// Whether some thread has been at its request for `limit`, give or take two seconds; a longer
     /// limit than 126 s counts as 126 s.
     pub fn is_stuck(&self, limit: Duration) -> bool {
         self.is_stuck_at(Instant::now(), limit)
