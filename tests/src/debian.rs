@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -25,6 +26,9 @@ const VERSION: u32 = 1;
 pub const NAME: &str = "debian";
 /// Package mirrors may be slow.
 const DEADLINE: Duration = Duration::from_secs(900);
+/// How often a mirror is tried that fails, and the time in between.
+const ATTEMPTS: usize = 3;
+const PAUSE: Duration = Duration::from_secs(20);
 
 /// The image and what another tool makes of it.
 pub struct Debian {
@@ -89,8 +93,15 @@ fn make(directory: &Path) -> Result<(), String> {
 
 fn bootstrap(rootfs: &Path) -> Result<(), String> {
     let (mirror, suite) = mirror().ok_or("apt has no package mirror to bootstrap from")?;
-    let rootfs = rootfs.to_str().expect("a plain path");
-    command("debootstrap", &["--variant=minbase", &suite, rootfs, &mirror])
+    let words = ["--variant=minbase", &suite, rootfs.to_str().expect("a plain path"), &mirror];
+    for _ in 1..ATTEMPTS {
+        if command("debootstrap", &words).is_ok() {
+            return Ok(());
+        }
+        empty(rootfs).map_err(|error| format!("{}: {error}", rootfs.display()))?;
+        thread::sleep(PAUSE);
+    }
+    command("debootstrap", &words)
 }
 
 /// Where this machine's own packages come from: address and release.
