@@ -33,6 +33,23 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// How long a read may wait on a node, in seconds.
 pub const READ_TIMEOUT: u64 = 30;
 
+/// How often what the machine has a part in is tried.
+const TRIES: usize = 3;
+
+/// Tries until there is nothing to complain of. Where processors stall, nodes take each other for
+/// slow and read from the registry as well, as they should; what is wrong is wrong each time.
+#[track_caller]
+pub fn in_some_try(attempt: impl Fn() -> Result<(), String>) {
+    let mut complaints = Vec::new();
+    for _ in 0..TRIES {
+        match attempt() {
+            Ok(()) => return,
+            Err(complaint) => complaints.push(complaint),
+        }
+    }
+    panic!("each time: {complaints:?}")
+}
+
 /// Whether the machine lacks what a [`Cluster`] takes; if so, says what.
 pub fn is_impossible() -> bool {
     let own = [Need::Fuse, Need::Program("skopeo")];
