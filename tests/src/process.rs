@@ -20,6 +20,9 @@ use crate::requirement;
 /// How long a command may take that should be quick. On a busy machine with a slow disk even that
 /// takes a while, and who is in time does not wait for the end of it.
 pub const SOON: Duration = Duration::from_secs(180);
+/// How long a program that nobody needs any more may take to end by itself. Some do not: systemd
+/// takes SIGTERM for something else.
+const STOPPING: Duration = Duration::from_secs(20);
 
 /// A command that ran to its end.
 #[derive(Debug)]
@@ -244,7 +247,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         if let Ok(None) = self.child.try_wait() {
             self.signal(Signal::SIGTERM);
-            if self.wait(SOON).is_none() {
+            if self.wait(STOPPING).is_none() {
                 self.kill();
             }
         }
