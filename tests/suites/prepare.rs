@@ -266,7 +266,7 @@ fn regression_an_entry_takes_its_images_from_where_an_earlier_one_has_put_them()
         second.address(),
         first.address()
     );
-    let undercloud = Undercloud::new(&format!("{}, {again}", entry(&source, &first)));
+    let undercloud = Undercloud::new(&format!("{}\n  - {again}", entry(&source, &first)));
     undercloud.prepare(&[]).success();
     for (name, image) in ["nova-api", "keystone"].into_iter().zip(images()) {
         for host in [first.address(), second.address()] {
