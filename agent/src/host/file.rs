@@ -9,6 +9,8 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use tempfile::NamedTempFile;
+
 /// Bytes that such a file may have: more than any bundle of certificates.
 const MOST: u64 = 16 << 20;
 
@@ -61,18 +63,24 @@ pub enum Lasting {
     PowerCut,
 }
 
+/// An empty file beside `path`, to become the one at `path`; it goes when it is dropped.
+///
+/// # Errors
+/// Those of making files.
+pub fn draft(path: &Path, mode: u32) -> io::Result<NamedTempFile> {
+    tempfile::Builder::new()
+        .prefix(UNFINISHED)
+        .permissions(Permissions::from_mode(mode))
+        .tempfile_in(directory_of(path))
+}
+
 /// Puts a file with `bytes` and `mode` at `path`, in place of what is there: whoever looks sees
 /// the one or the other.
 ///
 /// # Errors
 /// Those of writing files; what was there is then still there.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32, lasting: Lasting) -> io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let directory = parent.unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new()
-        .prefix(UNFINISHED)
-        .permissions(Permissions::from_mode(mode))
-        .tempfile_in(directory)?;
+    let mut file = draft(path, mode)?;
     file.write_all(bytes)?;
     if lasting == Lasting::PowerCut {
         file.as_file().sync_data()?;
@@ -81,8 +89,12 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32, lasting: Lasting) -> io::Re
     match lasting {
         Lasting::ThisBoot => Ok(()),
         // The name is on stable storage with its directory only.
-        Lasting::PowerCut => File::open(directory)?.sync_all(),
+        Lasting::PowerCut => File::open(directory_of(path))?.sync_all(),
     }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]

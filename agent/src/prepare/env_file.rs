@@ -42,7 +42,7 @@ pub fn write(path: &Path, text: &str) -> Result<(), WriteError> {
 /// [`WriteError`] where it would not.
 pub fn check(path: &Path) -> Result<(), WriteError> {
     let check = || match place(path)? {
-        Some(place) => temporary(&place).map(drop),
+        Some(place) => file::draft(&place, MODE).map(drop),
         None => Ok(()),
     };
     check().map_err(failed(path))
@@ -63,15 +63,6 @@ fn place(path: &Path) -> io::Result<Option<PathBuf>> {
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> WriteError + use<> {
     let path = path.to_owned();
     move |source| WriteError { path, source }
-}
-
-/// A file like the one that [`write()`] makes first.
-fn temporary(path: &Path) -> io::Result<tempfile::NamedTempFile> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    tempfile::Builder::new()
-        .prefix(".undermount-")
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(MODE))
-        .tempfile_in(directory.unwrap_or(Path::new(".")))
 }
 
 #[cfg(test)]

@@ -52,8 +52,8 @@ pub struct Container {
     pub directory: PathBuf,
     /// What it is called.
     pub target: String,
-    /// Whether it is built on its parent, and not on an image that its recipe names.
-    is_on_parent: bool,
+    /// The parent, where it is built on that and not on an image that its recipe names.
+    built_on: Option<String>,
     /// Ansible's variables.
     vars: Map,
 }
@@ -82,13 +82,6 @@ pub enum BuildError {
     Parent(String),
 }
 
-impl Container {
-    /// Whether it is built on the image `name` of this run.
-    fn stands_on(&self, name: &str) -> bool {
-        self.is_on_parent && self.parent.as_deref() == Some(name)
-    }
-}
-
 impl Settings {
     /// What `recipe` comes to, with its files below `work`.
     pub fn container(&self, recipe: &Recipe, work: &Path) -> Container {
@@ -109,7 +102,9 @@ impl Settings {
             vars.insert("tcib_from", on);
         }
         let (name, target) = (recipe.name.clone(), self.target(&recipe.name));
-        Container { name, parent: recipe.parent.clone(), is_on_parent, directory, target, vars }
+        let parent = recipe.parent.clone();
+        let built_on = parent.clone().filter(|_| is_on_parent);
+        Container { name, parent, built_on, directory, target, vars }
     }
 
     fn target(&self, name: &str) -> String {
@@ -209,13 +204,16 @@ pub async fn build(containers: &[Container], options: &BuildOptions) -> Vec<(Str
     let mut failed = Vec::new();
     let mut lost: BTreeSet<&str> = BTreeSet::new();
     for level in levels(containers) {
-        let (ready, orphans): (Vec<_>, Vec<_>) = level
-            .into_iter()
-            .partition(|container| !lost.iter().any(|lost| container.stands_on(lost)));
-        for orphan in orphans {
-            lost.insert(&orphan.name);
-            let parent = orphan.parent.clone().unwrap_or_default();
-            failed.push((orphan.name.clone(), BuildError::Parent(parent)));
+        let mut ready = Vec::new();
+        for container in level {
+            match container.built_on.as_deref() {
+                Some(parent) if lost.contains(parent) => {
+                    lost.insert(&container.name);
+                    let error = BuildError::Parent(parent.to_owned());
+                    failed.push((container.name.clone(), error));
+                }
+                _ => ready.push(container),
+            }
         }
         let builds = ready
             .into_iter()
@@ -353,9 +351,9 @@ mod tests {
     fn regression_an_image_with_a_base_of_its_own_is_not_lost_with_its_directory() {
         for (own, stands) in [("q.io/other:1", false), ("localhost/ns/openstack-os:t", true)] {
             let nova = with_vars("nova", Some("os"), [("tcib_from", own)]);
-            assert_eq!(nova.stands_on("os"), stands, "{own}");
+            assert_eq!(nova.built_on.is_some(), stands, "{own}");
             assert!(yaml::write(&nova.vars.into()).contains(&format!("tcib_from: {own}\n")));
         }
-        assert!(container("nova", Some("os")).stands_on("os"));
+        assert_eq!(container("nova", Some("os")).built_on.as_deref(), Some("os"));
     }
 }

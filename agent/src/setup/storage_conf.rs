@@ -84,9 +84,9 @@ pub(super) fn disconnect(
     take_out(&mut document)?;
     let rest = document.to_string();
     let Some(own) = rest.strip_prefix(COPIED) else { return Ok(Some(rest)) };
-    let is_as_begun = [distribution, None].iter().any(|distribution| {
-        begin(*distribution).strip_prefix(COPIED).map(str::trim_end) == Some(own.trim_end())
-    });
+    let is_as_begun = [distribution, None]
+        .into_iter()
+        .any(|distribution| begin(distribution).trim_end() == rest.trim_end());
     Ok((!is_as_begun).then(|| own.to_owned()))
 }
 

@@ -31,8 +31,7 @@ impl SpanRun {
     /// Whether its pieces are too large for memory, as those of a layer that is one zstd frame, or
     /// too many.
     pub fn is_oversized(&self, table: &SpanTable) -> bool {
-        let start = table.piece(self.spans.start).range.start;
-        table.piece(self.spans.end - 1).range.end - start > RUN_MAX || self.spans.len() > SPANS_MAX
+        table.compressed(self.spans.clone()) > RUN_MAX || self.spans.len() > SPANS_MAX
     }
 }
 

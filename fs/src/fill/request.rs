@@ -1,13 +1,26 @@
-//! Pieces asked of the source: only those that did not come a moment ago.
+//! Pieces asked of the source, and how long that takes; of a layer only those that did not come a
+//! moment ago.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{FillError, Filler, Layer};
 use crate::digest::Verified;
-use crate::source::{Piece, Priority};
+use crate::source::{Piece, PieceRequest, Priority, SourceError};
 use crate::trail::{self, Wait};
 
 impl Filler {
+    /// Asks the source, and tells the gauge how long it took.
+    pub(super) async fn fetch_measured(
+        &self,
+        request: PieceRequest,
+    ) -> Result<Vec<Verified>, SourceError> {
+        let asked = Instant::now();
+        let fetched = self.source.fetch(request).await?;
+        let bytes = fetched.iter().map(|piece| piece.bytes().len() as u64).sum();
+        self.gauge.note(bytes, asked.elapsed());
+        Ok(fetched)
+    }
+
     /// Fetches those of `pieces` that were not fetched a moment ago.
     pub(super) async fn request(
         &self,

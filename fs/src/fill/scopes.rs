@@ -83,7 +83,10 @@ impl Layer {
         let mut failed = None;
         for (turn, scope) in scopes.iter().enumerate() {
             let left = end.saturating_duration_since(Instant::now());
-            let share = left / registries(&scopes[turn..]).max(1);
+            if turn > 0 && left.is_zero() {
+                break;
+            }
+            let share = left / registries(&scopes[turn..]);
             match attempt(scope.clone(), share).await {
                 Ok(done) => {
                     if turn > 0 {
@@ -124,14 +127,8 @@ impl Filler {
         patience: Duration,
     ) -> Result<Vec<Verified>, FillError> {
         let attempt = |scope, share| {
-            let (pieces, asked) = (pieces.clone(), Instant::now());
-            let request = PieceRequest { scope, pieces, priority, deadline: asked + share };
-            async move {
-                let fetched = self.source.fetch(request).await?;
-                let bytes = fetched.iter().map(|piece| piece.bytes().len() as u64).sum();
-                self.gauge.note(bytes, asked.elapsed());
-                Ok(fetched)
-            }
+            let (pieces, deadline) = (pieces.clone(), Instant::now() + share);
+            self.fetch_measured(PieceRequest { scope, pieces, priority, deadline })
         };
         Ok(layer.on_any_behalf(patience, attempt).await?)
     }

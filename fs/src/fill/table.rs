@@ -106,17 +106,17 @@ impl Filler {
 }
 
 async fn open_table(layer: &Layer, bytes: Verified) -> Result<Arc<SpanTable>, FillError> {
-    let backing = blocking(move || Backing::sealed(bytes.bytes())).await?;
-    let backing = backing.map_err(|error| layer.damaged(error))?;
-    let table = blocking(move || SpanTable::new(backing)).await?;
-    let table = table.map_err(|error| layer.damaged(error))?;
+    let open = move || {
+        let backing = Backing::sealed(bytes.bytes()).map_err(|error| error.to_string())?;
+        SpanTable::new(backing).map_err(|error| error.to_string())
+    };
+    let table = blocking(open).await?.map_err(|error| layer.damaged(error))?;
     if *table.layer() != layer.digest() {
         return Err(layer.damaged("its span table belongs to another layer"));
     }
     let header = layer.tree.header();
-    let ((blob, tar), (layer_size, tar_size)) =
-        (table.end(), (header.layer_size.get(), header.tar_size.get()));
-    if blob > layer_size || tar != tar_size {
+    let (blob_end, tar_end) = table.end();
+    if blob_end > header.layer_size.get() || tar_end != header.tar_size.get() {
         return Err(layer.damaged("its spans end elsewhere than the layer"));
     }
     Ok(Arc::new(table))

@@ -114,6 +114,9 @@ impl WriteBehind {
 
     /// Holds `objects` in memory, so that they can be read from now on.
     pub fn hold(&self, holding: Holding, objects: Vec<Object>) -> Load {
+        if objects.is_empty() {
+            return Load::default();
+        }
         let held = self.store.hold(holding, &objects);
         // Without a runtime the process is about to end.
         if let Ok(runtime) = Handle::try_current()
@@ -127,6 +130,9 @@ impl WriteBehind {
 
     /// Queues `load`, which came with a pack; waits while the queue is full.
     pub async fn write(&self, load: Load) {
+        if load.objects.is_empty() {
+            return;
+        }
         let unsent = match self.queue() {
             None => load,
             Some(queue) => match queue.send(Work::Write(load, Instant::now())).await {
@@ -209,12 +215,10 @@ impl<'b> Batch<'b> {
 
     /// Holds in memory whatever was added so far, so that it can be read.
     pub fn hold(&mut self) {
-        if !self.objects.is_empty() {
-            let objects = std::mem::take(&mut self.objects);
-            let Load { objects, held } = self.behind.hold(Holding::Miss, objects);
-            self.load.objects.extend(objects);
-            self.load.held.extend(held);
-        }
+        let objects = std::mem::take(&mut self.objects);
+        let Load { objects, held } = self.behind.hold(Holding::Miss, objects);
+        self.load.objects.extend(objects);
+        self.load.held.extend(held);
     }
 
     /// Queues the batch where it is large enough, or writes it where too much is queued: may block.

@@ -185,6 +185,15 @@ impl SpanTable {
         Piece { blob: self.layer, range, digest: records[span].piece }
     }
 
+    /// How many compressed bytes neighbouring `spans` take.
+    pub fn compressed(&self, spans: Range<usize>) -> u64 {
+        if spans.is_empty() {
+            return 0;
+        }
+        let start = self.piece(spans.start).range.start;
+        self.piece(spans.end - 1).range.end.saturating_sub(start)
+    }
+
     /// The bit of its piece's first byte at which `span` starts.
     pub fn first_bit(&self, span: usize) -> u8 {
         (self.records()[span].bit.get() % 8) as u8

@@ -31,7 +31,7 @@
 //! ```
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
 use super::shared::SharedWords;
@@ -68,7 +68,7 @@ impl Lookups {
     /// # Errors
     /// Where there is no descriptor left.
     pub fn memory(&self) -> io::Result<OwnedFd> {
-        self.0.memory().as_fd().try_clone_to_owned()
+        self.0.memory().try_clone_to_owned()
     }
 
     /// Counts a look-up of a node in `slot`. Call it before the kernel is answered.

@@ -37,7 +37,7 @@ pub fn write<'a>(runtime: &Runtime, records: impl Iterator<Item = &'a Record>) -
     let records: Vec<&Record> = records.collect();
     let json = serde_json::to_vec_pretty(&records).expect("records are plain data");
     // The mounts themselves do not outlive a power cut.
-    file::replace(&runtime.root().join("mounts.json"), &json, 0o600, Lasting::ThisBoot)
+    file::replace(&runtime.mounts(), &json, 0o600, Lasting::ThisBoot)
 }
 
 /// What was mounted; nothing where the file is missing.

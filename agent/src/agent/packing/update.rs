@@ -16,16 +16,20 @@ use crate::image::artifact::patch::TreePatch;
 /// The units of `image` whose contents `predecessor` lacks, in the order of the layers.
 pub(super) fn difference(image: &Ready, predecessor: &Ready) -> Result<Profile, PackerError> {
     let mut known = HashSet::new();
-    each_content(predecessor, |_, _, content| {
-        known.insert(content.key);
-    })?;
+    for layer in &predecessor.layers {
+        known.extend(keys(layer)?);
+    }
     let mut units = Vec::new();
-    each_content(image, |layer, inode, content| {
-        if known.insert(content.key) {
-            let named = |number| UnitName { layer, inode, number: number as u32 };
-            units.extend(content.all_units().map(named));
+    for layer in &image.layers {
+        for content in contents(layer) {
+            let (inode, content) = content?;
+            if known.insert(content.key) {
+                let layer = layer.digest();
+                let named = |number| UnitName { layer, inode, number: number as u32 };
+                units.extend(content.all_units().map(named));
+            }
         }
-    })?;
+    }
     Ok(Profile::new(units))
 }
 
@@ -73,23 +77,11 @@ fn nearest(layer: &Layer, holders: &Holders) -> Result<Option<Arc<Layer>>, Packe
 }
 
 fn keys(layer: &Layer) -> Result<HashSet<ObjectKey>, PackerError> {
-    let contents = Content::all(&layer.tree).map(|content| content.map(|(_, one)| one.key));
-    let damaged = |source| PackerError::Index { layer: layer.digest(), source };
-    contents.collect::<Result<_, _>>().map_err(damaged)
+    contents(layer).map(|content| content.map(|(_, one)| one.key)).collect()
 }
 
-/// Calls `each` with every content of the layers of an image, in the order of the tars.
-fn each_content(
-    image: &Ready,
-    mut each: impl FnMut(Digest, u32, &Content),
-) -> Result<(), PackerError> {
-    for layer in &image.layers {
-        let digest = layer.digest();
-        for content in Content::all(&layer.tree) {
-            let (inode, content) =
-                content.map_err(|source| PackerError::Index { layer: digest, source })?;
-            each(digest, inode, &content);
-        }
-    }
-    Ok(())
+/// The contents of a layer with their inodes, in the order of the tar.
+fn contents(layer: &Layer) -> impl Iterator<Item = Result<(u32, Content), PackerError>> + use<'_> {
+    let damaged = |source| PackerError::Index { layer: layer.digest(), source };
+    Content::all(&layer.tree).map(move |content| content.map_err(damaged))
 }

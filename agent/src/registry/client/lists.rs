@@ -16,6 +16,8 @@ use super::response::{Limit, Reading, expect, read_all};
 
 /// Most pages of a list: more is a registry that turns in circles.
 const MAX_PAGES: usize = 10_000;
+/// The media type of these lists.
+const JSON: &str = "application/json";
 /// Most bytes of a page.
 const MAX_PAGE: u64 = 16 << 20;
 /// Most bytes of all pages of a list.
@@ -59,7 +61,7 @@ impl Client {
         let access = Access::pull(repository);
         self.retry(&subject, || async {
             let mut tags = Vec::new();
-            let mut pages = self.pages(&endpoint, &access, &path, "application/json").await?;
+            let mut pages = self.pages(&endpoint, &access, &path, JSON, MAX_PAGES).await?;
             while let Some(page) = pages.next().await? {
                 let page: TagList = read(&page)?;
                 tags.extend(page.tags.unwrap_or_default());
@@ -79,7 +81,7 @@ impl Client {
         self.retry(&Subject::Registry(host.to_owned()), || async {
             let mut repositories = Vec::new();
             let path = "v2/_catalog";
-            let mut pages = self.pages(&endpoint, &access, path, "application/json").await?;
+            let mut pages = self.pages(&endpoint, &access, path, JSON, MAX_PAGES).await?;
             while let Some(page) = pages.next().await? {
                 let page: Catalog = read(&page)?;
                 repositories.extend(page.repositories.unwrap_or_default());
@@ -98,7 +100,7 @@ impl Client {
         let access = Access::catalog(host);
         self.retry(&Subject::Registry(host.to_owned()), || async {
             let path = "v2/_catalog?n=1";
-            let mut pages = self.pages(&endpoint, &access, path, "application/json").await?;
+            let mut pages = self.pages(&endpoint, &access, path, JSON, MAX_PAGES).await?;
             let Some(page) = pages.next().await? else { return Ok(false) };
             let page: Catalog = read(&page)?;
             Ok(page.repositories.is_some_and(|repositories| repositories.is_empty()))
@@ -119,22 +121,24 @@ pub(super) struct Pages<'a> {
     reading: Reading,
     next: Option<Url>,
     /// How many more pages are read before the list counts as endless.
-    pub pages_left: usize,
+    pages_left: usize,
     /// The same in bytes.
     bytes_left: u64,
 }
 
 impl Client {
-    /// The pages of the list at `path`, of which each request says that it takes `accept`.
+    /// The pages of the list at `path`, of which each request says that it takes `accept`; the list
+    /// counts as endless after `pages_left` of them.
     pub(super) async fn pages<'a>(
         &self,
         endpoint: &'a Endpoint,
         access: &'a Access,
         path: &str,
         accept: &'static str,
+        pages_left: usize,
     ) -> Result<Pages<'a>, Fault> {
         let (next, reading) = (Some(endpoint.url(path).await?), self.reading());
-        let (pages_left, bytes_left) = (MAX_PAGES, MAX_LIST);
+        let bytes_left = MAX_LIST;
         Ok(Pages { endpoint, access, accept, reading, next, pages_left, bytes_left })
     }
 }

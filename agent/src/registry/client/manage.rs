@@ -1,10 +1,11 @@
-//! What an operator asks of a registry: to forget a tag, to remove garbage.
+//! What an operator asks of a registry: to delete a tag or a manifest, to remove garbage.
 
 use http::header::CONTENT_LENGTH;
 use http::{HeaderValue, Method, StatusCode};
 use reqwest::Request;
+use undermount_fs::digest::Digest;
 
-use crate::image::{Repository, Tag};
+use crate::image::{Reference, Repository, Tag};
 use crate::registry::{Collected, GarbageRules};
 
 use super::Client;
@@ -26,11 +27,27 @@ impl Client {
         repository: &Repository,
         tag: &Tag,
     ) -> Result<(), RegistryError> {
-        let subject = Subject::Manifest(repository.tagged(tag.clone()));
-        let repository = &self.home(repository, &subject)?;
+        self.delete(repository.tagged(tag.clone())).await
+    }
+
+    /// Deletes the manifest `digest` and all tags that name it.
+    ///
+    /// # Errors
+    /// [`RegistryError`] where it does not exist, or the registry does not delete.
+    pub async fn delete_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<(), RegistryError> {
+        self.delete(repository.at(*digest)).await
+    }
+
+    async fn delete(&self, reference: Reference) -> Result<(), RegistryError> {
+        let subject = Subject::Manifest(reference.clone());
+        let repository = &self.home(reference.repository(), &subject)?;
         let endpoint = self.endpoint(repository);
+        let path = format!("v2/{}/manifests/{}", repository.path(), reference.identifier());
         self.retry(&subject, || async {
-            let path = format!("v2/{}/manifests/{tag}", repository.path());
             let request = Request::new(Method::DELETE, endpoint.url(&path).await?);
             let response = endpoint.send(request, &Access::delete(repository)).await?;
             expect(response, &[StatusCode::ACCEPTED, StatusCode::OK]).await.map(drop)

@@ -1,4 +1,4 @@
-//! Putting manifests into a registry, and deleting them.
+//! Putting manifests into a registry.
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::{Body, Request};
 use undermount_fs::digest::{Digest, WrongDigest};
 
-use crate::image::{Reference, Repository};
+use crate::image::Reference;
 
 use super::Client;
 use super::auth::Access;
@@ -55,27 +55,6 @@ impl Client {
             check_stored(response.headers(), digest)?;
             let listed = response.headers().contains_key(SUBJECT_HEADER);
             Ok(if listed { Listed::ByRegistry } else { Listed::ByNobody })
-        })
-        .await
-    }
-
-    /// Deletes the manifest `digest` and all tags that name it.
-    ///
-    /// # Errors
-    /// [`RegistryError`] where it does not exist, or the registry does not delete.
-    pub async fn delete_manifest(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<(), RegistryError> {
-        let subject = Subject::Manifest(repository.at(*digest));
-        let repository = &self.home(repository, &subject)?;
-        let endpoint = self.endpoint(repository);
-        self.retry(&subject, || async {
-            let path = format!("v2/{}/manifests/{digest}", repository.path());
-            let request = Request::new(Method::DELETE, endpoint.url(&path).await?);
-            let response = endpoint.send(request, &Access::delete(repository)).await?;
-            expect(response, &[StatusCode::ACCEPTED, StatusCode::OK]).await.map(drop)
         })
         .await
     }

@@ -90,6 +90,10 @@ impl Client {
     ) -> Option<Vec<Descriptor>> {
         for mirror in mirrors {
             let endpoint = self.endpoint(mirror);
+            // Who is not asked has not answered.
+            if endpoint.without_referrers.holds() {
+                continue;
+            }
             let watch = endpoint.watch();
             let asked = self.referrers_at(mirror, subject, artifact_type);
             let Some(Ok(listed)) = before(self.deadline, asked).await else { continue };
@@ -140,8 +144,8 @@ impl Client {
         let filter = artifact_type.map(|kind| format!("?artifactType={kind}")).unwrap_or_default();
         let path = format!("v2/{}/referrers/{subject}{filter}", repository.path());
         let access = Access::pull(repository);
-        let mut pages = self.pages(endpoint, &access, &path, media_type::OCI_INDEX).await?;
-        pages.pages_left = MAX_PAGES;
+        let kind = media_type::OCI_INDEX;
+        let mut pages = self.pages(endpoint, &access, &path, kind, MAX_PAGES).await?;
         let mut referrers = Vec::new();
         loop {
             let Some(page) = pages.next().await? else { return Ok(Some(referrers)) };

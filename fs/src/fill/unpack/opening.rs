@@ -7,7 +7,7 @@ use std::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::Filler;
-use super::{FIRST_GROUP, PackBlob, UnpackError, length};
+use super::{FIRST_GROUP, PackBlob, UnpackError};
 use crate::digest::{Digest, Verified};
 use crate::pack::{HEAD_MAX, Table};
 use crate::source::{Piece, PieceRequest, Priority, SourceError};
@@ -86,10 +86,7 @@ impl Filler {
         let deadline = Instant::now() + self.patience.timeout;
         let (scope, priority) = (pack.scope.clone(), Priority::Pack);
         let request = PieceRequest { scope, pieces, priority, deadline };
-        let asked = Instant::now();
-        let pieces = self.source.fetch(request).await.map_err(failed(pack))?;
-        self.gauge.note(pieces.iter().map(length).sum(), asked.elapsed());
-        Ok(pieces)
+        self.fetch_measured(request).await.map_err(failed(pack))
     }
 }
 

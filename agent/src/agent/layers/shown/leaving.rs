@@ -68,9 +68,7 @@ impl Shown {
     /// look.
     pub fn has(&self, directory: &Path) -> bool {
         let name = directory.file_name().and_then(|name| name.to_str());
-        let Some(name) = name.and_then(|hex| format!("sha256:{hex}").parse().ok()) else {
-            return false;
-        };
+        let Some(name) = name.and_then(|hex| Digest::from_hex(hex).ok()) else { return false };
         let mut state = self.state();
         let held = state.views.get_mut(&name).filter(|held| held.leaving.is_none());
         held.map(|held| held.asked = true).is_some()
