@@ -44,7 +44,10 @@ pub fn in_some_try(attempt: impl Fn() -> Result<(), String>) {
     for _ in 0..TRIES {
         match attempt() {
             Ok(()) => return,
-            Err(complaint) => complaints.push(complaint),
+            Err(complaint) => {
+                println!("not counted: {complaint}");
+                complaints.push(complaint);
+            }
         }
     }
     panic!("each time: {complaints:?}")

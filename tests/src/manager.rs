@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use tempfile::TempDir;
 
-use crate::process::Running;
+use crate::process::{Running, like};
 
 /// The unit of its one service.
 pub const UNIT: &str = "undermount-agent.service";
@@ -83,13 +83,8 @@ impl Manager {
         // Whoever is to find its own number in its environment has to be there first.
         let mut service = Command::new("sh");
         service.args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\""]);
-        service.arg(command.get_program()).args(command.get_args());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => service.env(name, value),
-                None => service.env_remove(name),
-            };
-        }
+        service.arg(command.get_program());
+        let mut service = like(service, command);
         let path = std::env::var("PATH").unwrap_or_default();
         service.env("PATH", format!("{}:{path}", self.dir.path().display()));
         service.env("NOTIFY_SOCKET", self.dir.path().join("notify"));

@@ -254,6 +254,19 @@ impl Drop for Running {
     }
 }
 
+/// `outer`, which runs the program of `inner`, with its arguments, environment and directory.
+pub fn like(mut outer: Command, inner: &Command) -> Command {
+    outer.args(inner.get_args());
+    inner.get_current_dir().map(|directory| outer.current_dir(directory));
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    outer
+}
+
 /// Copies a program to where it is to run. Another process does it: what this one had open for
 /// writing, a process that it starts at that moment would have open as well, and nobody can run a
 /// file that somebody may still write.

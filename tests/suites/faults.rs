@@ -20,7 +20,6 @@ use undermount_tests::requirement::lacking;
 
 /// More than is fetched at once when an image is mounted, in two chunks.
 const SIZE: usize = 1_300_000;
-/// How long a read of the node waits.
 /// How long a read waits where it waits in vain, in seconds, and where it does not.
 const READ_TIMEOUT: &str = "4";
 const READ_PATIENCE: &str = "100";

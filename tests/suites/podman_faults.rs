@@ -46,6 +46,7 @@ fn a_container_that_reads_does_not_notice_that_workers_are_killed() {
         kills += 1;
     }
     assert!(kills > 0);
+    assert!(!reader.stdout().is_empty(), "it reads nothing as long as workers are killed");
     let status = reader.wait(PATIENCE).unwrap();
     assert!(status.success(), "{status}: {}", reader.stderr());
     assert!(reader.stdout() == undisturbed, "other bytes");

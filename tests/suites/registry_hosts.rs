@@ -16,7 +16,7 @@ use undermount_tests::http::{Response, Server};
 use undermount_tests::image::{Image, MANIFEST};
 use undermount_tests::network::{self, Network};
 use undermount_tests::origin::Origin;
-use undermount_tests::process::{Outcome, SOON, program, run, undermount};
+use undermount_tests::process::{Outcome, SOON, like, program, run, undermount};
 use undermount_tests::registry::Registry;
 use undermount_tests::requirement::{Need, lacking};
 
@@ -70,19 +70,6 @@ impl Host {
         own.arg(command.get_program());
         like(own, command)
     }
-}
-
-/// `outer`, which runs the program of `inner`, with its arguments, environment and directory.
-fn like(mut outer: Command, inner: &Command) -> Command {
-    outer.args(inner.get_args());
-    inner.get_current_dir().map(|directory| outer.current_dir(directory));
-    for (name, value) in inner.get_envs() {
-        match value {
-            Some(value) => outer.env(name, value),
-            None => outer.env_remove(name),
-        };
-    }
-    outer
 }
 
 fn image() -> Image {

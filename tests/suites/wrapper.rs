@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
-use undermount_tests::process::{Outcome, SOON, binary, run};
+use undermount_tests::process::{Outcome, SOON, binary, like, run};
 use undermount_tests::registry::Registry;
 use undermount_tests::requirement::{Need, lacking};
 
@@ -221,14 +221,10 @@ fn regression_nothing_is_copied_in_a_dry_run_or_before_an_upgrade_is_confirmed()
     assert!(!undercloud.path("undermount-images.yaml").exists());
 
     undercloud.write("yes", "y\n");
-    let mut command = Command::new("sh");
-    command.args(["-c", "exec \"$@\" <yes", "sh"]);
     let wrapper = undercloud.command("undercloud upgrade");
-    command.arg(wrapper.get_program()).args(wrapper.get_args()).current_dir(undercloud.0.path());
-    for (key, value) in wrapper.get_envs() {
-        value.map(|value| command.env(key, value));
-    }
-    let outcome = run(&mut command, SOON).success();
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec \"$@\" <yes", "sh"]).arg(wrapper.get_program());
+    let outcome = run(&mut like(command, &wrapper), SOON).success();
     let called = "original undercloud upgrade --yes --disable-container-prepare\n";
     assert_eq!(outcome.stdout, called, "{}", outcome.stderr);
     assert!(undercloud.path("undermount-images.yaml").exists());
