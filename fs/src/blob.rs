@@ -71,6 +71,12 @@ impl Blobs {
         is_regular(&self.path(digest))
     }
 
+    /// The size of the blob in bytes, if it is here, damaged or not.
+    pub fn size(&self, digest: &Digest) -> Option<u64> {
+        let file = std::fs::symlink_metadata(self.path(digest)).ok()?;
+        file.is_file().then_some(file.len())
+    }
+
     /// The blob, if it is here and undamaged.
     pub fn get(&self, digest: &Digest) -> Option<Verified> {
         let path = self.path(digest);

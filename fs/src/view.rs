@@ -271,7 +271,8 @@ impl View {
             self.tell(node);
             node
         };
-        self.getattr(node).map(Lookup::Found)
+        let found = self.getattr(node).map(Lookup::Found);
+        found.inspect_err(|_| self.forget(node, 1))
     }
 
     /// The attributes of `node`.
@@ -367,6 +368,11 @@ impl View {
                 return emit(entry);
             }
             self.tell(node);
+            // Listed a moment ago, a layer may have been dropped before it was counted.
+            if directory.is_listing() && self.getattr(node).is_err() {
+                self.forget(node, 1);
+                return false;
+            }
             let is_full = emit(entry);
             if is_full {
                 self.forget(node, 1);

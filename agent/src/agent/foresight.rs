@@ -8,7 +8,7 @@
 //!   -> Filler::fetch_foreseen         their spans, in the order of the start, behind its own reads
 //! ```
 //!
-//! A pack holds the same in a tenth of the bytes and a few requests, but somebody has to build it.
+//! A pack holds the same in about a quarter of the bytes and a few requests, but somebody has to build it.
 //! This module is for images whose registry builds none, for a cache that was lost, and for a new
 //! build. Unlike with a pack, nothing is read ahead through the mount: this start is being recorded,
 //! and its profile would claim every file that an earlier start has read.

@@ -177,13 +177,13 @@ impl LayerShelf {
 
     /// Whether the agent of this `cache` was drained when it ended.
     pub fn was_drained(cache: &Path) -> bool {
-        Records::open(&cache.join("podman")).is_ok_and(|records| records.is_drained())
+        Records::beside(&cache.join("podman")).is_drained()
     }
 
     /// The layers that podman uses, of those that the agent of this `cache` shows, by the digests
     /// that podman asks for; `None` where they cannot be read.
     pub fn used_layers(cache: &Path) -> Option<HashSet<Digest>> {
-        let used = Records::open(&cache.join("podman")).ok()?.used_layers();
+        let used = Records::beside(&cache.join("podman")).used_layers();
         used.inspect_err(|error| tracing::warn!(%error, "cannot tell which layers podman uses"))
             .ok()
     }

@@ -345,12 +345,12 @@ impl Owner {
 
     /// Looks after the cache, as of now.
     pub async fn upkeep(&self) -> Upkeep {
-        let mounts = self.mounts.lock().await;
         let recorded = |record: &Record| {
             let (reference, manifest) = (record.reference.parse().ok()?, record.manifest);
             Some(Recorded { reference, manifest, complete: false })
         };
-        let mounted = mounts.records().filter_map(recorded).collect();
+        // Nobody who mounts waits for what follows, which reads the disk.
+        let mounted = self.mounts.lock().await.records().filter_map(recorded).collect();
         let shown = self.shown_layers().await;
         Upkeep::new(self.parts.images.clone(), mounted).with_shown(shown)
     }

@@ -177,7 +177,7 @@ fn wanted_group(
     let start = (next..table.count()).find(wanted)?;
     let limit = table.piece(start).range.start + bytes;
     let fits = |span: &usize| table.piece(*span).range.end <= limit && wanted(span);
-    let more = (start + 1..table.count()).take(UNASKED_MAX).take_while(fits).count();
+    let more = (start + 1..table.count()).take(UNASKED_MAX - 1).take_while(fits).count();
     Some(start..start + 1 + more)
 }
 

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use futures_util::future::try_join_all;
 use futures_util::stream::{StreamExt as _, iter, unfold};
 
-use super::ahead::{along, group};
+use super::ahead::{UNASKED_MAX, along, group};
 use super::plan::{SpanRun, plan};
 use super::run::TakenRun;
 use super::{Content, FillError, Filler, Layer, blocking};
@@ -66,6 +66,8 @@ struct Group {
     parts: HashMap<Digest, Part>,
     /// Compressed bytes that it takes to fetch them.
     bytes: u64,
+    /// Spans in all its parts.
+    spans: usize,
     /// Units of the profile that were looked at, missing or not.
     seen: usize,
 }
@@ -149,7 +151,7 @@ impl Filler {
         };
         let missing = blocking(look).await?;
         runs.retain(|taken| missing.range(taken.run.spans.clone()).next().is_some());
-        let fetched = runs.iter().map(|taken| bytes(&table, taken.run.spans.clone())).sum();
+        let fetched = runs.iter().map(|taken| table.compressed(taken.run.spans.clone())).sum();
         let fetches = runs.into_iter().map(|run| {
             // Two runs of a layer are apart: they are fetched and decoded side by side.
             self.fetch_run(&layer, &table, run, Priority::Pack, None)
@@ -187,7 +189,8 @@ impl Path {
 }
 
 impl Group {
-    /// The first of `units` that are missing in `store`, as many as take `limit` bytes.
+    /// The first of `units` that are missing in `store`, as many as take `limit` bytes or, in layers
+    /// that compress to almost nothing, [`UNASKED_MAX`] spans.
     fn of(
         units: &[UnitName],
         courses: &HashMap<Digest, Course>,
@@ -196,7 +199,7 @@ impl Group {
     ) -> Self {
         let mut group = Self::default();
         for unit in units {
-            if group.bytes >= limit {
+            if group.bytes >= limit || group.spans >= UNASKED_MAX {
                 break;
             }
             group.seen += 1;
@@ -224,7 +227,8 @@ impl Group {
         });
         part.units.push(*unit);
         for span in spans.filter(|span| part.spans.insert(*span)) {
-            self.bytes += table.as_ref().map_or(0, |table| bytes(table, span..span + 1));
+            self.spans += 1;
+            self.bytes += table.as_ref().map_or(0, |table| table.compressed(span..span + 1));
         }
     }
 }
@@ -252,23 +256,52 @@ fn missing(
     (!run.is_oversized(table)).then_some(run.spans)
 }
 
-/// `spans` as runs; two with no more than `gap` compressed bytes between them are in one run.
+/// `spans` as runs; two with no more than `gap` compressed bytes between them are in one run, unless
+/// that would have more than [`UNASKED_MAX`] spans.
 fn runs_of(table: &SpanTable, spans: &BTreeSet<usize>, gap: u64) -> Vec<SpanRun> {
+    let is_near = |run: &SpanRun, span: usize| {
+        let between = run.spans.end..span;
+        span - run.spans.start < UNASKED_MAX && table.compressed(between) <= gap
+    };
     let mut runs: Vec<SpanRun> = Vec::new();
     for &span in spans {
         match runs.last_mut() {
-            Some(run) if bytes(table, run.spans.end..span) <= gap => run.spans.end = span + 1,
+            Some(run) if is_near(run, span) => run.spans.end = span + 1,
             _ => runs.push(SpanRun { spans: span..span + 1 }),
         }
     }
     runs
 }
 
-/// The compressed bytes of neighbouring spans.
-fn bytes(table: &SpanTable, spans: Range<usize>) -> u64 {
-    if spans.is_empty() {
-        return 0;
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::index::Backing;
+    use crate::layer::Indexer;
+
+    #[test]
+    fn runs_have_small_gaps_and_few_spans() {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        let content = vec![7; 70 << 20];
+        header.set_size(content.len() as u64);
+        builder.append_data(&mut header, "file", &content[..]).unwrap();
+        let mut indexer = Indexer::new();
+        indexer.write_all(&builder.into_inner().unwrap()).unwrap();
+        let spans = indexer.finish().unwrap().spans;
+        let table = SpanTable::new(Backing::sealed(&spans).unwrap()).unwrap();
+        assert!(table.count() > UNASKED_MAX, "{} spans", table.count());
+
+        let runs = |spans: &[usize], gap| -> Vec<Range<usize>> {
+            let spans = spans.iter().copied().collect();
+            runs_of(&table, &spans, gap).into_iter().map(|run| run.spans).collect()
+        };
+        let between = table.compressed(1..5);
+        assert_eq!(runs(&[0, 5, 6], between), [0..7]);
+        assert_eq!(runs(&[0, 5, 6], between - 1), [0..1, 5..7]);
+        let all: Vec<usize> = (0..table.count()).collect();
+        assert_eq!(runs(&all, u64::MAX), [0..UNASKED_MAX, UNASKED_MAX..table.count()]);
     }
-    let start = table.piece(spans.start).range.start;
-    table.piece(spans.end - 1).range.end.saturating_sub(start)
 }

@@ -135,7 +135,7 @@ fn lines(slots: &HashMap<SlotName, u32>, next: u32) -> Vec<String> {
             lines.push(format!("gone {}", slot - expected));
         }
         lines.extend(text);
-        expected = slot + 1;
+        expected = slot.saturating_add(1);
     }
     lines
 }

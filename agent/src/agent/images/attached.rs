@@ -88,7 +88,10 @@ impl Images {
         entry: &LayerEntry,
         patches: &[TreePatch],
     ) -> Option<Verified> {
-        let of_use = |patch: &&TreePatch| patch.is_bounded(entry) && self.blobs().has(&patch.base);
+        let of_use = |patch: &&TreePatch| {
+            let base_size = self.blobs().size(&patch.base);
+            base_size.is_some_and(|size| patch.is_bounded(entry, size))
+        };
         let patch = patches.iter().find(of_use)?;
         let patched = async {
             let bytes = self.small_blob(image, patch.blob, patch.size).await?;

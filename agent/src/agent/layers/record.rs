@@ -100,7 +100,13 @@ impl Records {
     /// [`ShelfError::Io`] where it cannot be made.
     pub fn open(directory: &Path) -> Result<Self, ShelfError> {
         open_records(directory).map_err(ShelfError::of(directory))?;
-        Ok(Self(directory.to_owned()))
+        Ok(Self::beside(directory))
+    }
+
+    /// The records in `directory`, for reading beside the agent that writes them: what is unfinished
+    /// there stays.
+    pub fn beside(directory: &Path) -> Self {
+        Self(directory.to_owned())
     }
 
     fn file(reference: &str) -> String {
@@ -161,13 +167,17 @@ impl Records {
         noted.map_err(ShelfError::of(&self.0))
     }
 
-    /// The layers that podman uses, by the digests that it asks for.
+    /// The layers that podman uses, by the digests that it asks for; none where there is no directory.
     ///
     /// # Errors
     /// Those of reading: a record that cannot be read may name any layer.
     pub fn used_layers(&self) -> io::Result<HashSet<Digest>> {
         let mut used = HashSet::new();
-        for entry in fs::read_dir(&self.0)? {
+        let entries = match fs::read_dir(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(used),
+            entries => entries?,
+        };
+        for entry in entries {
             let name = entry?.file_name();
             if name.as_encoded_bytes().ends_with(SUFFIX.as_bytes()) {
                 used.extend(read(&self.0.join(name))?.uses.into_keys());
@@ -277,6 +287,18 @@ mod tests {
         assert_eq!(record.uses, BTreeMap::from([(digest(1), 1)]));
         record.release(&digest(1));
         assert!(record.uses.is_empty());
+    }
+
+    #[test]
+    fn regression_who_reads_beside_the_agent_leaves_what_it_is_writing() {
+        let directory = tempfile::tempdir().unwrap();
+        let unfinished = directory.path().join(format!("{}x", file::UNFINISHED));
+        fs::write(&unfinished, "{").unwrap();
+        let absent = directory.path().join("absent");
+        for place in [directory.path(), &absent] {
+            assert!(Records::beside(place).used_layers().unwrap().is_empty());
+        }
+        assert!(unfinished.exists() && !absent.exists());
     }
 
     #[test]

@@ -81,10 +81,10 @@ impl TreePatch {
         Verified::check(tree.into(), &entry.tree).map_err(io::Error::other)
     }
 
-    /// Whether the trees are of a size that patches are made for: what is larger was made by
-    /// somebody else, and would take memory.
-    pub fn is_bounded(&self, entry: &LayerEntry) -> bool {
-        self.size.max(entry.tree_size) <= TREE_MAX as u64
+    /// Whether the trees are of a size that patches are made for, that of the base being
+    /// `base_size` bytes: what is larger was made by somebody else, and would take memory.
+    pub fn is_bounded(&self, entry: &LayerEntry, base_size: u64) -> bool {
+        self.size.max(entry.tree_size).max(base_size) <= TREE_MAX as u64
     }
 
     pub(super) fn descriptor(&self) -> Descriptor {
@@ -162,7 +162,8 @@ mod tests {
         assert_eq!((patch.size, patch.blob), (bytes.len() as u64, Digest::of(&bytes)));
         assert_eq!(patch.base, Digest::of(&base));
         let entry = entry(&tree);
-        assert!(patch.is_bounded(&entry));
+        assert!(patch.is_bounded(&entry, TREE_MAX as u64));
+        assert!(!patch.is_bounded(&entry, TREE_MAX as u64 + 1), "the base is in memory as well");
         assert_eq!(TreePatch::apply(&bytes, &base, &entry).unwrap().bytes(), &tree[..]);
     }
 

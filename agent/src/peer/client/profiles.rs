@@ -97,7 +97,6 @@ impl PeerClient {
         let signed =
             Call { to: Some(member.id), method: method.as_str(), target: &target, body: &body };
         let signed = self.keys.sign(self.own, &signed, SystemTime::now());
-        let mut unheard = Unheard::Unreachable;
         for address in member.addresses.iter().take(2) {
             let url = format!("{}://{address}{target}", self.scheme);
             let mut request = self.http.request(method.clone(), url).timeout(ANSWER);
@@ -108,10 +107,11 @@ impl PeerClient {
             match request.send().await {
                 Ok(response) => return heard(response).map(|response| (signed, response)),
                 Err(error) if error.is_connect() => {}
-                Err(_) => unheard = Unheard::NoAnswer,
+                // It may have got it: only one who was not reached is asked at the other address.
+                Err(_) => return Err(Unheard::NoAnswer),
             }
         }
-        Err(unheard)
+        Err(Unheard::Unreachable)
     }
 }
 

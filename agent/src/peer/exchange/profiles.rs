@@ -169,7 +169,8 @@ impl Exchange {
         found
     }
 
-    /// What `member` has said, if it did. Where it did not, its standing suffers as with pieces.
+    /// What `member` has said, if it did. Its standing suffers as with pieces where it cannot be
+    /// reached, is foreign or lies; silence costs it nothing, since the time was ours to set.
     fn heard<T>(&self, member: MemberId, said: Result<T, Unheard>) -> Option<T> {
         let now = self.now();
         let unheard = match said {

@@ -21,7 +21,7 @@ use super::{COMMANDS, ProfileCall, pack};
 use crate::peer::realm::Realm;
 use crate::profile::{ENOUGH, ProfileError, Profiles, StartRecord, fitting};
 
-/// The most bytes of all files: a large service takes a third of a megabyte for each of its starts.
+/// The most bytes of all files.
 const MOST: u64 = 64 << 20;
 /// How many answers stay in memory: the nodes of a cluster start the same images at the same time.
 const ANSWERS: NonZeroUsize = NonZeroUsize::new(32).expect("it is not zero");
