@@ -287,6 +287,8 @@ mod tests {
     use std::collections::HashSet;
     use std::sync::Mutex;
 
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::object::{ObjectKey, Pins, StoreLimits};
 
@@ -346,6 +348,34 @@ mod tests {
         }
         behind.all_written().await;
         assert!(objects.iter().all(|object| store.contains(object.key())));
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_has_ended_is_started_again() {
+        let root = tempfile::tempdir().unwrap();
+        let (store, behind) = behind(&root, StoreLimits::default());
+        let (closed, _) = mpsc::channel(1);
+        *behind.lock() = Some(closed);
+        behind.write(behind.hold(Holding::Pack, vec![object(1)])).await;
+        assert!(!behind.lock().as_ref().unwrap().is_closed());
+        behind.all_written().await;
+        assert!(store.contains(object(1).key()));
+    }
+
+    #[tokio::test]
+    async fn only_so_many_runs_are_decoded_at_a_time() {
+        let root = tempfile::tempdir().unwrap();
+        let (_, behind) = behind(&root, StoreLimits::default());
+        let mut decoders = Vec::new();
+        for _ in 0..behind.decoders_max {
+            decoders.push(behind.decoder().await);
+        }
+        assert!(behind.decoder().now_or_never().is_none());
+        assert!(behind.all_decoded().now_or_never().is_none());
+        decoders.pop();
+        assert!(behind.decoder().now_or_never().is_some());
+        decoders.clear();
+        assert!(behind.all_decoded().now_or_never().is_some());
     }
 
     #[tokio::test]

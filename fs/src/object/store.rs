@@ -8,7 +8,7 @@
 //! Large objects are in [`large`](super::large), what is held in memory in [`fresh`](super::fresh),
 //! making room in [`evict`](super::evict).
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -285,15 +285,28 @@ impl Store {
         Draft::new(&self.disk, directory).map_err(StoreError::io("create a file in", directory))
     }
 
+    /// Gives a draft the place of the object `key`, where somebody else may have put the same.
     pub(super) fn place(&self, draft: Draft, key: &ObjectKey) -> Result<(), StoreError> {
         let path = self.layout.object(key);
-        let size = allocated(draft.file());
-        if path.is_dir() {
-            self.drop_damaged(key, &path);
-        }
+        let size = draft.file().metadata().map_or(0, |file| allocated(&file));
+        let replaced = match std::fs::symlink_metadata(&path) {
+            Ok(found) if found.is_dir() => {
+                self.drop_damaged(key, &path);
+                0
+            }
+            Ok(found) => allocated(&found),
+            Err(_) => 0,
+        };
         draft.place(&path).map_err(StoreError::io("rename to", &path))?;
         self.used.fetch_add(size, Ordering::Relaxed);
+        self.release(replaced);
         Ok(())
+    }
+
+    /// Counts `size` bytes out.
+    fn release(&self, size: u64) {
+        let less = |used: u64| Some(used.saturating_sub(size));
+        let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     /// Drops an object that was found by a survey; returns how many bytes became free.
@@ -308,12 +321,10 @@ impl Store {
             lock(&self.proven).pop(key);
             lock(&self.partials).pop(key);
         }
-        let size = std::fs::symlink_metadata(path).map_or(0, |metadata| metadata.blocks() * 512);
+        let size = std::fs::symlink_metadata(path).map_or(0, |file| allocated(&file));
         let removed = self.disk.remove(path).is_ok();
         if removed {
-            let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                Some(used.saturating_sub(size))
-            });
+            self.release(size);
         }
         removed
     }
@@ -338,8 +349,9 @@ fn hashes_to(file: &File, size: u64, key: &ObjectKey) -> bool {
     file.read_exact_at(&mut content, 0).is_ok() && ObjectKey::small(&content) == *key
 }
 
-fn allocated(file: &File) -> u64 {
-    file.metadata().map_or(0, |metadata| metadata.blocks() * 512)
+/// The bytes that a file takes on its disk.
+fn allocated(file: &Metadata) -> u64 {
+    file.blocks() * 512
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

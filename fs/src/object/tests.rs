@@ -33,6 +33,23 @@ fn objects_read_back_also_after_a_restart() {
 }
 
 #[test]
+fn regression_an_object_that_two_insert_at_once_counts_once() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, object) = (open(root.path()), object("content"));
+    let draft = || {
+        let mut draft = store.draft().unwrap();
+        draft.append(object.bytes()).unwrap();
+        draft
+    };
+    // Both have looked before either has put it there.
+    let (first, second) = (draft(), draft());
+    store.place(first, object.key()).unwrap();
+    store.place(second, object.key()).unwrap();
+    let surveyed: u64 = store.survey().unwrap().iter().map(|object| object.allocated).sum();
+    assert_eq!(store.usage().bytes, surveyed);
+}
+
+#[test]
 fn an_index_that_lies_about_a_size_does_not_cost_others_their_object() {
     let root = tempfile::tempdir().unwrap();
     let object = object("content");
