@@ -113,23 +113,28 @@ impl Sharing {
 
     /// What other nodes may ask for, at the `addresses` of this one.
     fn router(&self, keys: &ClusterKeys, addresses: &[SocketAddr]) -> Router {
-        let links = || addresses.iter().filter_map(|address| half_of_link(address.ip())).min();
-        let rate = self.bandwidth.or_else(links);
+        let rate = self.rate(addresses);
         tracing::info!(?addresses, bytes_per_second = rate, "pieces are served to peers");
         PieceServer::new(self.exchange.clone(), keys.clone(), rate).router()
+    }
+
+    /// What uploads may take together, in bytes per second: as configured, or half of the slowest
+    /// link of `addresses` where that is known.
+    fn rate(&self, addresses: &[SocketAddr]) -> Option<u64> {
+        let links = || addresses.iter().filter_map(|address| half_of_link(address.ip())).min();
+        self.bandwidth.or_else(links)
     }
 }
 
 /// Has the node own fewer pieces while it is slow.
 async fn weigh(peers: &Peers, sharing: &Sharing, addresses: &[SocketAddr]) {
-    let links = addresses.iter().filter_map(|address| half_of_link(address.ip()));
-    let (least, mut share) = (links.min(), Share::default());
+    let (rate, mut share) = (sharing.rate(addresses), Share::default());
     let mut weight = Weight::FULL;
     loop {
         tokio::time::sleep(SPAN).await;
         let now = sharing.exchange.now();
         let sample = sharing.exchange.sent().take(now);
-        let next = share.after(sample.is_slow(least));
+        let next = share.after(sample.is_slow(rate));
         if next != weight {
             tracing::info!(
                 from = weight.0,

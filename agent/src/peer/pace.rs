@@ -93,11 +93,11 @@ impl Sent {
 }
 
 impl Sample {
-    /// Whether the node is slow by this sample. `least` is half of its link, in bytes per second
-    /// ([`half_of_link`](super::link::half_of_link)). A node that reaches half of that is not slow:
-    /// its uploads may have no more, and on a slow link neither may those of the others.
-    pub fn is_slow(&self, least: Option<u64>) -> bool {
-        let limit = least.map_or(SLOW, |least| SLOW.min(least / 2));
+    /// Whether the node is slow by this sample. `rate` is what its uploads may take together, in
+    /// bytes per second: a node that reaches half of that does what it may, and as much as the others
+    /// do where the link is slow or an operator spares it.
+    pub fn is_slow(&self, rate: Option<u64>) -> bool {
+        let limit = rate.map_or(SLOW, |rate| SLOW.min(rate / 2));
         let pace = self.bytes as f64 / self.busy.as_secs_f64().max(f64::EPSILON);
         self.receivers >= RECEIVERS && self.busy >= SPAN / 2 && pace < limit as f64
     }
