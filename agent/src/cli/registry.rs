@@ -40,7 +40,7 @@ pub struct RegistryArgs {
     #[arg(long, value_name = "FILE", help_heading = "Access")]
     htpasswd: Option<PathBuf>,
     /// Who may push and delete; who has logged in may as well [default: users with --htpasswd,
-    /// loopback without]
+    /// host without]
     #[arg(long, value_enum, value_name = "WHO", help_heading = "Access")]
     push: Option<Push>,
     /// Who may pull
@@ -92,8 +92,9 @@ struct GarbageArgs {
 /// [`PushPolicy`] in words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Push {
-    /// Clients on this host
-    Loopback,
+    /// Clients on this host, unless a proxy asks for them
+    #[value(alias = "loopback")]
+    Host,
     /// Every client that can connect
     Any,
     /// Only who has logged in
@@ -132,7 +133,7 @@ enum Profiles {
 impl From<Push> for PushPolicy {
     fn from(push: Push) -> Self {
         match push {
-            Push::Loopback => Self::Loopback,
+            Push::Host => Self::OwnHost,
             Push::Any => Self::Any,
             Push::Users => Self::Users,
             Push::None => Self::None,
@@ -162,7 +163,7 @@ impl RegistryArgs {
         let push = match (self.push, &self.htpasswd) {
             (Some(push), _) => push,
             (None, Some(_)) => Push::Users,
-            (None, None) => Push::Loopback,
+            (None, None) => Push::Host,
         };
         let source = match (self.root, self.image_serve) {
             (_, Some(tree)) => Source::ImageServe(tree),

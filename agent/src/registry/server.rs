@@ -38,6 +38,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
 use axum::routing::{get, post};
+use http::HeaderMap;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -50,6 +51,7 @@ use image_serve::ImageServeTree;
 use indexing::Indexing;
 use library::Library;
 use limit::ReadLimit;
+use listen::Peer;
 use metrics::Metrics;
 use packing::Packing;
 use storage::Storage;
@@ -110,8 +112,8 @@ pub struct ServerConfig {
 /// Who may change what the registry holds. Who has logged in always may, unless nobody can.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PushPolicy {
-    /// Clients on the registry's own host.
-    Loopback,
+    /// Clients on the registry's own host, and nobody for whom a proxy on it asks.
+    OwnHost,
     /// Every client.
     Any,
     /// Only who has logged in.
@@ -187,7 +189,7 @@ impl ServerConfig {
         Self {
             source: Source::Directory(root.into()),
             listen: listen.into(),
-            push: PushPolicy::Loopback,
+            push: PushPolicy::OwnHost,
             pull: PullPolicy::Any,
             users: None,
             tls: None,
@@ -203,11 +205,11 @@ impl ServerConfig {
 }
 
 impl PushPolicy {
-    /// Whether a client at `peer` that has not logged in may change something.
-    fn admits(self, peer: SocketAddr) -> bool {
+    /// Whether `peer`, who has not logged in, may change something by a request with `headers`.
+    fn admits(self, peer: Peer, headers: &HeaderMap) -> bool {
         match self {
             Self::Any => true,
-            Self::Loopback => peer.ip().to_canonical().is_loopback(),
+            Self::OwnHost => peer.is_local && !is_passed_on(headers),
             Self::Users | Self::None => false,
         }
     }
@@ -372,19 +374,40 @@ impl Registry {
     }
 }
 
+/// Whether a proxy says that it asks for somebody else (RFC 9110 section 7.6.3, RFC 7239).
+fn is_passed_on(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| {
+        let name = name.as_str();
+        matches!(name, "via" | "forwarded" | "x-real-ip") || name.starts_with("x-forwarded-")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_push_policy_goes_by_the_address_of_the_client() {
-        let local: [SocketAddr; 3] =
-            ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.9]:1"].map(|peer| peer.parse().unwrap());
-        let remote: SocketAddr = "192.0.2.1:1".parse().unwrap();
-        for peer in local {
-            assert!(PushPolicy::Loopback.admits(peer) && PushPolicy::Any.admits(peer));
-            assert!(!PushPolicy::None.admits(peer) && !PushPolicy::Users.admits(peer));
+    fn the_push_policy_goes_by_where_the_client_is() {
+        let local = Peer::new("127.0.0.1:1".parse().unwrap(), None);
+        let remote = Peer::new("192.0.2.1:1".parse().unwrap(), None);
+        let nothing = HeaderMap::new();
+        assert!(PushPolicy::OwnHost.admits(local, &nothing));
+        assert!(!PushPolicy::OwnHost.admits(remote, &nothing));
+        for peer in [local, remote] {
+            assert!(PushPolicy::Any.admits(peer, &nothing));
+            assert!(!PushPolicy::None.admits(peer, &nothing));
+            assert!(!PushPolicy::Users.admits(peer, &nothing));
         }
-        assert!(PushPolicy::Any.admits(remote) && !PushPolicy::Loopback.admits(remote));
+    }
+
+    #[test]
+    fn who_asks_for_somebody_else_is_not_on_this_host() {
+        let local = Peer::new("127.0.0.1:1".parse().unwrap(), None);
+        for name in ["via", "forwarded", "x-forwarded-for", "x-forwarded-proto", "x-real-ip"] {
+            let name: http::HeaderName = name.parse().unwrap();
+            let headers = HeaderMap::from_iter([(name.clone(), "x".parse().unwrap())]);
+            assert!(!PushPolicy::OwnHost.admits(local, &headers), "{name}");
+            assert!(PushPolicy::Any.admits(local, &headers), "{name}");
+        }
     }
 }

@@ -7,7 +7,6 @@ mod manifest;
 mod profiles;
 mod upload;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Json;
@@ -26,6 +25,7 @@ use super::error::ApiError;
 use super::indexing::Indexing;
 use super::library::Library;
 use super::limit::ReadLimit;
+use super::listen::Peer;
 use super::metrics::Metrics;
 use super::observe::Observed;
 use super::packing::Packing;
@@ -85,12 +85,12 @@ type Answer = Result<Response, ApiError>;
 /// Answers one request.
 pub async fn handle(
     State(registry): State<Arc<Registry>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     request: Request<Body>,
 ) -> Response {
     let method = request.method().clone();
     let head = (request.method(), request.uri(), request.headers());
-    let observed = Observed::begin(&registry.metrics, registry.access_log, peer, head);
+    let observed = Observed::begin(&registry.metrics, registry.access_log, peer.address, head);
     let mut response = match answer(registry, peer, request).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
@@ -109,7 +109,7 @@ pub async fn token(State(registry): State<Arc<Registry>>, headers: HeaderMap) ->
 /// Tells what the registry has done, to who may pull.
 pub async fn metrics(
     State(registry): State<Arc<Registry>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     headers: HeaderMap,
 ) -> Answer {
     registry.gate.admit(peer, &headers, Access::Pull, None).await?;
@@ -123,7 +123,7 @@ fn is_read(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD)
 }
 
-async fn answer(registry: Arc<Registry>, peer: SocketAddr, request: Request<Body>) -> Answer {
+async fn answer(registry: Arc<Registry>, peer: Peer, request: Request<Body>) -> Answer {
     let (head, body) = request.into_parts();
     let target = match Target::parse(head.uri.path()) {
         // What cannot be is not there; only who would put it there has to know why.
@@ -146,7 +146,7 @@ async fn answer(registry: Arc<Registry>, peer: SocketAddr, request: Request<Body
 async fn dispatch(
     registry: &Arc<Registry>,
     target: Target,
-    peer: SocketAddr,
+    peer: Peer,
     head: request::Parts,
     body: Body,
 ) -> Answer {

@@ -8,13 +8,12 @@
 mod tokens;
 mod users;
 
-use std::net::SocketAddr;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, header};
 
 use super::error::ApiError;
+use super::listen::Peer;
 use super::name::Repository;
 use super::{PullPolicy, PushPolicy};
 use crate::registry::Secret;
@@ -85,7 +84,7 @@ impl Gate {
     /// [`ApiError::PushDenied`] and [`ApiError::ReadOnly`] where that would not help.
     pub async fn admit(
         &self,
-        peer: SocketAddr,
+        peer: Peer,
         headers: &HeaderMap,
         access: Access,
         repository: Option<&Repository>,
@@ -93,11 +92,13 @@ impl Gate {
         if access == Access::Push && self.push == PushPolicy::None {
             return Err(ApiError::ReadOnly);
         }
-        let Some(users) = &self.users else { return self.admit_anonymous(peer, access) };
+        let Some(users) = &self.users else {
+            return self.admit_anonymous(peer, headers, access);
+        };
         let allowed = match (self.identify(users, headers).await, access) {
             (Client::User(_), _) => true,
             (Client::Impostor, _) | (Client::Unknown, Access::Ping) => false,
-            (Client::Anonymous | Client::Unknown, Access::Push) => self.push.admits(peer),
+            (Client::Anonymous | Client::Unknown, Access::Push) => self.push.admits(peer, headers),
             (Client::Anonymous, Access::Ping)
             | (Client::Anonymous | Client::Unknown, Access::Pull | Access::Tell) => {
                 self.pull == PullPolicy::Any
@@ -120,8 +121,13 @@ impl Gate {
         }
     }
 
-    fn admit_anonymous(&self, peer: SocketAddr, access: Access) -> Result<(), ApiError> {
-        if access != Access::Push || self.push.admits(peer) {
+    fn admit_anonymous(
+        &self,
+        peer: Peer,
+        headers: &HeaderMap,
+        access: Access,
+    ) -> Result<(), ApiError> {
+        if access != Access::Push || self.push.admits(peer, headers) {
             Ok(())
         } else {
             Err(ApiError::PushDenied)
@@ -214,21 +220,21 @@ mod tests {
         ])
     }
 
-    fn far() -> SocketAddr {
-        "192.0.2.1:1".parse().unwrap()
+    fn far() -> Peer {
+        Peer::new("192.0.2.1:1".parse().unwrap(), None)
     }
 
-    fn near() -> SocketAddr {
-        "127.0.0.1:1".parse().unwrap()
+    fn near() -> Peer {
+        Peer::new("127.0.0.1:1".parse().unwrap(), None)
     }
 
-    async fn may(gate: &Gate, peer: SocketAddr, headers: &HeaderMap, access: Access) -> bool {
+    async fn may(gate: &Gate, peer: Peer, headers: &HeaderMap, access: Access) -> bool {
         gate.admit(peer, headers, access, None).await.is_ok()
     }
 
     #[tokio::test]
     async fn without_users_the_address_decides() {
-        let gate = Gate::new(PullPolicy::Any, PushPolicy::Loopback, None, false);
+        let gate = Gate::new(PullPolicy::Any, PushPolicy::OwnHost, None, false);
         let nothing = HeaderMap::new();
         for access in [Access::Ping, Access::Pull, Access::Tell] {
             assert!(may(&gate, far(), &nothing, access).await);

@@ -146,7 +146,9 @@ pub enum ApiError {
     #[error("this registry takes no profiles of starts")]
     NoProfiles,
     /// Who pushes has to be authorised, and this client is not.
-    #[error("this registry takes pushes from its own host only")]
+    #[error(
+        "this registry takes pushes from its own host only (its --push and --htpasswd say who else)"
+    )]
     PushDenied,
     /// Nobody can push.
     #[error("this registry is read-only")]

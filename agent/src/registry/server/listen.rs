@@ -29,6 +29,24 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(120);
 /// Pause after a failed accept: mostly the process is out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Whether it is on this host: it has a loopback address, or the very one that it asks.
+    pub is_local: bool,
+}
+
+impl Peer {
+    /// Who asks from `address` what listens on `asked`.
+    pub fn new(address: SocketAddr, asked: Option<SocketAddr>) -> Self {
+        let from = address.ip().to_canonical();
+        let is_own = asked.is_some_and(|asked| asked.ip().to_canonical() == from);
+        Self { address, is_local: from.is_loopback() || is_own }
+    }
+}
+
 /// Serves `app` on `listener`, encrypted if `tls` is given, until `shutdown` is cancelled, then
 /// gives the requests in progress `grace` to end. Returns when all connections have ended or were cut.
 pub async fn serve(
@@ -40,13 +58,14 @@ pub async fn serve(
 ) {
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
-    while let Some((stream, peer)) = accept(&listener, shutdown).await {
+    while let Some((stream, address)) = accept(&listener, shutdown).await {
+        let peer = Peer::new(address, stream.local_addr().ok());
         let (tls, app) = (tls.clone(), app.clone());
         let (shutdown, cut) = (shutdown.clone(), cut.clone());
         connections.spawn(async move {
             tokio::select! {
                 () = connection(stream, peer, tls, app, shutdown) => {}
-                () = cut.cancelled() => tracing::warn!(%peer, "connection cut at shutdown"),
+                () = cut.cancelled() => tracing::warn!(peer = %address, "connection cut at shutdown"),
             }
         });
     }
@@ -89,7 +108,7 @@ fn prepare(stream: &TcpStream) {
 /// Serves one connection, encrypted or not.
 async fn connection(
     stream: TcpStream,
-    peer: SocketAddr,
+    peer: Peer,
     tls: Option<TlsAcceptor>,
     app: Router,
     shutdown: CancellationToken,
@@ -98,15 +117,15 @@ async fn connection(
     let Some(tls) = tls else { return answer(stream, peer, app, shutdown).await };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
         Ok(Ok(stream)) => answer(stream, peer, app, shutdown).await,
-        Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS handshake"),
-        Err(_) => tracing::debug!(%peer, "TLS handshake timed out"),
+        Ok(Err(error)) => tracing::debug!(peer = %peer.address, %error, "no TLS handshake"),
+        Err(_) => tracing::debug!(peer = %peer.address, "TLS handshake timed out"),
     }
 }
 
 /// Answers the requests of a connection; at shutdown, only the one in progress.
 async fn answer(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    peer: SocketAddr,
+    peer: Peer,
     app: Router,
     shutdown: CancellationToken,
 ) {
@@ -129,6 +148,31 @@ async fn answer(
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%peer, error = &*error, "connection ended");
+        tracing::debug!(peer = %peer.address, error = &*error, "connection ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_the_address_that_he_has_is_on_this_host() {
+        for (address, asked, is_local) in [
+            ("127.0.0.1:1", Some("127.0.0.1:8787"), true),
+            ("127.0.0.9:1", None, true),
+            ("[::1]:1", Some("[::1]:8787"), true),
+            ("[::ffff:127.0.0.9]:1", None, true),
+            ("192.0.2.1:1", Some("192.0.2.1:8787"), true),
+            ("[::ffff:192.0.2.1]:1", Some("192.0.2.1:8787"), true),
+            ("[2001:db8::1]:1", Some("[2001:db8::1]:8787"), true),
+            ("192.0.2.2:1", Some("192.0.2.1:8787"), false),
+            ("[2001:db8::2]:1", Some("[2001:db8::1]:8787"), false),
+            ("192.0.2.1:1", None, false),
+        ] {
+            let parsed = |text: &str| text.parse::<SocketAddr>().unwrap();
+            let peer = Peer::new(parsed(address), asked.map(parsed));
+            assert_eq!(peer.is_local, is_local, "{address} asks {asked:?}");
+        }
     }
 }

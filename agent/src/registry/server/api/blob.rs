@@ -1,6 +1,5 @@
 //! Blobs: whole, in part, in several parts (RFC 9110, section 14), or not at all.
 
-use std::net::SocketAddr;
 use std::ops::Range;
 
 use axum::body::Body;
@@ -13,6 +12,7 @@ use super::super::digest::ContentDigest;
 use super::super::error::ApiError;
 use super::super::library::Library;
 use super::super::limit::Read;
+use super::super::listen::Peer;
 use super::super::name::Repository;
 use super::super::range::Wanted;
 use super::super::storage::Blob;
@@ -30,7 +30,7 @@ impl Registry {
         repository: Repository,
         digest: ContentDigest,
         head: &request::Parts,
-        peer: SocketAddr,
+        peer: Peer,
     ) -> Answer {
         let read = match head.method {
             Method::HEAD => None,
@@ -66,8 +66,8 @@ impl Registry {
     }
 
     /// Begins a read of a blob, which lasts until its answer has been sent.
-    fn begin_read(&self, peer: SocketAddr) -> Result<Read, ApiError> {
-        self.reads.begin(peer.ip()).map_err(|most| {
+    fn begin_read(&self, peer: Peer) -> Result<Read, ApiError> {
+        self.reads.begin(peer.address.ip()).map_err(|most| {
             self.metrics.refused_reads.inc();
             ApiError::TooManyReads(most)
         })

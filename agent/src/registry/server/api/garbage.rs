@@ -1,6 +1,5 @@
 //! Garbage, collected when an operator or the clock asks for it.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,6 +11,7 @@ use http::{HeaderMap, Uri};
 use super::super::auth::Access;
 use super::super::error::ApiError;
 use super::super::garbage::collect;
+use super::super::listen::Peer;
 use super::{Answer, Parameters, Registry, Writer};
 use crate::blocking::blocking;
 use crate::registry::{Collected, GarbageRules};
@@ -20,7 +20,7 @@ use crate::registry::{Collected, GarbageRules};
 /// absent is as [`GarbageRules::default`] has it. Answers what was removed.
 pub async fn collect_garbage(
     State(registry): State<Arc<Registry>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Answer {

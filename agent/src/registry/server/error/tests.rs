@@ -153,7 +153,9 @@ fn refusals() -> Vec<(ApiError, u16, &'static str, String)> {
             ApiError::PushDenied,
             403,
             "DENIED",
-            text("this registry takes pushes from its own host only"),
+            text(
+                "this registry takes pushes from its own host only (its --push and --htpasswd say who else)",
+            ),
         ),
         (ApiError::ReadOnly, 405, "UNSUPPORTED", text("this registry is read-only")),
         (ApiError::Method(Method::POST), 405, "UNSUPPORTED", text("POST is not supported here")),
