@@ -141,6 +141,7 @@ impl Exchange {
             let arriving = match self.place(&key) {
                 Some(Place::Stored) => match self.read(key).await {
                     Some(piece) => return Ok(piece),
+                    None if self.pieces().has(&key) => return Err(unreadable(wanted)),
                     // It was damaged and has been removed.
                     None => continue,
                 },
@@ -299,6 +300,13 @@ impl Exchange {
     fn arriving(&self) -> MutexGuard<'_, HashMap<PieceKey, Arc<Arriving>>> {
         self.0.arriving.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A piece that is here, and that the disk or a lack of descriptors keeps from being read. Whoever
+/// wants it may ask again later.
+fn unreadable(wanted: &Wanted) -> SourceError {
+    let reason = format!("piece {} cannot be read from the disk now", wanted.piece.digest);
+    SourceError::Unavailable { origin: "this node".to_owned(), reason }
 }
 
 /// Notes for the read that waits for the piece where it came from.

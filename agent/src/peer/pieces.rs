@@ -18,7 +18,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use lru::LruCache;
 use tempfile::NamedTempFile;
 use undermount_fs::digest::{Digest, Verified};
-use undermount_fs::disk::{Disk as _, LocalDisk, is_damage};
+use undermount_fs::disk::{Access, Disk as _, LocalDisk, is_damage, open_regular};
 
 use super::realm::Realm;
 use super::wanted::MAX_PIECE;
@@ -122,13 +122,14 @@ impl Pieces {
         self.own.has(key) || self.held.has(key)
     }
 
-    /// Opens a piece; `None` where it is not here or damaged. Blocks on the disk, and hashes what
+    /// Opens a piece; `None` where it is not here, damaged, or cannot be opened now. Blocks on the disk, and hashes what
     /// was not hashed since the start.
     pub fn get(&self, key: &PieceKey) -> Option<OpenPiece> {
         self.own.get(key).or_else(|| self.held.get(key))
     }
 
-    /// Reads all bytes of a piece, verified; a damaged one is dropped. Blocks on the disk.
+    /// Reads all bytes of a piece, verified; `None` as [`Self::get`] says. A damaged one is dropped.
+    /// Blocks on the disk.
     pub fn read(&self, key: &PieceKey) -> Option<Verified> {
         let open = self.get(key)?;
         read_all(open, &key.1)
@@ -220,7 +221,7 @@ impl Shelf {
     }
 
     fn open_checked(&self, key: &PieceKey, entry: Entry) -> io::Result<OpenPiece> {
-        let file = File::open(self.path(key))?;
+        let file = open_regular(&self.path(key), Access::Read)?;
         let stamp = Stamp::of(&file)?;
         if stamp.size != entry.size || stamp.size > MAX_PIECE {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "its size has changed"));

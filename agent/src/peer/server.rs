@@ -146,6 +146,9 @@ impl PieceServer {
                     if let Some(response) = self.serve(&admitted, place, slot).await {
                         return Ok(response);
                     }
+                    if self.exchange().pieces().has(&admitted.key) {
+                        return Err(Refusal::Failed);
+                    }
                     // It was damaged and has been removed.
                 }
                 Answer::Begin => match self.begin(&admitted)? {

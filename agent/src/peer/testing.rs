@@ -152,7 +152,8 @@ pub struct Node {
     pub member: Member,
     /// For requests that no honest node sends.
     pub http: reqwest::Client,
-    _dir: TempDir,
+    /// Where its pieces are.
+    pub dir: TempDir,
     _task: AbortOnDropHandle<()>,
     members: watch::Sender<Arc<Members>>,
 }
@@ -206,15 +207,7 @@ impl NodeSpec {
         let server = PieceServer::new(exchange.clone(), keys(key), None);
         let (address, task) = serve(server.router()).await;
         let member = member(id, address);
-        Node {
-            exchange,
-            address,
-            member,
-            http: reqwest::Client::new(),
-            _dir: dir,
-            _task: task,
-            members,
-        }
+        Node { exchange, address, member, http: reqwest::Client::new(), dir, _task: task, members }
     }
 }
 

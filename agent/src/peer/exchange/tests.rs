@@ -10,6 +10,7 @@ use futures_util::future::{join_all, try_join_all};
 use futures_util::stream::{self, StreamExt as _};
 use http::StatusCode;
 use http::header::CONTENT_LENGTH;
+use nix::sys::stat::{Mode, SFlag, mknod};
 use undermount_fs::source::Piece;
 
 use super::*;
@@ -160,6 +161,29 @@ async fn with_the_registry_down_peers_give_what_they_have() {
     let (_, other) = blob(1, 1000);
     let error = nodes[4].get(&other[0]).await.unwrap_err();
     assert!(error.to_string().contains("down"), "{error}");
+}
+
+#[tokio::test]
+async fn regression_a_piece_that_cannot_be_read_now_is_refused_at_once() {
+    let (bytes, pieces) = blob(1, 100_000);
+    let registry = Registry::with(&bytes);
+    let nodes = cluster(2, &registry).await;
+    read_all(&nodes, &pieces).await;
+    let members = [nodes[0].member.clone(), nodes[1].member.clone()];
+    let is_owner = |node: &&Node| node.member.id == owner(&pieces[0], &members);
+    let (owners, others): (Vec<&Node>, Vec<&Node>) = nodes.iter().partition(is_owner);
+    owners[0].exchange.settled().await;
+    // What cannot be opened, as a file without a free descriptor, and is no damage.
+    let kept = std::fs::read_dir(owners[0].dir.path().join("own")).unwrap().next();
+    let kept = kept.unwrap().unwrap().path();
+    std::fs::remove_file(&kept).unwrap();
+    mknod(&kept, SFlag::S_IFSOCK, Mode::S_IRUSR, 0).unwrap();
+    let asked = async {
+        let error = owners[0].get(&pieces[0]).await.unwrap_err();
+        assert!(matches!(error, SourceError::Unavailable { .. }), "{error}");
+        assert_eq!(asks(others[0], owners[0], &pieces[0]).await, StatusCode::BAD_GATEWAY);
+    };
+    tokio::time::timeout(Duration::from_secs(60), asked).await.unwrap();
 }
 
 #[tokio::test]

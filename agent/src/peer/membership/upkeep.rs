@@ -18,6 +18,7 @@ use http::StatusCode;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
+use tracing::Level;
 
 use super::identity::Identity;
 use super::inquiry::{Answered, Inquiry, InquiryError, JoinRequest, Place};
@@ -96,14 +97,16 @@ impl Upkeep {
 
     async fn stay_joined(&self) {
         let mut pause = JOIN_PAUSE.0;
-        let mut known = false;
+        let (mut known, mut told) = (false, false);
         loop {
             if known && !self.is_alone() {
                 pause = JOIN_PAUSE.0;
                 tokio::time::sleep(JOIN_PAUSE.0).await;
                 continue;
             }
-            known = self.join().await || known;
+            // Told once; that it lasts, `undermount peers` and the metrics say.
+            let answered = self.join(if known || told { Level::DEBUG } else { Level::WARN }).await;
+            (known, told) = (answered || known, true);
             if known && !self.is_alone() {
                 self.introduce().await;
             } else {
@@ -118,14 +121,16 @@ impl Upkeep {
         self.node.look(|swim| swim.count_others() == 0 && !swim.has_left())
     }
 
-    /// Asks the seeds, then members, until one of them knows others. Returns whether one answered.
-    async fn join(&self) -> bool {
+    /// Asks the seeds, then members, until one of them knows others. Returns whether one answered; if
+    /// none did, the reasons are logged at `level`.
+    async fn join(&self, level: Level) -> bool {
         if self.node.look(Swim::has_left) {
             return false;
         }
         let (configured, earlier) = self.places.clone();
         let places = [&self.seeds[..], &configured, &self.dice.some(earlier, TRIES)].concat();
         let request = JoinRequest { member: self.node.own(), leaves: false, wants_state: true };
+        let mut refusals = Vec::new();
         let mut answered = false;
         for place in places {
             match self.inquiry.join(&place, &request).await {
@@ -136,10 +141,14 @@ impl Upkeep {
                         break;
                     }
                 }
-                Err(error) => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::debug!(?place, error, "cannot join here");
-                }
+                Err(error) => refusals.push((place, error)),
+            }
+        }
+        for (place, error) in refusals.iter().filter(|_| !answered) {
+            let error = error as &dyn std::error::Error;
+            match level {
+                Level::WARN => tracing::warn!(?place, error, "cannot join the cluster here"),
+                _ => tracing::debug!(?place, error, "cannot join the cluster here"),
             }
         }
         answered
