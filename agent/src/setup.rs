@@ -25,6 +25,7 @@ pub use storage_conf::StorageConfError;
 
 use crate::host::mounts;
 use crate::host::podman::{Podman, PodmanError};
+use crate::registry::client::RegistriesConf;
 
 /// Where the system keeps storage.conf, and where distributions keep their own.
 const STORAGE_CONF: &str = "etc/containers/storage.conf";
@@ -88,7 +89,9 @@ pub fn connect(plan: &Plan, podman: &Podman) -> Result<Vec<PathBuf>, SetupError>
         None => storage_conf::begin(distribution(&plan.root)?.as_deref()),
     };
     let storage = storage_conf::connect(&text, &plan.store).map_err(wrong_storage(&plan.root))?;
-    let drop_in = registries_conf::text(plan.mirror.as_ref(), info.hands_credentials_over());
+    let known = RegistriesConf::of_system(&plan.root, None);
+    let mirror = plan.mirror.as_ref();
+    let drop_in = registries_conf::text(mirror, &known, info.hands_credentials_over());
     let changes = [
         Change::to(&plan.root.join(STORAGE_CONF), Some(storage))?,
         Change::to(&plan.root.join(DROP_IN), drop_in)?,

@@ -158,7 +158,12 @@ fn the_mirror_is_named_to_podman_for_the_registries_that_it_mirrors() {
     config(dir.path(), "[mirror]\nlisten = '127.0.0.1:5055'\nregistries = ['uc.example:8787']\n");
     let script = "set -e; drop=/etc/containers/registries.conf.d/50-undermount.conf
         $1 setup podman --config $2/agent.toml | grep $drop
-        podman info --format json | jq -e '.registries[\"uc.example:8787\"].Mirrors[0].Location == \"127.0.0.1:5055/uc.example_8787\"'
+        conf=/etc/containers/registries.conf
+        printf '\n[[registry]]\nlocation = \"uc.example:8787\"\ninsecure = true\n' >>$conf
+        $1 setup podman --config $2/agent.toml
+        said() { podman info --format json | jq -e \".registries[\\\"uc.example:8787\\\"].$1\"; }
+        said 'Mirrors[0].Location == \"127.0.0.1:5055/uc.example_8787\"'
+        said Insecure
         $1 setup podman --undo && [ ! -e $drop ]";
     in_own_system(script, dir.path()).success();
 }

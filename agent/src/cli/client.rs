@@ -1,6 +1,6 @@
 //! How registries are reached: what the flags and the files of podman and docker say.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use undermount::registry::client::{ClientConfig, Credentials, RegistriesConf};
@@ -18,7 +18,11 @@ pub struct ClientArgs {
 impl ClientArgs {
     /// The configuration that the flags come to.
     pub fn config(&self) -> ClientConfig {
-        let mut config = default_config();
+        self.over(default_config())
+    }
+
+    /// The flags over the configuration `config`.
+    pub fn over(&self, mut config: ClientConfig) -> ClientConfig {
         if let Some(file) = &self.authfile {
             config.credentials = Credentials::from_files(vec![file.clone()]);
         }
@@ -52,25 +56,10 @@ fn certificate_dirs() -> Vec<PathBuf> {
 /// What podman and skopeo are told about registries (containers-registries.conf(5)).
 fn registries_conf() -> RegistriesConf {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let drop_ins = |directory: PathBuf| {
-        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-        let mut files: Vec<_> = entries.map(|entry| entry.path()).collect();
-        files.retain(|file| file.extension().is_some_and(|extension| extension == "conf"));
-        files.sort();
-        files
-    };
-    let own = variable("HOME").map(|home| home.join(".config/containers"));
-    let system = PathBuf::from("/etc/containers");
-    let directories = [Some(system), own].into_iter().flatten();
-    let more = directories.clone().flat_map(|dir| drop_ins(dir.join("registries.conf.d")));
     match variable("CONTAINERS_REGISTRIES_CONF") {
         // One that is named stands alone, as with podman.
         Some(named) => RegistriesConf::load(&[named], &[]),
-        None => {
-            let main = directories.clone().map(|dir| dir.join("registries.conf"));
-            let main: Vec<_> = main.collect::<Vec<_>>().into_iter().rev().collect();
-            RegistriesConf::load(&main, &more.collect::<Vec<_>>())
-        }
+        None => RegistriesConf::of_system(Path::new("/"), variable("HOME").as_deref()),
     }
 }
 

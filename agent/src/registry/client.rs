@@ -61,7 +61,7 @@ pub use handed::{HandedError, keep as keep_handed_credentials};
 pub use manifests::{Image, RawManifest};
 pub use progress::Pace;
 pub use publish::Listed;
-pub use registries_conf::{RegistriesConf, RegistriesConfError};
+pub use registries_conf::{OWN_FILE, RegistriesConf, RegistriesConfError};
 pub use response::Meter;
 pub use retry::RetryPolicy;
 pub use security::Security;

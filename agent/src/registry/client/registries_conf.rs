@@ -1,13 +1,11 @@
 //! What the host's registries.conf says about registries (containers-registries.conf(5), version
-//! 2): where a repository really is, its mirrors, which registries are insecure or blocked, and
-//! what short names mean.
+//! 2): where a repository really is, its mirrors, which registries are insecure or blocked.
 //!
 //! Reading (`file`) is apart from deciding: [`RegistriesConf::read`] merges files, the rest is a
 //! lookup.
 
 mod file;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,13 +46,11 @@ pub enum RegistriesConfError {
 #[derive(Debug, Clone, Default)]
 pub struct RegistriesConf {
     registries: Vec<Registry>,
-    search: Vec<String>,
-    aliases: BTreeMap<String, String>,
     /// Why they say nothing: whoever asks is told.
     broken: Option<Arc<RegistriesConfError>>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Registry {
     prefix: String,
     place: Place,
@@ -62,7 +58,7 @@ struct Registry {
     mirrors: Vec<Mirror>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Place {
     /// `host[:port][/path]` in place of the prefix; where it is empty the name stays.
     location: String,
@@ -95,6 +91,17 @@ pub struct Routes {
 }
 
 impl RegistriesConf {
+    /// What podman is told on the system below `root` by a user whose home is `home`, who has files
+    /// of his own where the system has them as well.
+    pub fn of_system(root: &Path, home: Option<&Path>) -> Self {
+        let own = home.map(|home| home.join(".config/containers"));
+        let directories = [Some(root.join("etc/containers")), own].into_iter().flatten();
+        let directories: Vec<_> = directories.collect();
+        let main = directories.iter().rev().map(|dir| dir.join("registries.conf"));
+        let more = directories.iter().flat_map(|dir| drop_ins(&dir.join("registries.conf.d")));
+        Self::load(&main.collect::<Vec<_>>(), &more.collect::<Vec<_>>())
+    }
+
     /// What the files say together: the first that exists of `main`, then all of `more`. A later
     /// table for a prefix takes the place of an earlier one. A file that cannot be used makes
     /// every request fail, and so names itself.
@@ -123,10 +130,7 @@ impl RegistriesConf {
     /// Adds what the file says; whether it exists.
     fn merge(&mut self, path: &Path) -> Result<bool, RegistriesConfError> {
         let Some(said) = file::read(path)? else { return Ok(false) };
-        self.search = said.search.unwrap_or(std::mem::take(&mut self.search));
-        self.search.extend(said.more_search);
-        self.aliases.extend(said.aliases);
-        said.registries.into_iter().for_each(|registry| self.put(registry));
+        said.into_iter().for_each(|registry| self.put(registry));
         Ok(true)
     }
 
@@ -186,25 +190,31 @@ impl RegistriesConf {
         })
     }
 
-    /// The whole names that `typed` may stand for, the likeliest first. A name with a registry
-    /// stands for itself; one without for what an alias says, else for itself in each registry
-    /// that is searched, and where none is, for what docker takes it for.
-    pub fn whole_names(&self, typed: &str) -> Vec<String> {
-        let first = typed.split('/').next().unwrap_or_default();
-        let has_host = typed.contains('/') && (first.contains(['.', ':']) || first == "localhost");
-        if has_host || typed.is_empty() {
-            return vec![typed.to_owned()];
+    /// A `[[registry]]` table for the registry `host[:port]` that says what these files say of it,
+    /// and names `mirror`, an insecure one, before all others. A later table takes the place of an
+    /// earlier one as a whole.
+    pub fn with_mirror(&self, host: &str, mirror: &str) -> toml_edit::Table {
+        let covers_host =
+            |registry: &&Registry| matched(&registry.prefix, host) == Some(host.len());
+        let known = self.registries.iter().filter(covers_host);
+        let mut registry = known.max_by_key(|it| it.prefix.len()).cloned().unwrap_or_default();
+        registry.prefix = host.to_owned();
+        if registry.place.location.is_empty() {
+            registry.place.location = host.to_owned();
         }
-        let end = typed.find(['@', ':']).unwrap_or(typed.len());
-        let (name, version) = typed.split_at(end);
-        if let Some(alias) = self.aliases.get(name) {
-            return vec![format!("{alias}{version}")];
-        }
-        match self.search.as_slice() {
-            [] => vec![typed.to_owned()],
-            search => search.iter().map(|host| format!("{host}/{typed}")).collect(),
-        }
+        let place = Place { location: mirror.to_owned(), insecure: true };
+        registry.mirrors.insert(0, Mirror { place, pulls: Pulls::All });
+        file::table(&registry)
     }
+}
+
+/// The files that count in a directory, in their order.
+fn drop_ins(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut files: Vec<_> = entries.map(|entry| entry.path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "conf"));
+    files.sort();
+    files
 }
 
 fn host_of(name: &str) -> &str {
@@ -246,8 +256,6 @@ mod tests {
 
     const CONF: &str = r#"
         unqualified-search-registries = ["quay.io", "docker.io"]
-        [aliases]
-        "nova" = "registry.example.com/tripleo/nova-api"
         [[registry]]
         prefix = "quay.io/tripleo"
         location = "mirror.example.com:5000/t"
@@ -303,17 +311,32 @@ mod tests {
     }
 
     #[test]
-    fn short_names_are_looked_up() {
+    fn regression_a_table_with_a_mirror_more_keeps_what_was_said_before() {
         let conf = read(&[CONF]).unwrap();
-        for (typed, whole) in [
-            ("nova:13", vec!["registry.example.com/tripleo/nova-api:13"]),
-            ("ns/x:1", vec!["quay.io/ns/x:1", "docker.io/ns/x:1"]),
-            ("h.example/x", vec!["h.example/x"]),
-            ("localhost/x", vec!["localhost/x"]),
-        ] {
-            assert_eq!(conf.whole_names(typed), whole);
+        let written = |conf: &RegistriesConf, host: &str, mirror: &str| {
+            let mut text = toml_edit::DocumentMut::new();
+            let tables = [conf.with_mirror(host, mirror)].into_iter().collect();
+            text["registry"] = toml_edit::Item::ArrayOfTables(tables);
+            text.to_string()
+        };
+        for (host, insecure) in
+            [("plain.example.com:5000", true), ("a.corp.example", true), ("quay.io", false)]
+        {
+            let conf = read(&[CONF, &written(&conf, host, "127.0.0.1:5055/m")]).unwrap();
+            let (name, mirrored) = (format!("{host}/ns/x"), "127.0.0.1:5055/m/ns/x".to_owned());
+            assert_eq!(routes(&conf, &name, false), Some(vec![mirrored, name]));
+            assert_eq!(conf.is_insecure(host), insecure, "{host}");
         }
-        assert_eq!(RegistriesConf::default().whole_names("nginx"), ["nginx"]);
+        let other = "[[registry]]\nlocation = 'here.example'\nprefix = 'uc.example'\nblocked = true\n\
+                     [[registry.mirror]]\nlocation = 'far.example/t'\ninsecure = true\n\
+                     pull-from-mirror = 'tag-only'\n";
+        assert_eq!(
+            written(&read(&[other]).unwrap(), "uc.example", "m/uc"),
+            "[[registry]]\nprefix = \"uc.example\"\nlocation = \"here.example\"\nblocked = true\n\n\
+             [[registry.mirror]]\nlocation = \"m/uc\"\ninsecure = true\n\n\
+             [[registry.mirror]]\nlocation = \"far.example/t\"\ninsecure = true\n\
+             pull-from-mirror = \"tag-only\"\n"
+        );
     }
 
     #[test]
@@ -324,17 +347,14 @@ mod tests {
         let there = routes(&conf, "quay.io/tripleo/nova", true);
         assert_eq!(there.unwrap(), ["other.example.com/nova"]);
         assert!(routes(&conf, "a.b/c", true).is_some());
-        assert_eq!(conf.whole_names("x").len(), 2);
     }
 
     #[test]
     fn version_one_is_understood() {
         let conf = read(&["[registries.insecure]\nregistries = ['h:1']\n[registries.block]\n\
-                           registries = ['bad.example']\n[registries.search]\n\
-                           registries = ['s.example']\n"]);
+                           registries = ['bad.example']\n"]);
         let conf = conf.unwrap();
         assert!(conf.is_insecure("h:1") && routes(&conf, "bad.example/x", true).is_none());
-        assert_eq!(conf.whole_names("x"), ["s.example/x"]);
     }
 
     #[test]

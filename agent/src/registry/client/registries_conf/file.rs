@@ -1,35 +1,19 @@
 //! One registries.conf, as the operator writes it.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
 use serde::Deserialize;
+use toml_edit::{Item, Table, value};
 
 use super::{Mirror, OWN_FILE, Place, Pulls, RegistriesConfError, Registry};
 use crate::host;
 
-/// What a file says.
-#[derive(Default)]
-pub(super) struct Said {
-    /// Which registries are searched, in place of those of files before it.
-    pub search: Option<Vec<String>>,
-    /// More registries that are searched.
-    pub more_search: Vec<String>,
-    /// What short names mean.
-    pub aliases: BTreeMap<String, String>,
-    /// Its tables, in order.
-    pub registries: Vec<Registry>,
-}
-
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct File {
-    unqualified_search_registries: Option<Vec<String>>,
     #[serde(default)]
     registry: Vec<RegistryTable>,
-    #[serde(default)]
-    aliases: BTreeMap<String, String>,
     /// The lists of version 1.
     registries: Option<VersionOne>,
 }
@@ -63,8 +47,6 @@ struct MirrorTable {
 #[derive(Default, Deserialize)]
 struct VersionOne {
     #[serde(default)]
-    search: List,
-    #[serde(default)]
     insecure: List,
     #[serde(default)]
     block: List,
@@ -76,18 +58,18 @@ struct List {
     registries: Vec<String>,
 }
 
-/// What the file at `path` says, if there is one.
+/// The tables of the file at `path`, in order, if there is one.
 ///
 /// # Errors
 /// [`RegistriesConfError`] where it cannot be used.
-pub(super) fn read(path: &Path) -> Result<Option<Said>, RegistriesConfError> {
+pub(super) fn read(path: &Path) -> Result<Option<Vec<Registry>>, RegistriesConfError> {
     let text = match host::file::read_text(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(RegistriesConfError::Read { path: path.to_owned(), source }),
     };
     if text.starts_with(OWN_FILE) {
-        return Ok(Some(Said::default()));
+        return Ok(Some(Vec::new()));
     }
     let malformed =
         |line, reason| RegistriesConfError::Malformed { path: path.to_owned(), line, reason };
@@ -105,12 +87,36 @@ pub(super) fn read(path: &Path) -> Result<Option<Said>, RegistriesConfError> {
         let place = Place { location: String::new(), insecure };
         Registry { prefix, place, blocked, mirrors: Vec::new() }
     }));
-    Ok(Some(Said {
-        search: file.unqualified_search_registries,
-        more_search: old.search.registries,
-        aliases: file.aliases,
-        registries,
-    }))
+    Ok(Some(registries))
+}
+
+/// A table as [`read`] takes it.
+pub(super) fn table(registry: &Registry) -> Table {
+    let mut table = Table::new();
+    table["prefix"] = value(&registry.prefix);
+    write_place(&mut table, &registry.place);
+    if registry.blocked {
+        table["blocked"] = value(true);
+    }
+    let mirrors = registry.mirrors.iter().map(|mirror| {
+        let mut table = Table::new();
+        write_place(&mut table, &mirror.place);
+        match mirror.pulls {
+            Pulls::All => {}
+            Pulls::DigestOnly => table["pull-from-mirror"] = value("digest-only"),
+            Pulls::TagOnly => table["pull-from-mirror"] = value("tag-only"),
+        }
+        table
+    });
+    table["mirror"] = Item::ArrayOfTables(mirrors.collect());
+    table
+}
+
+fn write_place(table: &mut Table, place: &Place) {
+    table["location"] = value(&place.location);
+    if place.insecure {
+        table["insecure"] = value(true);
+    }
 }
 
 impl RegistryTable {
