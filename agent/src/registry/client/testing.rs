@@ -126,7 +126,7 @@ pub fn client(change: impl FnOnce(&mut ClientConfig)) -> Client {
             longest_pause: Duration::from_millis(10),
             ..RetryPolicy::default()
         },
-        pace: Pace { window: Duration::from_secs(5), least: 100 },
+        pace: Pace { window: Duration::from_secs(5), least: 100, silence: Duration::from_secs(5) },
         answer_timeout: Duration::from_secs(5),
         ..ClientConfig::default()
     };

@@ -162,7 +162,8 @@ async fn a_trickle_is_noticed_and_the_rest_asked_for_again() {
     };
     let server = Server::start(first_then(trickle, |seen| Reply::blob(seen, &blob()))).await;
     let client = client(|config| {
-        config.pace = Pace { window: Duration::from_secs(2), least: 1000 };
+        let second = Duration::from_secs(1);
+        config.pace = Pace { window: 2 * second, least: 1000, silence: 2 * second };
     });
     let digest = Digest::of(&blob());
     let bytes = client.blob_range(&server.repository(), &digest, 1000..5000).await.unwrap();
