@@ -33,7 +33,7 @@ use undermount_fs::object::{Store, StoreError, StoreLimits, Verify};
 use crate::host::file::{self, Lasting};
 use crate::image::Reference;
 
-pub use self::version::SET_ASIDE;
+pub use self::version::{PROFILES, SET_ASIDE};
 use self::version::{VERSION, check_version};
 
 /// How names of files begin that are being written, now and in earlier versions.
@@ -244,7 +244,8 @@ pub(super) fn open_records(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn is_unfinished(name: &str) -> bool {
+/// Whether a file of this name is a record that is being written, or was when a process ended.
+pub(super) fn is_unfinished(name: &str) -> bool {
     UNFINISHED.iter().any(|begin| name.starts_with(begin))
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use undermount_fs::object::{ObjectKey, State, Surveyed};
 
 use super::{Needs, Upkeep, UpkeepError, background};
-use crate::agent::cache::SET_ASIDE;
+use crate::agent::cache::{SET_ASIDE, is_unfinished};
 use crate::control::{CollectReport, CollectRequest};
 
 /// Files of a record that is being written are younger than this.
@@ -96,7 +96,7 @@ impl Upkeep {
             let path = self.cache.join(directory);
             let entries = fs::read_dir(&path).map_err(self.unreadable(directory))?;
             for entry in entries.filter_map(Result::ok) {
-                let is_unfinished = entry.file_name().to_string_lossy().starts_with(".tmp");
+                let is_unfinished = is_unfinished(&entry.file_name().to_string_lossy());
                 if is_unfinished && is_settled(&entry.path(), begin) {
                     report.leftovers += u64::from(fs::remove_file(entry.path()).is_ok());
                 }

@@ -1,17 +1,22 @@
 //! Hashing everything, and fetching again what is damaged.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use undermount_fs::digest::Digest;
-use undermount_fs::fill::{Content, Layer, Progress};
+use undermount_fs::fill::{Content, FillError, Layer, Progress};
 use undermount_fs::index::LayerTree;
 use undermount_fs::object::{CHUNK, ObjectKey, State, Surveyed};
+use undermount_fs::source::SourceError;
 
 use super::needs::Unknown;
 use super::{Recorded, Upkeep, UpkeepError, background};
 use crate::agent::images::ImageError;
 use crate::control::{Failure, VerifyReport};
+
+/// What is still missing is named up to this number, and counted beyond it.
+const LOST_MAX: usize = 1000;
 
 /// What was damaged, and dropped.
 #[derive(Default)]
@@ -122,18 +127,33 @@ impl Upkeep {
         report.unknown = wanted.len() as u64;
     }
 
-    /// Fetches again what was damaged; says what could not be had.
+    /// Fetches again what was damaged; says what could not be had. A registry that does not answer
+    /// once is asked for no other image: each question would take as long.
     async fn repair(&self, damage: &Damage) -> Vec<String> {
-        let mut troubles = Vec::new();
+        let (mut troubles, mut away) = (Vec::new(), HashSet::new());
         for image in self.recorded() {
-            if let Err(error) = self.repair_image(&image, damage).await {
-                troubles.push(Failure::of(&error).in_words());
+            let host = image.reference.repository().host();
+            if away.contains(host) {
+                continue;
+            }
+            match self.repair_image(&image, damage).await {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => {
+                    troubles.push(format!("registry {host} does not answer"));
+                    away.insert(host.to_owned());
+                }
+                Err(error) => troubles.push(Failure::of(&error).in_words()),
             }
         }
         troubles
     }
 
-    async fn repair_image(&self, image: &Recorded, damage: &Damage) -> Result<(), ImageError> {
+    /// Fetches again what the image needs, until its registry does not answer.
+    async fn repair_image(
+        &self,
+        image: &Recorded,
+        damage: &Damage,
+    ) -> Result<ControlFlow<()>, ImageError> {
         let resolved = self.images.restore(&image.reference, &image.manifest).await?;
         let is_touched = !damage.objects.is_empty()
             || resolved.manifest.layers.iter().any(|layer| {
@@ -144,17 +164,19 @@ impl Upkeep {
                 })
             });
         if !is_touched {
-            return Ok(());
+            return Ok(ControlFlow::Continue(()));
         }
         let ready = self.images.make_ready(resolved, &Progress::default()).await?;
         for layer in &ready.layers {
-            self.repair_layer(layer, damage).await;
+            if self.repair_layer(layer, damage).await.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
         }
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 
-    /// What fails here shows in what is still missing at the end.
-    async fn repair_layer(&self, layer: &Arc<Layer>, damage: &Damage) {
+    /// As [`Self::repair_image`]. What fails here shows in what is still missing at the end.
+    async fn repair_layer(&self, layer: &Arc<Layer>, damage: &Damage) -> ControlFlow<()> {
         let filler = self.images.filler();
         let header = layer.tree.header();
         let lost_spans = [header.spans, header.span_table]
@@ -162,6 +184,7 @@ impl Upkeep {
             .any(|blob| damage.blobs.contains(blob) && !filler.blobs().has(blob));
         if lost_spans && let Err(error) = filler.bring_table(layer).await {
             tracing::warn!(layer = %layer.digest(), %error, "cannot fetch a span table again");
+            is_away(&error)?;
         }
         for content in contents(&layer.tree) {
             let Some(chunks) = damage.objects.get(&content.key) else { continue };
@@ -176,6 +199,7 @@ impl Upkeep {
                 let range = start..(start + CHUNK).min(content.size);
                 if let Err(error) = filler.read(layer, &content, range).await {
                     tracing::warn!(object = %content.key, %error, "cannot fetch it again");
+                    is_away(&error)?;
                     break;
                 }
             }
@@ -187,17 +211,18 @@ impl Upkeep {
                 tracing::warn!(%error, "cannot look at what was fetched again");
             }
         }
+        ControlFlow::Continue(())
     }
 
     /// Counts what is here again.
     fn settle(&self, damage: &Damage, troubles: Vec<String>, report: &mut VerifyReport) {
         let (store, blobs) = (self.images.filler().store(), self.images.filler().blobs());
         let needs = self.needs();
-        report.lost = troubles;
+        let mut lost = troubles;
         for blob in &damage.blobs {
             match (blobs.has(blob), needs.blobs.contains(blob)) {
                 (true, _) => report.repaired += 1,
-                (false, true) => report.lost.push(format!("blob {blob}")),
+                (false, true) => lost.push(format!("blob {blob}")),
                 (false, false) => report.dropped += 1,
             }
         }
@@ -205,10 +230,16 @@ impl Upkeep {
             let is_here = store.contains(key) || !chunks.is_empty() && self.has_chunks(key, chunks);
             match (is_here, needs.objects.contains_key(key)) {
                 (true, _) => report.repaired += 1,
-                (false, true) => report.lost.push(format!("object {key}")),
+                (false, true) => lost.push(format!("object {key}")),
                 (false, false) => report.dropped += 1,
             }
         }
+        let more = lost.len().saturating_sub(LOST_MAX);
+        if more > 0 {
+            lost.truncate(LOST_MAX);
+            lost.push(format!("{more} more"));
+        }
+        report.lost = lost;
     }
 
     /// Whether chunks of an incomplete object are here again.
@@ -220,6 +251,16 @@ impl Upkeep {
             content.key == *key && chunks.iter().all(|unit| content.is_unit_stored(store, *unit))
         };
         trees.any(|tree| contents(&tree).any(has_all))
+    }
+}
+
+/// Breaks where `error` says that the registry does not answer.
+fn is_away(error: &FillError) -> ControlFlow<()> {
+    match error.outage() {
+        Some(SourceError::Unavailable { .. } | SourceError::Deadline { .. }) => {
+            ControlFlow::Break(())
+        }
+        _ => ControlFlow::Continue(()),
     }
 }
 
