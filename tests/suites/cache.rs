@@ -183,19 +183,26 @@ fn verify_fetches_again_what_is_damaged_with_an_owner_and_without() {
             setting.node.umount(&mount);
         }
     }
-    alter(&setting.kept()[0]);
+    let kept = setting.kept();
+    let objects = kept.iter().filter(|path| path.starts_with(setting.node.cache().join("objects")));
+    let victims: Vec<&PathBuf> = objects.take(3).collect();
+    victims.iter().for_each(|path| alter(path));
     let Setting { registry, node, files, reference, _root } = setting;
     drop(registry);
     let registry = Registry::undermount(tempfile::tempdir().unwrap().path());
     let mut setting = Setting { registry, node, files, reference, _root };
     let outcome = setting.cache(&["verify"]);
-    assert!(!outcome.status.success() && outcome.stdout.contains("lost: "), "{}", outcome.stdout);
+    let said = &outcome.stdout;
+    assert!(!outcome.status.success(), "{said}");
+    assert_eq!(said.matches("lost: object ").count(), victims.len(), "{said}");
+    // It is asked once, not for each of them.
+    assert_eq!(said.matches("does not answer").count(), 1, "{said}");
     // Everything else is here without the registry.
-    let mount = setting.node.mount_with(&setting.reference, &["--read-timeout", "20"]);
+    let mount = setting.node.mount_with(&setting.reference, &["--on-outage", "eio"]);
     let wrong = setting.files.iter().filter(|(path, content)| {
         fs::read(mount.join(path)).map_or(true, |bytes| bytes != **content)
     });
-    assert_eq!(wrong.count(), 1);
+    assert_eq!(wrong.count(), victims.len());
 }
 
 #[test]
@@ -273,6 +280,11 @@ fn a_full_disk_costs_fetches_but_no_file() {
         setting.node.umount(&mount);
         node::assert_no_process_left(&setting.node.cache());
     }
+    // What is not here does not count as complete.
+    let outcome = run(setting.node.command("pull").arg(&setting.reference), PATIENCE);
+    assert!(outcome.refusal().contains("the cache has no room for"), "{}", outcome.stderr);
+    let status = setting.cache_json(&["status"]);
+    assert_eq!(status["pinned_bytes"], 0, "{status}");
     umount2(&cache, MntFlags::MNT_DETACH).unwrap();
 }
 

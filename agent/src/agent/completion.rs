@@ -25,6 +25,7 @@ use super::foresight::Foresight;
 use super::images::{ImageError, ImageFault, Images, Ready};
 use super::readahead::Readahead;
 use super::starts::Starts;
+use crate::blocking::blocking;
 use crate::control::Failure;
 
 /// How long completion waits first: a program that starts in the mount goes before it.
@@ -125,6 +126,20 @@ impl Completer {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
+            self.room(&error).await;
+        }
+    }
+
+    /// Waits for the room that an image lacked which was fetched and not kept: to fetch it again before
+    /// that would be in vain.
+    async fn room(&self, error: &ImageError) {
+        let ImageFault::NotKept { missing } = *error.fault else { return };
+        loop {
+            let store = self.images.filler().store().clone();
+            if blocking(move || store.find_room(missing)).await {
+                return;
+            }
+            tokio::time::sleep(LONGEST_PAUSE).await;
         }
     }
 

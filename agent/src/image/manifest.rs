@@ -275,15 +275,12 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError::Artifact`] with its type.
     pub fn check_is_image(&self) -> Result<(), ManifestError> {
-        let config = self.config.media_type.as_str();
-        let image_config = matches!(
-            config,
-            "" | media_type::OCI_CONFIG | "application/vnd.docker.container.image.v1+json"
-        );
-        match &self.artifact_type {
-            Some(kind) if !kind.is_empty() => Err(ManifestError::Artifact(kind.clone())),
-            _ if !image_config => Err(ManifestError::Artifact(config.to_owned())),
-            _ => Ok(()),
+        let kind = self.artifact_type.as_deref().filter(|kind| !kind.is_empty());
+        match (self.config.media_type.as_str(), kind) {
+            // Whatever else it claims to be, it can be run.
+            (media_type::OCI_CONFIG | "application/vnd.docker.container.image.v1+json", _)
+            | ("", None) => Ok(()),
+            (config, kind) => Err(ManifestError::Artifact(kind.unwrap_or(config).to_owned())),
         }
     }
 }

@@ -9,14 +9,14 @@ use undermount_fs::fill::{IngestError, Layer, Pace, Progress};
 use undermount_fs::source::Priority;
 
 use super::{ImageError, ImageFault, Images, Ready, SIDE_BY_SIDE, distinct, missing_bytes};
-use crate::agent::cache::LayerRecord;
+use crate::agent::cache::{Cache, LayerRecord};
 
 impl Images {
     /// Fetches whatever of `ready` is missing here, and checks every index against the bytes of its
     /// layer. `progress` counts compressed bytes.
     ///
     /// # Errors
-    /// [`ImageError`] where a layer cannot be had or its index is wrong.
+    /// [`ImageError`] where a layer cannot be had, its index is wrong, or the disk takes no more.
     pub async fn complete(
         &self,
         ready: &Ready,
@@ -29,10 +29,30 @@ impl Images {
                 .buffer_unordered(SIDE_BY_SIDE)
                 .try_collect::<()>()
                 .await?;
+            self.check_kept(ready).await?;
             let (reference, digest) = (ready.image.reference.clone(), ready.image.digest);
             Ok(self.on_disk(move |cache| cache.put_complete(&reference, &digest)).await?)
         };
         complete.await.map_err(|fault: ImageFault| fault.of(&ready.image.reference))
+    }
+
+    /// Whether all of `ready` is on the disk: what the disk does not take is fetched all the same. Where
+    /// files of complete images may be dropped, nobody relies on it.
+    async fn check_kept(&self, ready: &Ready) -> Result<(), ImageFault> {
+        if self.cache.store.limits().evict_complete {
+            return Ok(());
+        }
+        self.filler.written().await;
+        let layers = distinct(&ready.layers);
+        let count = move |cache: &Cache| {
+            let mut seen = HashSet::new();
+            let counts = layers.iter().map(|it| missing_bytes(&cache.store, &it.tree, &mut seen));
+            counts.filter_map(Result::ok).sum()
+        };
+        match self.on_disk(count).await {
+            0 => Ok(()),
+            missing => Err(ImageFault::NotKept { missing }),
+        }
     }
 
     /// Fetches the small layers of `ready`, each with one request. One that cannot be had is left to

@@ -87,6 +87,15 @@ pub enum ImageFault {
         /// Bytes that may be kept.
         quota: u64,
     },
+    /// All of it was fetched, and the disk did not take all.
+    #[error(
+        "the cache has no room for {missing} bytes of its files, which are fetched again when they \
+         are read"
+    )]
+    NotKept {
+        /// Bytes of the files that are not here.
+        missing: u64,
+    },
     /// The cache cannot be written.
     #[error("cannot keep {what} in the cache")]
     Keep {

@@ -1,9 +1,8 @@
 //! Room in the cache: for an image, and for the small blobs without which it does not mount.
 
-use std::io::ErrorKind;
-
 use bytes::Bytes;
 use undermount_fs::digest::{Digest, Verified};
+use undermount_fs::disk::is_full;
 
 use super::{ImageError, ImageFault, Images, Ready};
 use crate::agent::cache::Cache;
@@ -43,9 +42,6 @@ impl Images {
 }
 
 fn keep(cache: &Cache, what: &'static str, blob: &Verified) -> Result<Digest, ImageFault> {
-    let is_full = |error: &std::io::Error| {
-        matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
-    };
     let mut kept = cache.blobs.put(blob);
     if kept.as_ref().is_err_and(is_full) {
         // The room that is made counts, however it is made.

@@ -139,6 +139,8 @@ fn artifacts_are_not_images() {
     assert!(manifest.check_is_image().unwrap_err().to_string().contains("helm"));
     manifest.artifact_type = Some(media_type::UNDERMOUNT_INDEX.into());
     assert!(manifest.check_is_image().unwrap_err().to_string().contains("undermount"));
+    manifest.config.media_type = media_type::OCI_CONFIG.into();
+    assert!(manifest.check_is_image().is_ok(), "it can be run, whatever else it is");
 }
 
 /// Go reads them, and with it every engine.
