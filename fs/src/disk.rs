@@ -181,6 +181,11 @@ pub fn is_damage(error: &io::Error) -> bool {
     ) || matches!(error.raw_os_error(), Some(libc::ELOOP | libc::EISDIR | libc::EIO))
 }
 
+/// Whether `error` says that there is no room.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// Whether `path` names a regular file.
 pub fn is_regular(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file())

@@ -1,6 +1,7 @@
 //! What podman notices when the agent or the registry goes away: as little as possible.
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
 use std::time::Duration;
 
 use undermount_tests::archive::{Member, noise};
@@ -9,6 +10,7 @@ use undermount_tests::image::{Image, Layer};
 use undermount_tests::origin::Origin;
 use undermount_tests::podman::{NEEDS, PATIENCE, Podman};
 use undermount_tests::process::{Running, binary, copy_program, eventually, run};
+use undermount_tests::registry::files_below;
 use undermount_tests::requirement::lacking;
 use undermount_tests::userland::userland;
 
@@ -72,6 +74,22 @@ fn an_agent_that_is_upgraded_keeps_its_containers() {
     let words = node.run(&["exec", "stays", "/bin/sh", "-c", "sha256sum < /data/150"]).stdout;
     assert!(words.ends_with("-\n"), "{words}");
     assert!(node.output(&reference, &["/bin/ls", "/data"]).contains("150"));
+}
+
+#[test]
+fn regression_a_container_goes_on_where_a_new_worker_finds_no_indexes() {
+    if lacking(NEEDS) {
+        return;
+    }
+    let node = Podman::new();
+    let reference = node.registry().push_image(&image(), "test/files:1");
+    node.run(&["run", "--detach", "--name", "stays", &reference, "/bin/sleep", "300"]);
+    let blobs = files_below(&node.path("cache/blobs"));
+    assert!(!blobs.is_empty());
+    blobs.iter().for_each(|(path, _)| fs::remove_file(path).unwrap());
+    node.kill_worker();
+    let words = node.run(&["exec", "stays", "/bin/sh", "-c", "sha256sum < /data/150"]).stdout;
+    assert!(words.ends_with("-\n"), "{words}");
 }
 
 /// Whether the agent asks, and not podman itself.

@@ -40,7 +40,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use tokio::runtime::Handle;
 use undermount_fs::digest::Digest;
 
@@ -63,6 +63,10 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// The least that is left of [`DEADLINE`] for any layer.
 const LEAST_DEADLINE: Duration = Duration::from_millis(100);
+
+/// So long a new worker waits for indexes that the cache has lost: a keeper kills a worker that takes
+/// a minute.
+const RESTORE_WITHIN: Duration = Duration::from_secs(20);
 
 /// The layers that podman is offered.
 #[derive(Clone)]
@@ -98,7 +102,8 @@ impl LayerShelf {
     ) -> Result<Self, ShelfError> {
         let records = Records::open(&cache.join("podman"))?;
         let drained = AtomicBool::new(records.is_drained());
-        let blobs = Blobs::new(images.filler().source().clone(), cache.join("tmp"));
+        let filler = images.filler();
+        let blobs = Blobs::new(filler.source().clone(), filler.store().clone(), cache.join("tmp"));
         Ok(Self(Arc::new(Inner {
             images,
             completer,
@@ -114,13 +119,27 @@ impl LayerShelf {
     }
 
     /// Shows again what the previous worker showed, and goes on to complete what podman uses.
-    pub fn restore(&self) {
-        self.0.shown.restore(&self.0.images);
+    pub async fn restore(&self) {
+        let inner = self.0.clone();
+        if blocking(move || inner.shown.restore(&inner.images)).await {
+            let fetched = tokio::time::timeout(RESTORE_WITHIN, self.fetch_indexes()).await;
+            if fetched.is_err() {
+                tracing::warn!("indexes that the cache has lost did not come in time");
+            }
+            let inner = self.0.clone();
+            blocking(move || inner.shown.restore_lost(&inner.images)).await;
+        }
         for record in self.0.records.in_use() {
             let Ok(reference) = record.reference.parse() else { continue };
             let shelf = self.clone();
             tokio::spawn(async move { shelf.name(&reference).complete(&shelf.0).await });
         }
+    }
+
+    /// Fetches what the images that podman uses need, and the cache has lost.
+    async fn fetch_indexes(&self) {
+        let names = self.in_use().into_iter().map(|reference| self.name(&reference));
+        join_all(names.map(|name| async move { name.fetch_indexes(&self.0).await })).await;
     }
 
     fn name(&self, reference: &Reference) -> Arc<Name> {

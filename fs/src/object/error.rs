@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::ObjectKey;
+use crate::disk::is_full;
 
 /// The store cannot be used, or an object cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -43,9 +44,7 @@ impl StoreError {
         match self {
             Self::Full { .. } => true,
             Self::Name { .. } => false,
-            Self::Io { source, .. } => {
-                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-            }
+            Self::Io { source, .. } => is_full(source),
         }
     }
 }

@@ -23,7 +23,9 @@ use futures_util::StreamExt as _;
 use tokio::sync::OnceCell;
 use tokio_util::task::AbortOnDropHandle;
 use undermount_fs::digest::{Digest, Hasher};
+use undermount_fs::disk::is_full;
 use undermount_fs::fill::Blob;
+use undermount_fs::object::Store;
 use undermount_fs::source::{BlobRequest, Priority, Source, SourceError};
 
 use crate::blocking::blocking;
@@ -62,6 +64,13 @@ struct Fetched {
     used: Instant,
 }
 
+impl Fetched {
+    /// Whether somebody reads it just now, or waits for it.
+    fn is_used(&self) -> bool {
+        Arc::strong_count(&self.cell) > 1
+    }
+}
+
 /// Fetched blobs, and the task that drops those which nobody has read for a while, since their
 /// files take room on the disk.
 #[derive(Default)]
@@ -73,15 +82,17 @@ struct Shelf {
 /// The blobs that podman reads.
 pub struct Blobs {
     source: Arc<dyn Source>,
+    store: Arc<Store>,
     dir: PathBuf,
     shelf: Arc<Mutex<Shelf>>,
     kept: Duration,
 }
 
 impl Blobs {
-    /// Blobs that are fetched from `source` into unnamed files in `dir`.
-    pub fn new(source: Arc<dyn Source>, dir: PathBuf) -> Self {
-        Self { source, dir, shelf: Arc::default(), kept: KEPT }
+    /// Blobs that are fetched from `source` into unnamed files in `dir`, where the objects of `store`
+    /// make room for them.
+    pub fn new(source: Arc<dyn Source>, store: Arc<Store>, dir: PathBuf) -> Self {
+        Self { source, store, dir, shelf: Arc::default(), kept: KEPT }
     }
 
     /// Reads up to `length` bytes of `blob` from byte `offset`. The first reader fetches all of the
@@ -90,6 +101,9 @@ impl Blobs {
     /// # Errors
     /// [`BlobError`] where it cannot be fetched; the next reader tries again.
     pub async fn read(&self, blob: &Blob, offset: u64, length: u32) -> Result<Bytes, BlobError> {
+        if offset >= blob.size {
+            return Ok(Bytes::new());
+        }
         let cell = self.cell(blob.digest);
         let file = cell.get_or_try_init(|| self.fetch(blob)).await?.clone();
         let length = u64::from(length).min(blob.size.saturating_sub(offset)) as usize;
@@ -119,7 +133,22 @@ impl Blobs {
         blob.cell.clone()
     }
 
+    /// Fetches a blob. On a full disk, blobs that nobody reads just now and objects give way to it.
     async fn fetch(&self, blob: &Blob) -> Result<Arc<File>, BlobError> {
+        match self.fetch_once(blob).await {
+            Err(BlobError::Disk { source, .. }) if is_full(&source) => {
+                tracing::info!(layer = %blob.digest, "making room for a layer's bytes");
+                lock(&self.shelf).blobs.retain(|_, blob| blob.is_used());
+                let (store, size) = (self.store.clone(), blob.size);
+                // Where that fails, so does the second try.
+                let _ = blocking(move || store.make_room(size)).await;
+                self.fetch_once(blob).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn fetch_once(&self, blob: &Blob) -> Result<Arc<File>, BlobError> {
         let dir = self.dir.clone();
         let file = blocking(move || tempfile::tempfile_in(&dir)).await;
         let mut arriving = Arriving {
@@ -176,8 +205,7 @@ async fn sweep(shelf: Weak<Mutex<Shelf>>, kept: Duration) {
         tokio::time::sleep(kept).await;
         let Some(shelf) = shelf.upgrade() else { return };
         let mut shelf = lock(&shelf);
-        let is_used = |blob: &Fetched| Arc::strong_count(&blob.cell) > 1;
-        shelf.blobs.retain(|_, blob| is_used(blob) || blob.used.elapsed() < kept);
+        shelf.blobs.retain(|_, blob| blob.is_used() || blob.used.elapsed() < kept);
         if shelf.blobs.is_empty() {
             shelf.sweeper = None;
             return;
@@ -197,8 +225,9 @@ mod tests {
         let blob = bytes.clone();
         let server = Server::start(move |seen| Reply::blob(seen, &blob)).await;
         let cache = tempfile::tempdir().unwrap();
-        let source = images(cache.path()).filler().source().clone();
-        let mut blobs = Blobs::new(source, cache.path().to_owned());
+        let images = images(cache.path());
+        let (source, store) = (images.filler().source().clone(), images.filler().store().clone());
+        let mut blobs = Blobs::new(source, store, cache.path().to_owned());
         blobs.kept = Duration::from_millis(10);
         let scope = server.repository().scope();
         let blob = Blob { scope, digest: Digest::of(&bytes), size: bytes.len() as u64 };

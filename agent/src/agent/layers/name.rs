@@ -16,7 +16,7 @@ mod inquiry;
 mod keeping;
 mod report;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -254,7 +254,8 @@ impl Name {
         };
         state.images.push(known);
         self.offers().clear();
-        if state.record.add(digest) {
+        let used = state.used_manifests();
+        if state.record.add(digest, |manifest| used.contains(manifest)) {
             self.save(shelf, state).await;
         }
         Ok(())
@@ -308,13 +309,29 @@ impl Name {
         self.save_soon(shelf);
     }
 
+    /// Fetches what the images that podman uses lack here: manifests and indexes.
+    pub async fn fetch_indexes(&self, shelf: &Inner) {
+        let (records, reference) = (shelf.records.clone(), self.reference.clone());
+        let record = blocking(move || records.get(&reference)).await.unwrap_or_default();
+        for manifest in &record.manifests {
+            if let Err(error) = shelf.images.restore(&self.reference, manifest).await {
+                tracing::warn!(reference = %self.reference, %error, "cannot fetch a manifest again");
+            }
+        }
+        let mut state = self.state.lock().await;
+        self.load(shelf, &mut state).await;
+        for at in state.used() {
+            if let Some(image) = shelf.images.indexed_again(&state.images[at].image).await {
+                state.images[at].replace(shelf, image);
+            }
+        }
+    }
+
     /// Goes on to complete what podman uses.
     pub async fn complete(&self, shelf: &Inner) {
         let mut state = self.state.lock().await;
         self.load(shelf, &mut state).await;
-        let used: Vec<usize> =
-            state.record.uses.keys().filter_map(|key| Some(state.place(key)?.0)).collect();
-        for at in used {
+        for at in state.used() {
             state.images[at].index(shelf).await;
             state.images[at].complete(shelf, Vec::new());
         }
@@ -356,10 +373,22 @@ impl State {
         self.images.iter().enumerate().rev().find_map(place)
     }
 
+    /// The images that podman uses layers of, by their places.
+    fn used(&self) -> BTreeSet<usize> {
+        self.record.uses.keys().filter_map(|key| Some(self.place(key)?.0)).collect()
+    }
+
+    /// The manifests of all images that have layers which podman uses.
+    fn used_manifests(&self) -> HashSet<Digest> {
+        let is_used = |known: &&Known| {
+            self.record.uses.keys().any(|key| place_of(&known.image.image.manifest, key).is_some())
+        };
+        self.images.iter().filter(is_used).map(Known::digest).collect()
+    }
+
     /// Lets go of the indexes of images that podman uses no layer of, except the latest.
     fn drop_unused_indexes(&mut self) {
-        let used: HashSet<usize> =
-            self.record.uses.keys().filter_map(|key| Some(self.place(key)?.0)).collect();
+        let used = self.used();
         let older = self.images.len().saturating_sub(1);
         for (at, known) in self.images.iter_mut().enumerate().take(older) {
             if !known.is_bare && !used.contains(&at) {

@@ -23,6 +23,9 @@ pub fn make(
     others: Option<&[Arc<Indexed>]>,
 ) -> Result<Offer, Refusal> {
     let plan = plan(image, place, key, others)?;
+    if let Some(tree) = shown.lacks(&plan) {
+        return Err(Refusal::NotShown(format!("the cache has no room for its index {tree}")));
+    }
     let info = info(&plan.layer).to_json(key);
     let blob_size = plan.layer.tree.header().layer_size.get();
     let directory = shown.show(plan);

@@ -43,20 +43,29 @@ const DRAINED: &str = "drained";
 /// How the names of records end.
 const SUFFIX: &str = ".json";
 
-/// The most manifests that are kept of one name; an older one counts as [`NameRecord::others`].
+/// The most manifests that are kept of one name, beside those that podman uses; an older one counts
+/// as [`NameRecord::others`].
 const MANIFESTS_MAX: usize = 64;
+/// The most manifests that are kept of one name.
+const USED_MAX: usize = 1024;
 
 impl NameRecord {
-    /// Notes that the name means `manifest` now. Returns whether that is new.
-    pub fn add(&mut self, manifest: Digest) -> bool {
+    /// Notes that the name means `manifest` now; those that podman `uses` stay. Returns whether that is
+    /// new.
+    pub fn add(&mut self, manifest: Digest, uses: impl Fn(&Digest) -> bool) -> bool {
         if self.manifests.last() == Some(&manifest) {
             return false;
         }
         self.manifests.retain(|known| *known != manifest);
         self.manifests.push(manifest);
         if self.manifests.len() > MANIFESTS_MAX {
-            self.manifests.remove(0);
-            self.others = true;
+            let older = &self.manifests[..self.manifests.len() - 1];
+            let unused = older.iter().position(|known| !uses(known));
+            let goes = unused.or((self.manifests.len() > USED_MAX).then_some(0));
+            if let Some(goes) = goes {
+                self.manifests.remove(goes);
+                self.others = true;
+            }
         }
         true
     }
@@ -71,7 +80,7 @@ impl NameRecord {
     pub fn add_all(&mut self, learnt: &Self) {
         self.others |= learnt.others;
         for manifest in &learnt.manifests {
-            self.add(*manifest);
+            self.add(*manifest, |_| true);
         }
         for (layer, uses) in &learnt.uses {
             let known = self.uses.entry(*layer).or_default();
@@ -217,7 +226,7 @@ mod tests {
         let mut record = NameRecord { reference: reference.to_string(), ..NameRecord::default() };
         let records = Records::open(directory.path()).unwrap();
         assert_eq!(records.get(&reference).unwrap(), record);
-        assert!(record.add(digest(1)));
+        assert!(record.add(digest(1), |_| false));
         records.put(&record).unwrap();
         assert_eq!(records.in_use(), []);
         record.hold(digest(2));
@@ -265,16 +274,31 @@ mod tests {
     #[test]
     fn the_latest_manifest_is_last_and_forgotten_ones_count_as_others() {
         let mut record = NameRecord::default();
-        assert!(record.add(digest(0)));
-        assert!(!record.add(digest(0)));
-        assert!(record.add(digest(1)) && record.add(digest(0)));
+        assert!(record.add(digest(0), |_| false));
+        assert!(!record.add(digest(0), |_| false));
+        assert!(record.add(digest(1), |_| false) && record.add(digest(0), |_| false));
         assert_eq!(record.manifests, [digest(1), digest(0)]);
         assert!(!record.others);
         for n in 2..=MANIFESTS_MAX {
-            record.add(digest(n));
+            record.add(digest(n), |_| false);
         }
         assert!(record.others);
         assert_eq!(record.manifests.len(), MANIFESTS_MAX);
+    }
+
+    #[test]
+    fn regression_manifests_that_podman_uses_stay() {
+        let mut record = NameRecord::default();
+        let uses = |manifest: &Digest| [digest(0), digest(2)].contains(manifest);
+        for n in 0..MANIFESTS_MAX + 2 {
+            record.add(digest(n), uses);
+        }
+        assert_eq!(record.manifests[..3], [digest(0), digest(2), digest(4)]);
+        assert_eq!(record.manifests.len(), MANIFESTS_MAX);
+        for n in 0..USED_MAX + 10 {
+            record.add(digest(n), |_| true);
+        }
+        assert_eq!(record.manifests.len(), USED_MAX);
     }
 
     #[test]

@@ -123,6 +123,15 @@ impl Shown {
         Self { view, slots, runtime, state: Mutex::default() }
     }
 
+    /// An index that it takes to show a layer as planned and that the cache could not keep: the next
+    /// worker could not show the layer again.
+    pub fn lacks(&self, plan: &Plan) -> Option<Digest> {
+        let blobs = self.view.filler().blobs();
+        let below = if matches!(plan.below, Below::Several) { &[][..] } else { &plan.chain };
+        let trees = below.iter().chain([&plan.layer]).map(|layer| layer.tree_digest());
+        trees.into_iter().find(|tree| !blobs.has(tree))
+    }
+
     /// Shows a layer as planned, and returns its directory.
     ///
     /// # Errors
@@ -190,21 +199,30 @@ impl Shown {
         Ok(log.insert(open))
     }
 
-    /// Shows again what the log lists. A layer that cannot be shown any more is logged as an error:
-    /// what still uses it gets errors.
-    pub fn restore(&self, images: &Images) {
+    /// Shows again what the log lists. Returns whether that takes indexes which are not here.
+    pub fn restore(&self, images: &Images) -> bool {
         let text = std::fs::read_to_string(self.runtime.layers()).unwrap_or_default();
+        self.state().lost = text.lines().map(str::to_owned).collect();
+        self.restore_lost(images)
+    }
+
+    /// The same, with what was in vain so far. A layer that cannot be shown is logged as an error: what
+    /// still uses it gets errors.
+    pub fn restore_lost(&self, images: &Images) -> bool {
         let mut state = self.state();
-        for line in text.lines() {
-            match self.restore_one(images, line) {
+        let mut lacks_index = false;
+        for line in std::mem::take(&mut state.lost) {
+            match self.restore_one(images, &line) {
                 Ok((name, held)) => drop(state.views.insert(name, held)),
                 Err(error) => {
+                    lacks_index |= matches!(error, ShelfError::NoTree { .. });
                     let error = &error as &dyn std::error::Error;
                     tracing::error!(error, "cannot show a layer again");
-                    state.lost.push(line.to_owned());
+                    state.lost.push(line);
                 }
             }
         }
+        lacks_index
     }
 
     fn restore_one(&self, images: &Images, line: &str) -> Result<(Digest, Held), ShelfError> {

@@ -183,7 +183,7 @@ impl Node {
 
     /// Shows again what the worker before showed.
     pub async fn restore(&self) {
-        self.services.layers.restore();
+        self.services.layers.restore().await;
         let pins = self.services.pins.clone();
         tokio::spawn(async move { pins.restore().await });
         self.services.owner.restore().await;
