@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 use undermount_tests::archive::{Member, noise};
 use undermount_tests::artifact::{IndexBlobs, PATCH, TREE};
@@ -12,7 +14,7 @@ use undermount_tests::commands::runnable;
 use undermount_tests::image::Image;
 use undermount_tests::node::{self, Node, PATIENCE};
 use undermount_tests::podman::{self, Podman};
-use undermount_tests::process::{Outcome, eventually, program, run, undermount};
+use undermount_tests::process::{Outcome, Running, eventually, program, run, undermount};
 use undermount_tests::registry::{Registry, files_below};
 use undermount_tests::requirement::{Need, lacking};
 
@@ -284,6 +286,46 @@ fn profiles_are_exported_imported_and_removed() {
     let shown = setting.profile(&["show", &name]).success().stdout;
     assert!(shown.contains("/bin/sh -c cat /data/150"), "{shown}");
     setting.pack(&["--profile", path, &setting.reference]).success();
+}
+
+/// The scratch directory that a keeper which `recording` has started names.
+fn scratch_of(recording: &Running) -> Option<PathBuf> {
+    fs::read_dir("/proc").unwrap().flatten().find_map(|process| {
+        let read = |name| fs::read(process.path().join(name)).unwrap_or_default();
+        let status = String::from_utf8_lossy(&read("status")).into_owned();
+        if !status.contains(&format!("\nPPid:\t{}\n", recording.id())) {
+            return None;
+        }
+        let words = String::from_utf8_lossy(&read("cmdline")).into_owned();
+        let (_, rest) = words.split_once("/var/tmp/undermount-record-")?;
+        Some(PathBuf::from(format!("/var/tmp/undermount-record-{}", rest.split('/').next()?)))
+    })
+}
+
+#[test]
+fn regression_a_recording_that_is_interrupted_leaves_nothing() {
+    if lacking(node::NEEDS) {
+        return;
+    }
+    let setting = Setting::new();
+    let mut command = undermount();
+    command.args(["profile", "record", "--silence", "300", "--profiles"]).arg(setting.profiles());
+    // The first process of a namespace does not stop.
+    let forever = ["--", "/bin/sh", "-c", "/bin/sh -c 'kill -STOP $$'; :"];
+    let mut recording = Running::start(command.arg(&setting.reference).args(forever));
+    let mut scratch = None;
+    eventually("an image is mounted", PATIENCE, || {
+        scratch = scratch_of(&recording);
+        scratch.is_some()
+    });
+    let scratch = scratch.unwrap();
+    eventually("a start is recorded", PATIENCE, || scratch.join("start").exists());
+    let pid = Pid::from_raw(recording.id().try_into().unwrap());
+    kill(pid, Signal::SIGINT).unwrap();
+    let status = recording.wait(PATIENCE).expect("it ends");
+    assert!(!status.success() && recording.stderr().contains("interrupted"));
+    assert!(!scratch.exists(), "{}", scratch.display());
+    node::assert_no_process_left(&scratch);
 }
 
 #[test]

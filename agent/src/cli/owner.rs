@@ -91,9 +91,11 @@ fn hexadecimal(word: &str) -> Result<u64, std::num::ParseIntError> {
 }
 
 impl CacheArgs {
-    /// A cache of a command's own in the directory `cache`, which fetches only what is read.
-    pub fn private(cache: PathBuf) -> Self {
-        Self { cache: Some(cache), complete_within: Seconds::new(0), ..Self::default() }
+    /// A cache of a command's own in the directory `cache`, which fetches only what is read; `config`
+    /// says how registries are reached.
+    pub fn private(config: ConfigArgs, cache: PathBuf) -> Self {
+        let complete_within = Seconds::new(0);
+        Self { config, cache: Some(cache), complete_within, ..Self::default() }
     }
 
     /// The features of the kernel that may be used.

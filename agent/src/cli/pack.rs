@@ -11,6 +11,7 @@ use undermount::registry::client::Client;
 use undermount_fs::digest::Digest;
 
 use super::client::{ClientArgs, default_config};
+use super::config::ConfigArgs;
 use super::exit::{CliResult, Exit};
 use super::mount::ImageArgs;
 use super::owner::{self, CacheArgs, Log};
@@ -74,7 +75,7 @@ impl BuildArgs {
         if !self.files.is_empty() {
             return Ok(self.files.iter().map(absolute).collect::<Result<_, _>>()?);
         }
-        let client = Client::new(default_config());
+        let client = Client::new(self.cache.settings()?.client(default_config())?);
         let (reference, manifest) = resolve(&client, &image.reference, image.plain_http).await?;
         let files = self.profiles.files(reference.repository(), &manifest)?;
         if files.is_empty() {
@@ -100,12 +101,15 @@ pub struct RmArgs {
     #[arg(long, value_name = "REF")]
     update_from: Option<String>,
     #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten)]
     registries: ClientArgs,
 }
 
 impl RmArgs {
     async fn run(self) -> CliResult {
-        let client = Client::new(self.registries.config());
+        let config = self.config.settings()?.client(default_config())?;
+        let client = Client::new(self.registries.over(config));
         let PullRequest { reference, plain_http } = self.image.into();
         let (image, manifest) = resolve(&client, &reference, plain_http).await?;
         let (purpose, what) = match &self.update_from {

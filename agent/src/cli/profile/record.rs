@@ -20,9 +20,11 @@ use undermount::start::{Program, Ready, Running};
 
 use super::ProfilesArgs;
 use crate::cli::client::default_config;
+use crate::cli::config::ConfigArgs;
 use crate::cli::exit::{CliResult, Exit};
 use crate::cli::mount::ImageArgs;
 use crate::cli::owner::{self, CacheArgs, Log};
+use crate::cli::signals::cancelled_by_signals;
 
 /// How often a recording is asked whether it has become quiet.
 const LOOK: Duration = Duration::from_millis(200);
@@ -78,18 +80,25 @@ pub struct RecordArgs {
     limit: u64,
     #[command(flatten)]
     profiles: ProfilesArgs,
+    #[command(flatten)]
+    config: ConfigArgs,
 }
 
 impl RecordArgs {
-    /// Records one start, keeps it, and prints its name.
+    /// Records one start, keeps it, and prints its name. A signal ends it, and nothing stays.
     pub async fn run(self) -> CliResult {
+        let interrupted = cancelled_by_signals()?;
         let request: PullRequest = self.image.clone().into();
         let scratch = tempfile::Builder::new().prefix("undermount-record-").tempdir_in(SCRATCH)?;
-        let program = program(&request, self.command.clone()).await?;
-        let cache = CacheArgs::private(scratch.path().join("cache"));
+        let cache = CacheArgs::private(self.config.clone(), scratch.path().join("cache"));
+        let client = Client::new(cache.settings()?.client(default_config())?);
+        let program = program(&client, &request, self.command.clone()).await?;
         let control = owner::running_or_started(&cache, Log::Inherited).await?;
         let mounted = Mounted::new(&control, request, &scratch).await?;
-        let recorded = self.record(&control, &mounted, &program, scratch.path()).await;
+        let recorded = tokio::select! {
+            recorded = self.record(&control, &mounted, &program, scratch.path()) => recorded,
+            () = interrupted.cancelled() => Err("interrupted".into()),
+        };
         mounted.unmount(&control).await?;
         let mut record = recorded?;
         record.command = program.in_words();
@@ -141,9 +150,12 @@ impl RecordArgs {
 }
 
 /// What is to be started in the image that `request` names.
-async fn program(request: &PullRequest, command: Vec<OsString>) -> CliResult<Program> {
+async fn program(
+    client: &Client,
+    request: &PullRequest,
+    command: Vec<OsString>,
+) -> CliResult<Program> {
     let reference: Reference = request.reference.parse()?;
-    let client = Client::new(default_config());
     if request.plain_http {
         client.allow_plain_http(reference.repository().host());
     }
