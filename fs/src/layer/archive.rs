@@ -348,9 +348,10 @@ fn xattrs(pax: &PaxRecords, kind: &MemberKind) -> BTreeMap<Vec<u8>, Vec<u8>> {
         .collect()
 }
 
-/// xattr(7): four namespaces, of which `user` is for files and directories only.
+/// xattr(7): four namespaces, of which `user` is for files and directories only. What a label of
+/// SELinux means depends on the host, which labels the mount.
 fn is_storable(name: &[u8], kind: &MemberKind) -> bool {
-    if name.starts_with(b"trusted.overlay.") {
+    if name.starts_with(b"trusted.overlay.") || name == b"security.selinux" {
         return false;
     }
     let dot = name.iter().position(|&byte| byte == b'.');

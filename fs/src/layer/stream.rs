@@ -29,21 +29,25 @@ impl TarStream {
         self.input.peek(count)
     }
 
-    /// The next 512 bytes, `None` where the stream ended before.
+    /// The next 512 bytes, `None` where the stream ended before, or with fewer bytes that are all 0:
+    /// GNU tar takes these for the end.
     ///
     /// # Errors
-    /// [`LayerError::Truncated`] where the stream ends inside the block.
+    /// [`LayerError::Truncated`] where the stream ends inside another block.
     pub fn block(&mut self) -> Result<Option<[u8; BLOCK]>, LayerError> {
         let mut block = [0; BLOCK];
         let mut filled = 0;
         if self.input.chunk().is_empty() {
             return Ok(None);
         }
-        self.read(BLOCK as u64, |chunk| {
+        let read = self.read(BLOCK as u64, |chunk| {
             block[filled..filled + chunk.len()].copy_from_slice(chunk);
             filled += chunk.len();
-        })?;
-        Ok(Some(block))
+        });
+        match read {
+            Err(LayerError::Truncated { .. }) if block.iter().all(|&byte| byte == 0) => Ok(None),
+            read => read.map(|()| Some(block)),
+        }
     }
 
     /// Hands the next `count` bytes to `take`, in chunks.

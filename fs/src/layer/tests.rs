@@ -313,6 +313,7 @@ fn regression_attributes_that_no_file_system_takes_are_dropped() {
     let blob = with_records(&[
         ("SCHILY.xattr.user.kept", b"1"),
         ("SCHILY.xattr.security.capability", b"2"),
+        ("SCHILY.xattr.security.selinux", b"system_u:object_r:bin_t:s0"),
         ("SCHILY.xattr.system.posix_acl_access", b"3"),
         ("SCHILY.xattr.system.other", b"4"),
         ("SCHILY.xattr.nowhere", b"5"),
@@ -325,6 +326,15 @@ fn regression_attributes_that_no_file_system_takes_are_dropped() {
     let names: Vec<&[u8]> = xattrs.iter().map(|(name, _)| *name).collect();
     let kept: [&[u8]; 3] = [b"security.capability", b"system.posix_acl_access", b"user.kept"];
     assert_eq!(names, kept);
+}
+
+#[test]
+fn regression_a_stream_may_end_in_the_middle_of_a_block_of_zeros() {
+    let whole = archive(&[("a", b'0', "", b"1")]);
+    let blob = &whole[..2 * 512];
+    assert_eq!(index(&[blob, &[0; 100]].concat()).unwrap().uncompressed_size, 1124);
+    let error = index(&[blob, &[0, 0, 1]].concat()).unwrap_err();
+    assert!(matches!(error, LayerError::Truncated { .. }), "{error}");
 }
 
 /// overlayfs makes all its whiteouts names of one inode, and tar writes them so.
