@@ -8,25 +8,28 @@ use undermount_fs::trail::{Origin, Wait};
 use undermount_fs::view::View;
 
 use super::owner::Owner;
+use crate::blocking::blocking;
 use crate::control::{SlowReadStatus, WaitStatus};
 
 /// The slowest reads of `view` in the last day, the slowest first.
 pub async fn slowest_reads(view: &View, owner: &Owner) -> Vec<SlowReadStatus> {
     let layers = view.layers();
-    let mut told = Vec::new();
+    let mut found = Vec::new();
     for read in view.filler().meter().slowest() {
         let wanted = read.wanted.layer;
-        let layer = layers.iter().find(|layer| layer.digest() == wanted);
+        let layer = layers.iter().find(|layer| layer.digest() == wanted).cloned();
         let image = match owner.image_with(&wanted).await {
             Some(image) => Some(image),
-            None => layer.map(|layer| layer.scope().to_string()),
+            None => layer.as_ref().map(|layer| layer.scope().to_string()),
         };
-        told.push(tell(&read, layer, image));
+        found.push((read, layer, image));
     }
-    told
+    let tell = |(read, layer, image)| tell(&read, layer, image);
+    blocking(move || found.into_iter().map(tell).collect()).await
 }
 
-fn tell(read: &SlowRead, layer: Option<&Arc<Layer>>, image: Option<String>) -> SlowReadStatus {
+/// Looks for the name of what was read: may take a while.
+fn tell(read: &SlowRead, layer: Option<Arc<Layer>>, image: Option<String>) -> SlowReadStatus {
     let wanted = read.wanted;
     // A layer that is not shown any more has no names.
     let path = layer.and_then(|layer| layer.tree.path_of(wanted.inode).ok().flatten());
