@@ -9,7 +9,7 @@
 //! POST   /v1/pulls    PullRequest       -> 200 a stream of Events
 //! DELETE /v1/mounts   UnmountRequest    -> 204, or an error as Failure
 //! POST   /v1/recordings RecordingRequest -> 204: reads are recorded from now on
-//! GET    /v1/recordings?dir=…           -> 200 RecordingStatus
+//! GET    /v1/recordings RecordingRequest -> 200 RecordingStatus
 //! DELETE /v1/recordings RecordingRequest -> 200 the profile (see crate::profile)
 //! POST   /v1/packs    PackRequest       -> 200 a stream of Events
 //! POST   /v1/upgrade  UpgradeRequest    -> 202, and another worker soon after

@@ -43,7 +43,7 @@ use undermount_fs::tree::ImageTree;
 
 use self::budget::Budget;
 use self::packs::Openings;
-use super::cache::{Cache, LayerRecord};
+use super::cache::{Cache, LayerRecord, PROFILES};
 use crate::blocking::blocking;
 use crate::image::artifact::pack::PackEntry;
 use crate::image::{Descriptor, Platform};
@@ -109,7 +109,7 @@ impl Images {
 
     /// Where the profiles of starts on this node are.
     pub fn profiles_dir(&self) -> PathBuf {
-        self.cache.root().join("profiles")
+        self.cache.root().join(PROFILES)
     }
 
     fn blobs(&self) -> &Blobs {

@@ -15,8 +15,11 @@ const VERSION_PREFIX: &str = "undermount cache ";
 const VERSION_NUMBER: u32 = 1;
 /// What a cache of an older version is called from then on, before its number.
 pub const SET_ASIDE: &str = "old-";
-/// What is no part of a version's layout.
-const UNVERSIONED: [&str; 2] = ["lock", VERSION_FILE];
+/// The directory of the profiles of starts on this node.
+pub const PROFILES: &str = "profiles";
+/// What is no part of a version's layout. Profiles have a format of their own, and cannot be fetched
+/// again.
+const UNVERSIONED: [&str; 3] = ["lock", VERSION_FILE, PROFILES];
 
 /// Makes sure that the cache in `root` is of this version: a new one becomes so, and what an older
 /// one has left is set aside.
@@ -91,10 +94,11 @@ mod tests {
         fs::write(at("objects/old"), "x").unwrap();
         fs::write(at(VERSION_FILE), "undermount cache 0\n").unwrap();
         fs::write(at("lock"), "").unwrap();
+        fs::create_dir(at("profiles")).unwrap();
         let cache = open(root.path()).unwrap();
         assert_eq!(cache.store.usage().bytes, 0);
         assert_eq!(fs::read_to_string(at("old-0/objects/old")).unwrap(), "x");
-        assert!(at("lock").exists());
+        assert!(at("lock").exists() && at("profiles").exists());
         assert_eq!(fs::read_to_string(at(VERSION_FILE)).unwrap().trim_end(), VERSION);
     }
 }
