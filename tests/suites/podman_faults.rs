@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use undermount_tests::archive::{Member, noise};
@@ -84,6 +85,11 @@ fn regression_a_container_goes_on_where_a_new_worker_finds_no_indexes() {
     let node = Podman::new();
     let reference = node.registry().push_image(&image(), "test/files:1");
     node.run(&["run", "--detach", "--name", "stays", &reference, "/bin/sleep", "300"]);
+    eventually("it is written down what podman uses", PATIENCE, || {
+        let records = files_below(&node.path("cache/podman"));
+        let text = |(path, _): &(PathBuf, u64)| fs::read_to_string(path).unwrap_or_default();
+        records.iter().any(|record| text(record).contains(r#""uses":{"sha256:"#))
+    });
     let blobs = files_below(&node.path("cache/blobs"));
     assert!(!blobs.is_empty());
     blobs.iter().for_each(|(path, _)| fs::remove_file(path).unwrap());
