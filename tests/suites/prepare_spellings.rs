@@ -189,12 +189,30 @@ fn an_image_is_pushed_listed_and_shown() {
         format!("tripleo container image show docker://{from}/rhosp13/openstack-keystone:13.0");
     let columns = call(root.path(), &format!("{show} -f shell -c Tag -c Labels")).success().stdout;
     assert_eq!(columns, "labels=\"{'release': '38', 'version': '13.0'}\"\ntag=\"13.0\"\n");
+    let outcome = call(root.path(), &format!("{show}-absent"));
+    let words = format!("Not found image: {from}/rhosp13/openstack-keystone:13.0-absent");
+    assert!(outcome.refusal().contains(&words), "{}", outcome.stderr);
     let shown = call(root.path(), &show).success().stdout;
     assert!(shown.starts_with("{\n  \"Name\": "), "{shown}");
     let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
     assert_eq!(shown["Digest"], keystone().digest().to_string());
     assert_eq!(shown["Labels"]["release"], "38");
     assert_eq!(shown["Tag"], "13.0");
+}
+
+#[test]
+fn regression_images_are_listed_in_the_order_of_the_catalog() {
+    let root = tempfile::tempdir().unwrap();
+    let Some(registry) = registry(root.path()) else { return };
+    for name in ["ns/a-b", "ns/a"] {
+        registry.push_image(&keystone(), &format!("{name}:t"));
+    }
+    let host = registry.address();
+    let list = format!("tripleo container image list --registry-url {host} -f value");
+    let listed = call(root.path(), &list).success().stdout;
+    // Whole names would put `a-b:` before `a:`.
+    let names = ["ns/a:t", "ns/a-b:t"].map(|name| format!("docker://{host}/{name}\n")).concat();
+    assert!(listed.starts_with(&names), "{listed}");
 }
 
 /// Runs `undermount` with the words of `line` at a terminal, where somebody types `typed`.
@@ -280,6 +298,37 @@ fn regression_flags_may_be_shortened_as_in_the_original() {
     assert!(read(path, "env.yaml").ends_with("parameter_defaults: {}\n"));
     let refused = call(path, "tripleo container image prepare --output e.yaml");
     assert!(refused.refusal().contains("unexpected argument '--output'"), "{}", refused.stderr);
+}
+
+#[test]
+fn regression_the_last_of_repeated_flags_counts_and_lists_add_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let line = "overcloud container image prepare --namespace h.invalid/ns --tag=13.0 --tag=1.10 \
+                --env-file a.yaml --output-env-file b.yaml --set name_prefix=p- \
+                --set name_suffix=-s --exclude [^:]*(?<!nova-api-s):";
+    let printed = call(path, line).success().stdout;
+    let list = "container_images:\n- imagename: h.invalid/ns/p-nova-api-s:1.10\n";
+    assert_eq!(printed, list);
+    assert!(path.join("b.yaml").exists() && !path.join("a.yaml").exists());
+    let printed = call(path, &format!("{line} --exclude nova-api")).success().stdout;
+    assert_eq!(printed, "container_images: []\n");
+
+    let entry = "[{includes: ['openstack-keystone:'], set: {namespace: h.invalid/ns, tag: t}, \
+                 push_destination: true}]";
+    for (name, parameter) in [
+        ("cip.yaml", format!("ContainerImagePrepare: {entry}")),
+        ("more.yaml", "LocalContainerRegistry: 127.0.0.2".to_owned()),
+    ] {
+        fs::write(path.join(name), format!("parameter_defaults: {{{parameter}}}")).unwrap();
+    }
+    let line = "tripleo container image prepare --release stein --release zed --dry-run --dry-run \
+                -e cip.yaml --environment-file more.yaml --output-env-file c.yaml \
+                --output-env-file d.yaml";
+    call(path, line).success();
+    let environment = read(path, "d.yaml");
+    let image = "  ContainerKeystoneImage: 127.0.0.2:8787/ns/openstack-keystone:t\n";
+    assert!(environment.contains(image) && !path.join("c.yaml").exists(), "{environment}");
 }
 
 #[test]

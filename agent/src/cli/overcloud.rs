@@ -37,8 +37,8 @@ use super::prepare::{environment_files, environment_text, look_up, read_roles, t
 #[derive(Debug, Subcommand)]
 pub enum Overcloud {
     /// Containers
-    // Scripts may shorten flags: argparse lets them.
-    #[command(subcommand, infer_long_args = true)]
+    // Scripts may shorten flags and repeat them: argparse lets them, and the last one counts.
+    #[command(subcommand, infer_long_args = true, args_override_self = true)]
     Container(Container),
 }
 
