@@ -106,7 +106,7 @@ fn refusals_have_the_originals_words() {
             "Cannot run a modify role on multi-arch image",
         ),
         (
-            "tripleo container image prepare -e absent.yaml",
+            "tripleo container image prepare -e absent.yaml --release zed",
             "cannot read the environment file absent.yaml",
         ),
         ("tripleo container image push h.invalid/a/b/c:t", "Invalid container"),
@@ -332,6 +332,23 @@ fn regression_the_last_of_repeated_flags_counts_and_lists_add_up() {
 }
 
 #[test]
+fn regression_a_missing_environment_file_is_an_empty_one_up_to_stein() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let text = "parameter_defaults: {ContainerImagePrepare: [{includes: [nothing]}]}";
+    fs::write(path.join("cip.yaml"), text).unwrap();
+    let flags = "prepare -e cip.yaml -e absent.yaml --output-env-file env.yaml";
+    let call = |line: &str| call(path, &format!("{line} {flags}"));
+    let warning = "there is no such environment file";
+    let outcome = call("tripleo container image").success();
+    assert!(outcome.stderr.contains(warning), "{}", outcome.stderr);
+    let outcome = call("overcloud container image").success();
+    assert!(outcome.stderr.contains(warning), "{}", outcome.stderr);
+    let refusal = call("");
+    assert!(refusal.refusal().contains("cannot read the environment file absent.yaml"));
+}
+
+#[test]
 fn events_go_to_the_log_file_of_the_original_below_the_home_directory() {
     let directory = tempfile::tempdir().unwrap();
     let text = "parameter_defaults:\n  ContainerImagePrepare:\n  - includes: [no-such-image]\n";
@@ -506,6 +523,27 @@ fn files_of_a_directory_tell_the_services_too_as_in_osp_13() {
     };
     assert!(count("--pull-source= --tag-from-label=") > 80);
     assert_eq!(count("--environment-directory d"), 0);
+}
+
+#[test]
+fn regression_without_roles_no_service_runs_as_in_osp_13() {
+    let directory = tempfile::tempdir().unwrap();
+    let services = "resource_registry: {Api: /t/docker/services/api.yaml}\n";
+    fs::write(directory.path().join("services.yaml"), services).unwrap();
+    let line =
+        "overcloud container image prepare -e services.yaml --tag t --output-env-file env.yaml";
+    for (flags, words) in [
+        ("", "there are no roles"),
+        ("--roles-file absent.yaml", "cannot read the roles file absent.yaml"),
+    ] {
+        let outcome = call(directory.path(), &format!("{line} {flags}")).success();
+        assert_eq!(outcome.stdout, "container_images: []\n");
+        assert!(outcome.stderr.contains(words), "{}", outcome.stderr);
+        assert!(read(directory.path(), "env.yaml").ends_with("\nparameter_defaults: {}\n"));
+    }
+    fs::write(directory.path().join("roles.yaml"), "name: Controller\n").unwrap();
+    let outcome = call(directory.path(), &format!("{line} -r roles.yaml"));
+    assert!(outcome.refusal().contains("a roles file is a list"), "{}", outcome.stderr);
 }
 
 #[test]

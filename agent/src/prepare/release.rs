@@ -109,6 +109,11 @@ impl Release {
         self != Self::Zed
     }
 
+    /// Whether an environment file that does not exist is taken for an empty one.
+    pub fn takes_missing_environments(self) -> bool {
+        self != Self::Zed
+    }
+
     /// Whether a service whose template is `path` in the resource registry has no container.
     pub fn drops_service(self, path: &str) -> bool {
         match self {
