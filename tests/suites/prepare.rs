@@ -366,6 +366,28 @@ fn labels_tell_the_tag() {
 }
 
 #[test]
+fn regression_up_to_stein_only_images_with_all_of_the_labels_are_changed() {
+    let source = source();
+    let host = source.address();
+    for (release, labels, is_changed) in [
+        ("stein", "version, release", true),
+        ("stein", "version, absent", false),
+        ("queens", "version, absent", false),
+        ("train", "version, absent", true),
+        ("train", "absent", false),
+    ] {
+        let undercloud = Undercloud::new(&format!(
+            "{{push_destination: h.invalid, modify_role: r, modify_append_tag: -x, \
+              modify_only_with_labels: [{labels}], includes: [nova], \
+              set: {{namespace: {host}/ns, name_prefix: '', tag: latest}}}}"
+        ));
+        undercloud.prepare(&["--dry-run", "--release", release]).success();
+        let environment = undercloud.environment().join("\n");
+        assert_eq!(environment.contains(":latest-x"), is_changed, "{release}: {environment}");
+    }
+}
+
+#[test]
 fn a_dry_run_tells_what_would_move_and_copies_nothing() {
     if no_docker_registry() {
         return;

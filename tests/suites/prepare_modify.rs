@@ -310,7 +310,7 @@ fn labels_of_the_discovered_tag_choose_and_the_default_suffix_is_a_time() {
     let Some(host) = Host::new() else { return };
     host.entry(
         "    tag_from_label: rdo_version\n    modify_role: add-file\n    \
-         modify_vars: {text: hello}\n    modify_only_with_labels: [other, keystone]\n",
+         modify_vars: {text: hello}\n    modify_only_with_labels: [rdo_version, keystone]\n",
     );
     host.prepare("").success();
     let environment = host.environment();

@@ -106,7 +106,7 @@ fn refusals_have_the_originals_words() {
             "Cannot run a modify role on multi-arch image",
         ),
         (
-            "tripleo container image prepare -e absent.yaml",
+            "tripleo container image prepare -e absent.yaml --release zed",
             "cannot read the environment file absent.yaml",
         ),
         ("tripleo container image push h.invalid/a/b/c:t", "Invalid container"),
@@ -189,12 +189,30 @@ fn an_image_is_pushed_listed_and_shown() {
         format!("tripleo container image show docker://{from}/rhosp13/openstack-keystone:13.0");
     let columns = call(root.path(), &format!("{show} -f shell -c Tag -c Labels")).success().stdout;
     assert_eq!(columns, "labels=\"{'release': '38', 'version': '13.0'}\"\ntag=\"13.0\"\n");
+    let outcome = call(root.path(), &format!("{show}-absent"));
+    let words = format!("Not found image: {from}/rhosp13/openstack-keystone:13.0-absent");
+    assert!(outcome.refusal().contains(&words), "{}", outcome.stderr);
     let shown = call(root.path(), &show).success().stdout;
     assert!(shown.starts_with("{\n  \"Name\": "), "{shown}");
     let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
     assert_eq!(shown["Digest"], keystone().digest().to_string());
     assert_eq!(shown["Labels"]["release"], "38");
     assert_eq!(shown["Tag"], "13.0");
+}
+
+#[test]
+fn regression_images_are_listed_in_the_order_of_the_catalog() {
+    let root = tempfile::tempdir().unwrap();
+    let Some(registry) = registry(root.path()) else { return };
+    for name in ["ns/a-b", "ns/a"] {
+        registry.push_image(&keystone(), &format!("{name}:t"));
+    }
+    let host = registry.address();
+    let list = format!("tripleo container image list --registry-url {host} -f value");
+    let listed = call(root.path(), &list).success().stdout;
+    // Whole names would put `a-b:` before `a:`.
+    let names = ["ns/a:t", "ns/a-b:t"].map(|name| format!("docker://{host}/{name}\n")).concat();
+    assert!(listed.starts_with(&names), "{listed}");
 }
 
 /// Runs `undermount` with the words of `line` at a terminal, where somebody types `typed`.
@@ -280,6 +298,54 @@ fn regression_flags_may_be_shortened_as_in_the_original() {
     assert!(read(path, "env.yaml").ends_with("parameter_defaults: {}\n"));
     let refused = call(path, "tripleo container image prepare --output e.yaml");
     assert!(refused.refusal().contains("unexpected argument '--output'"), "{}", refused.stderr);
+}
+
+#[test]
+fn regression_the_last_of_repeated_flags_counts_and_lists_add_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let line = "overcloud container image prepare --namespace h.invalid/ns --tag=13.0 --tag=1.10 \
+                --env-file a.yaml --output-env-file b.yaml --set name_prefix=p- \
+                --set name_suffix=-s --exclude [^:]*(?<!nova-api-s):";
+    let printed = call(path, line).success().stdout;
+    let list = "container_images:\n- imagename: h.invalid/ns/p-nova-api-s:1.10\n";
+    assert_eq!(printed, list);
+    assert!(path.join("b.yaml").exists() && !path.join("a.yaml").exists());
+    let printed = call(path, &format!("{line} --exclude nova-api")).success().stdout;
+    assert_eq!(printed, "container_images: []\n");
+
+    let entry = "[{includes: ['openstack-keystone:'], set: {namespace: h.invalid/ns, tag: t}, \
+                 push_destination: true}]";
+    for (name, parameter) in [
+        ("cip.yaml", format!("ContainerImagePrepare: {entry}")),
+        ("more.yaml", "LocalContainerRegistry: 127.0.0.2".to_owned()),
+    ] {
+        fs::write(path.join(name), format!("parameter_defaults: {{{parameter}}}")).unwrap();
+    }
+    let line = "tripleo container image prepare --release stein --release zed --dry-run --dry-run \
+                -e cip.yaml --environment-file more.yaml --output-env-file c.yaml \
+                --output-env-file d.yaml";
+    call(path, line).success();
+    let environment = read(path, "d.yaml");
+    let image = "  ContainerKeystoneImage: 127.0.0.2:8787/ns/openstack-keystone:t\n";
+    assert!(environment.contains(image) && !path.join("c.yaml").exists(), "{environment}");
+}
+
+#[test]
+fn regression_a_missing_environment_file_is_an_empty_one_up_to_stein() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let text = "parameter_defaults: {ContainerImagePrepare: [{includes: [nothing]}]}";
+    fs::write(path.join("cip.yaml"), text).unwrap();
+    let flags = "prepare -e cip.yaml -e absent.yaml --output-env-file env.yaml";
+    let call = |line: &str| call(path, &format!("{line} {flags}"));
+    let warning = "there is no such environment file";
+    let outcome = call("tripleo container image").success();
+    assert!(outcome.stderr.contains(warning), "{}", outcome.stderr);
+    let outcome = call("overcloud container image").success();
+    assert!(outcome.stderr.contains(warning), "{}", outcome.stderr);
+    let refusal = call("");
+    assert!(refusal.refusal().contains("cannot read the environment file absent.yaml"));
 }
 
 #[test]
@@ -457,6 +523,27 @@ fn files_of_a_directory_tell_the_services_too_as_in_osp_13() {
     };
     assert!(count("--pull-source= --tag-from-label=") > 80);
     assert_eq!(count("--environment-directory d"), 0);
+}
+
+#[test]
+fn regression_without_roles_no_service_runs_as_in_osp_13() {
+    let directory = tempfile::tempdir().unwrap();
+    let services = "resource_registry: {Api: /t/docker/services/api.yaml}\n";
+    fs::write(directory.path().join("services.yaml"), services).unwrap();
+    let line =
+        "overcloud container image prepare -e services.yaml --tag t --output-env-file env.yaml";
+    for (flags, words) in [
+        ("", "there are no roles"),
+        ("--roles-file absent.yaml", "cannot read the roles file absent.yaml"),
+    ] {
+        let outcome = call(directory.path(), &format!("{line} {flags}")).success();
+        assert_eq!(outcome.stdout, "container_images: []\n");
+        assert!(outcome.stderr.contains(words), "{}", outcome.stderr);
+        assert!(read(directory.path(), "env.yaml").ends_with("\nparameter_defaults: {}\n"));
+    }
+    fs::write(directory.path().join("roles.yaml"), "name: Controller\n").unwrap();
+    let outcome = call(directory.path(), &format!("{line} -r roles.yaml"));
+    assert!(outcome.refusal().contains("a roles file is a list"), "{}", outcome.stderr);
 }
 
 #[test]

@@ -137,6 +137,10 @@ fn an_undercloud_is_installed_with_the_images_that_we_prepared() {
     undercloud.write("images.yaml", "parameter_defaults: [");
     let outcome = undercloud.openstack("undercloud upgrade -y");
     assert!(outcome.refusal().contains("images.yaml"), "{}", outcome.stderr);
+    fs::remove_file(undercloud.path("images.yaml")).unwrap();
+    let outcome = undercloud.openstack("undercloud upgrade -y");
+    let words = "environment files that do not exist: images.yaml";
+    assert!(outcome.refusal().contains(words), "{}", outcome.stderr);
     assert_eq!(undercloud.read("undermount-images.yaml"), environment);
 
     // Who does not ask for it gets the original.

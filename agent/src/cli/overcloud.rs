@@ -11,17 +11,17 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use undermount::image::{Platform, Reference};
 use undermount::prepare::discover;
+use undermount::prepare::document::DocumentError;
 use undermount::prepare::draft::Draft;
 use undermount::prepare::entry::{Entry, PushDestination};
 use undermount::prepare::env_file;
-use undermount::prepare::environment::Environment;
 use undermount::prepare::insecure::Insecure;
 use undermount::prepare::label::TagLabel;
 use undermount::prepare::pattern::{Pattern, PatternError};
 use undermount::prepare::plan::InsecureList;
 use undermount::prepare::release::Release;
 use undermount::prepare::request::{EntryList, Request};
-use undermount::prepare::role;
+use undermount::prepare::role::{self, Role, RoleError};
 use undermount::prepare::sources::Sources;
 use undermount::prepare::template::TemplateSource;
 use undermount::prepare::undercloud;
@@ -31,14 +31,17 @@ use undermount::registry::client::Client;
 use super::client::ClientArgs;
 use super::clock::LocalTime;
 use super::exit::{CliResult, Exit};
-use super::prepare::{environment_files, environment_text, look_up, read_roles, tell_of_insecure};
+use super::prepare::{
+    MissingFiles, environment_files, environment_text, look_up, read_environment, read_roles,
+    tell_of_insecure,
+};
 
 /// `openstack overcloud …` in the original's words
 #[derive(Debug, Subcommand)]
 pub enum Overcloud {
     /// Containers
-    // Scripts may shorten flags: argparse lets them.
-    #[command(subcommand, infer_long_args = true)]
+    // Scripts may shorten flags and repeat them: argparse lets them, and the last one counts.
+    #[command(subcommand, infer_long_args = true, args_override_self = true)]
     Container(Container),
 }
 
@@ -212,16 +215,28 @@ impl PrepareArgs {
         if files.is_empty() {
             return Ok(None);
         }
-        let environment = Environment::read(&files)?;
-        let roles = read_roles(self.roles_file.as_deref())?;
-        let services = role::service_filter(&roles, &environment, release)?;
-        // A roles file without roles runs nothing.
-        let empty = self.roles_file.is_some().then(BTreeSet::new);
+        let environment = read_environment(files, release, MissingFiles::AsInRelease)?;
+        let roles = self.roles()?;
+        // Without roles nothing runs.
+        let mut services = role::service_filter(&roles, &environment, release)?.unwrap_or_default();
         // What the files do not map to a container is none.
-        Ok(services.or(empty).map(|mut services| {
-            services.retain(|service| environment.resource(service).is_some());
-            services
-        }))
+        services.retain(|service| environment.resource(service).is_some());
+        Ok(Some(services))
+    }
+
+    /// The roles; none where their file cannot be read, as in the original.
+    fn roles(&self) -> CliResult<Vec<Role>> {
+        let roles = match read_roles(self.roles_file.as_deref()) {
+            Err(RoleError::Document(error @ DocumentError::Read { .. })) => {
+                tracing::warn!("{error}");
+                Vec::new()
+            }
+            roles => roles?,
+        };
+        if roles.is_empty() {
+            tracing::warn!("there are no roles: no service runs, and no image is asked for");
+        }
+        Ok(roles)
     }
 
     fn entry(&self) -> CliResult<Entry> {

@@ -27,7 +27,7 @@ use input::InputArgs;
 use output::{OutputArgs, Told};
 
 pub use copying::{CopyArgs, copy_state};
-pub use input::{environment_files, read_roles};
+pub use input::{MissingFiles, environment_files, read_environment, read_roles};
 pub use output::environment_text;
 
 /// Copy a deployment's images to the undercloud and write the Heat environment for them
@@ -61,6 +61,8 @@ pub struct Habits {
     image_serve: Option<&'static str>,
     /// Whether a run ends with an environment file.
     writes_environment: bool,
+    /// What environment files that do not exist are.
+    missing_files: MissingFiles,
 }
 
 /// Where the undercloud's Apache has its images.
@@ -76,6 +78,7 @@ impl Habits {
         tells_undercloud: true,
         image_serve: None,
         writes_environment: true,
+        missing_files: MissingFiles::Refused,
     };
     /// Those of `openstack tripleo container image prepare`.
     pub const ORIGINAL: Self = Self {
@@ -86,6 +89,7 @@ impl Habits {
         tells_undercloud: false,
         image_serve: Some(IMAGE_SERVE),
         writes_environment: true,
+        missing_files: MissingFiles::AsInRelease,
     };
     /// Those of `openstack overcloud container image upload`.
     pub const UPLOAD: Self = Self { writes_environment: false, ..Self::ORIGINAL };
@@ -107,7 +111,7 @@ impl PrepareArgs {
     async fn prepare(&self, habits: Habits) -> CliResult {
         let now = LocalTime::now();
         self.output.check()?;
-        let mut request = self.input.request(now)?;
+        let mut request = self.input.request(now, habits.missing_files)?;
         request.tells_undercloud = habits.tells_undercloud;
         let draft = Draft::of(&request).await?;
         if draft.is_empty() {

@@ -29,8 +29,8 @@ use super::prepare::{Habits, IMAGE_SERVE, PrepareArgs, environment_text};
 #[derive(Debug, Subcommand)]
 pub enum Tripleo {
     /// Containers
-    // Scripts may shorten flags: argparse lets them.
-    #[command(subcommand, infer_long_args = true)]
+    // Scripts may shorten flags and repeat them: argparse lets them, and the last one counts.
+    #[command(subcommand, infer_long_args = true, args_override_self = true)]
     Container(Container),
 }
 

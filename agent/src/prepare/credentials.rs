@@ -15,16 +15,16 @@ use super::yaml::Value;
 /// Who we are, by registry host and port.
 pub type Logins = BTreeMap<String, Credential>;
 
-/// Credentials that cannot be understood. The messages are the original's, and name registries
-/// only: a password may stand where anything else is expected.
+/// Credentials that cannot be understood. The messages have the original's words, and name
+/// registries and users only.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialsError {
     /// Not a map.
     #[error("ContainerImageRegistryCredentials: Credentials data must be a dict")]
     NotAMap,
     /// A registry that is not text.
-    #[error("ContainerImageRegistryCredentials: Credentials registry must be a string")]
-    RegistryNotText,
+    #[error("ContainerImageRegistryCredentials: Key must be a registry host string: {0}")]
+    RegistryNotText(String),
     /// Not one user and one password.
     #[error(
         "ContainerImageRegistryCredentials: {0}: Credentials entry must be a dict with a single item"
@@ -32,9 +32,14 @@ pub enum CredentialsError {
     NotOneLogin(String),
     /// A user or password that is not text.
     #[error(
-        "ContainerImageRegistryCredentials: {0}: Credentials username and password must be strings (quote numbers)"
+        "ContainerImageRegistryCredentials: {registry}: Username and password must be strings: {user} (quote numbers)"
     )]
-    NotText(String),
+    NotText {
+        /// The registry.
+        registry: String,
+        /// The user.
+        user: String,
+    },
 }
 
 /// The logins in the parameter, by registry host and port.
@@ -48,8 +53,8 @@ pub fn logins(value: Option<&Value>) -> Result<Logins, CredentialsError> {
         Some(Value::Map(registries)) => registries,
         Some(_) => return Err(CredentialsError::NotAMap),
     };
-    if registries.odd_keys().next().is_some() {
-        return Err(CredentialsError::RegistryNotText);
+    if let Some(registry) = registries.odd_keys().next() {
+        return Err(CredentialsError::RegistryNotText(registry.to_string()));
     }
     registries
         .iter()
@@ -84,10 +89,12 @@ pub fn auth_file(logins: &Logins, directory: &Path) -> std::io::Result<Option<Na
 fn login(registry: &str, value: &Value) -> Result<Credential, CredentialsError> {
     let users = value.as_map().filter(|users| users.len() == 1);
     let users = users.ok_or_else(|| CredentialsError::NotOneLogin(registry.to_owned()))?;
-    let login = users.iter().next().and_then(|(user, password)| {
-        Some(Credential { user: user.to_owned(), password: Secret::new(password.as_text()?) })
-    });
-    login.ok_or_else(|| CredentialsError::NotText(registry.to_owned()))
+    let not_text = |user| CredentialsError::NotText { registry: registry.to_owned(), user };
+    let Some((user, password)) = users.iter().next() else {
+        return Err(not_text(users.odd_keys().map(Value::to_string).collect()));
+    };
+    let password = password.as_text().ok_or_else(|| not_text(user.to_owned()))?;
+    Ok(Credential { user: user.to_owned(), password: Secret::new(password) })
 }
 
 #[cfg(test)]
@@ -112,11 +119,13 @@ mod tests {
                 "quay.io: Credentials entry must be a dict with a single item",
             ),
             ("{quay.io: hush}", "single item"),
-            ("{quay.io: {a: 1234}}", "must be strings"),
-            ("{1: {a: hush}}", "registry must be a string"),
+            ("{quay.io: {a: 1234}}", "quay.io: Username and password must be strings: a"),
+            ("{quay.io: {1: hush}}", "quay.io: Username and password must be strings: 1"),
+            ("{1: {a: hush}}", "Key must be a registry host string: 1"),
         ] {
             let error = logins(Some(&yaml::read(text).unwrap())).unwrap_err().to_string();
-            assert!(error.contains(words) && !error.contains("hush"), "{error}");
+            let tells = ["hush", "1234"].iter().any(|secret| error.contains(secret));
+            assert!(error.contains(words) && !tells, "{error}");
         }
         assert!(logins(Some(&Value::Null)).unwrap().is_empty());
     }

@@ -119,7 +119,8 @@ async fn resolve_image(
         None => false,
         Some(wanted) => {
             let labels = labels(&source(&image.imagename)?, origins).await?;
-            wanted.iter().any(|label| labels.contains_key(label))
+            let has = |label: &String| labels.contains_key(label);
+            if release.wants_all_labels() { wanted.iter().all(has) } else { wanted.iter().any(has) }
         }
     };
     Ok(ResolvedImage { image, has_labels })

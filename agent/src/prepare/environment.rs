@@ -80,10 +80,10 @@ impl Environment {
         Ok(merged)
     }
 
-    /// The environment in `document`, which was read from `path`.
-    fn of(path: &Path, document: Value) -> Result<Self, EnvironmentError> {
-        let path = path.to_owned();
-        let sections = match document {
+    /// The environment in `document`, which was read from `file`.
+    fn of(file: &Path, document: Value) -> Result<Self, EnvironmentError> {
+        let path = file.to_owned();
+        let mut sections = match document {
             Value::Map(sections) => sections,
             Value::Null => Map::default(),
             other => return Err(EnvironmentError::NotAMap { path, kind: other.kind() }),
@@ -99,6 +99,9 @@ impl Environment {
                     return Err(EnvironmentError::SectionNotAMap { path, section, kind });
                 }
             }
+        }
+        if let Some(Value::Map(registry)) = sections.get_mut("resource_registry") {
+            resolve_templates(registry, file);
         }
         Ok(Self { sections })
     }
@@ -133,6 +136,44 @@ fn wrong_section(sections: &Map) -> Option<String> {
     let mut named = sections.iter().map(|(name, _)| name);
     let wrong = named.find(|name| !SECTIONS.contains(name)).map(str::to_owned);
     wrong.or_else(|| sections.odd_keys().next().map(Value::to_string))
+}
+
+/// Templates of a resource registry as Heat's client names them: relative to the directory of
+/// the file that the registry stands in.
+fn resolve_templates(registry: &mut Map, file: &Path) {
+    let file = file.to_string_lossy();
+    let directory = file.rsplit_once('/').map_or("", |(directory, _)| directory);
+    // The client joins the directory to the file as well, so that relative files have `a.yaml/` and
+    // `d/d/` for directories. Releases tell containers by parts of the path alone.
+    let base = join(&file, directory) + "/";
+    for template in registry.values_mut() {
+        // Types of Heat's own, as `OS::Heat::None`, and URLs are no paths.
+        match template {
+            Value::Text(path) if !path.contains("::") && !path.contains("://") => {
+                *path = join(&base, path);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// `path` seen from `base`, whose last part counts only if a slash follows it: Python's `urljoin`.
+fn join(base: &str, path: &str) -> String {
+    if path.is_empty() {
+        return base.to_owned();
+    }
+    let directory = base.rsplit_once('/').map_or("", |(directory, _)| directory);
+    let is_absolute = path.starts_with('/') || base.starts_with('/');
+    let mut parts = Vec::new();
+    let before = if path.starts_with('/') { "" } else { directory };
+    for part in before.split('/').chain(path.split('/')) {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    format!("{}{}", if is_absolute { "/" } else { "" }, parts.join("/"))
 }
 
 fn merge_maps(earlier: &mut Map, later: Map) {
@@ -220,6 +261,29 @@ mod tests {
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn regression_templates_are_named_from_the_file_as_heats_client_does() {
+        for (file, template, path) in [
+            ("/t/environments/e.yaml", "../docker/services/k.yaml", "/t/docker/services/k.yaml"),
+            ("/t/e.yaml", "puppet/services/k.yaml", "/t/puppet/services/k.yaml"),
+            ("/t/e.yaml", "/u/x/../docker/./services/k.yaml", "/u/docker/services/k.yaml"),
+            ("/e.yaml", "../../k.yaml", "/k.yaml"),
+            ("d/e.yaml", "docker/services/k.yaml", "d/d/docker/services/k.yaml"),
+            ("e.yaml", "docker/services/k.yaml", "e.yaml/docker/services/k.yaml"),
+            ("./e.yaml", "puppet/services/k.yaml", "/puppet/services/k.yaml"),
+            // An upstream quirk: no `/puppet/services` is left of it.
+            ("e.yaml", "../puppet/services/k.yaml", "puppet/services/k.yaml"),
+            ("/t/e.yaml", "OS::Heat::None", "OS::Heat::None"),
+            ("/t/e.yaml", "file:///u/k.yaml", "file:///u/k.yaml"),
+        ] {
+            let text = format!("resource_registry: {{Api: '{template}'}}");
+            let file = Path::new(file);
+            let document = document::parse(file, &text).unwrap();
+            let environment = Environment::of(file, document).unwrap();
+            assert_eq!(environment.resource("Api"), Some(path), "{template} in {}", file.display());
         }
     }
 

@@ -16,7 +16,7 @@ use super::yaml::{Map, Value};
 pub struct ResolvedImage {
     /// The image; its name has the tag that was discovered.
     pub image: TemplateImage,
-    /// Whether it has a label of `modify_only_with_labels`.
+    /// Whether it has the labels of `modify_only_with_labels` that the release asks for.
     pub has_labels: bool,
 }
 

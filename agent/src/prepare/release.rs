@@ -103,6 +103,17 @@ impl Release {
         self == Self::Zed
     }
 
+    /// Whether `modify_only_with_labels` means images that have all of the labels; else one of
+    /// them is enough.
+    pub fn wants_all_labels(self) -> bool {
+        self != Self::Zed
+    }
+
+    /// Whether an environment file that does not exist is taken for an empty one.
+    pub fn takes_missing_environments(self) -> bool {
+        self != Self::Zed
+    }
+
     /// Whether a service whose template is `path` in the resource registry has no container.
     pub fn drops_service(self, path: &str) -> bool {
         match self {

@@ -202,6 +202,11 @@ impl Map {
         self.named.iter().map(|(name, value)| (name.as_str(), value))
     }
 
+    /// The values of the text keys, to be changed.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut Value> {
+        self.named.values_mut()
+    }
+
     /// The keys that are not text.
     pub fn odd_keys(&self) -> impl Iterator<Item = &Value> {
         self.odd.iter().map(|(key, _)| key)

@@ -7,7 +7,7 @@ use undermount::prepare::copy::{FileLocation, Location};
 use undermount::prepare::environment::{self, Environment};
 use undermount::prepare::release::Release;
 use undermount::prepare::request::Request;
-use undermount::prepare::role::{self, Role};
+use undermount::prepare::role::{self, Role, RoleError};
 use undermount::prepare::template::TemplateSource;
 
 use crate::cli::clock::LocalTime;
@@ -50,8 +50,9 @@ pub struct InputArgs {
 
 impl InputArgs {
     /// What the files and flags ask for.
-    pub fn request(&self, now: LocalTime) -> CliResult<Request> {
-        let environment = read_environment(&self.environment_directories, &self.environment_files)?;
+    pub fn request(&self, now: LocalTime, missing: MissingFiles) -> CliResult<Request> {
+        let files = environment_files(&self.environment_directories, &self.environment_files)?;
+        let environment = read_environment(files, self.release, missing)?;
         let template = match &self.template_file {
             Some(path) => TemplateSource::File(path.clone()),
             None => TemplateSource::BuiltIn(self.release),
@@ -82,9 +83,30 @@ fn parse_from(text: &str) -> Result<String, String> {
     }
 }
 
-/// Merges [`environment_files`].
-pub fn read_environment(directories: &[PathBuf], files: &[PathBuf]) -> CliResult<Environment> {
-    Ok(Environment::read(&environment_files(directories, files)?)?)
+/// What environment files that do not exist are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MissingFiles {
+    /// Mistakes.
+    Refused,
+    /// Empty files, with a warning, in the releases whose original takes them so.
+    AsInRelease,
+}
+
+/// Merges `files`.
+pub fn read_environment(
+    mut files: Vec<PathBuf>,
+    release: Release,
+    missing: MissingFiles,
+) -> CliResult<Environment> {
+    if missing == MissingFiles::AsInRelease && release.takes_missing_environments() {
+        let (there, missing): (Vec<_>, Vec<_>) = files.into_iter().partition(|path| path.exists());
+        for path in missing {
+            let words = "there is no such environment file; as in the original it counts as empty";
+            tracing::warn!(path = %path.display(), "{words}");
+        }
+        files = there;
+    }
+    Ok(Environment::read(&files)?)
 }
 
 /// The *.yaml files of the default directory, then those of `directories` and of the one that
@@ -102,12 +124,15 @@ pub fn environment_files(directories: &[PathBuf], files: &[PathBuf]) -> CliResul
 }
 
 /// The roles in the file `named`, or in the default one if it exists.
-pub fn read_roles(named: Option<&Path>) -> CliResult<Vec<Role>> {
+///
+/// # Errors
+/// [`RoleError`] where the file cannot be read or is not a list of roles.
+pub fn read_roles(named: Option<&Path>) -> Result<Vec<Role>, RoleError> {
     let path = named.unwrap_or(Path::new(ROLES_FILE));
     let installed = Path::new(HEAT_TEMPLATES).join(path);
     let path = if !path.exists() && installed.exists() { &installed } else { path };
     match named {
         None if !path.exists() => Ok(Vec::new()),
-        _ => Ok(role::read(path)?),
+        _ => role::read(path),
     }
 }

@@ -5,13 +5,14 @@ use std::io::{self, IsTerminal as _, Write as _};
 use clap::Args;
 use serde_json::{Value, json};
 use undermount::image::{Document, Platform, Reference, Repository};
+use undermount::prepare::discover::DiscoverError;
 use undermount::prepare::image_serve::ImageServe;
 use undermount::prepare::sources::Sources;
 use undermount::registry::client::{Client, Fault, RegistryError};
 
 use super::cliff::{ListFormat, Record, RecordFormat};
 use super::{RegistryArgs, without_transport};
-use crate::cli::exit::{CliResult, Exit};
+use crate::cli::exit::{CliError, CliResult, Exit};
 
 /// The column of the list of images.
 const IMAGE_NAME: &str = "Image Name";
@@ -60,7 +61,7 @@ impl ListArgs {
     }
 }
 
-/// All images of a registry as `docker://host/repository:tag`.
+/// All images of a registry as `docker://host/repository:tag`, in the order of its catalog.
 async fn images(client: &Client, host: &str) -> CliResult<Vec<String>> {
     let paths = match client.catalog(host).await {
         Ok(paths) => paths,
@@ -79,7 +80,6 @@ async fn images(client: &Client, host: &str) -> CliResult<Vec<String>> {
             Err(error) => return Err(error.into()),
         }
     }
-    images.sort();
     Ok(images)
 }
 
@@ -97,7 +97,12 @@ impl ShowArgs {
 
 /// What the original tells of an image: its name, then the rest by the alphabet.
 async fn describe(sources: &Sources, image: &Reference) -> CliResult<Record> {
-    let raw = sources.image(image).await?;
+    let raw = sources.image(image).await.map_err(|error| -> CliError {
+        match error.is_not_found() {
+            true => DiscoverError::NotFound(image.clone().into()).into(),
+            false => error.into(),
+        }
+    })?;
     let manifest = raw.document().and_then(Document::into_manifest)?;
     let config = sources.config(image).await?;
     let file: Value = serde_json::from_slice(&config.raw)?;
