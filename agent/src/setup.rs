@@ -25,7 +25,7 @@ pub use storage_conf::StorageConfError;
 
 use crate::host::mounts;
 use crate::host::podman::{Podman, PodmanError};
-use crate::registry::client::RegistriesConf;
+use crate::registry::client::{RegistriesConf, RegistriesConfError};
 
 /// Where the system keeps storage.conf, and where distributions keep their own.
 const STORAGE_CONF: &str = "etc/containers/storage.conf";
@@ -64,6 +64,9 @@ pub enum SetupError {
         /// Why not.
         source: StorageConfError,
     },
+    /// Nobody knows what podman is told of the mirrored registries.
+    #[error("cannot say again what podman is told of the registries; nothing was changed")]
+    Registries(#[from] RegistriesConfError),
     /// Podman does not work as it is; nothing was changed.
     #[error("podman does not work as it is; nothing was changed")]
     Before(#[source] PodmanError),
@@ -89,8 +92,11 @@ pub fn connect(plan: &Plan, podman: &Podman) -> Result<Vec<PathBuf>, SetupError>
         None => storage_conf::begin(distribution(&plan.root)?.as_deref()),
     };
     let storage = storage_conf::connect(&text, &plan.store).map_err(wrong_storage(&plan.root))?;
-    let known = RegistriesConf::of_system(&plan.root, None);
     let mirror = plan.mirror.as_ref();
+    let known = match mirror {
+        Some(_) => RegistriesConf::of_system(&plan.root, None)?,
+        None => RegistriesConf::default(),
+    };
     let drop_in = registries_conf::text(mirror, &known, info.hands_credentials_over());
     let changes = [
         Change::to(&plan.root.join(STORAGE_CONF), Some(storage))?,

@@ -36,6 +36,8 @@ const LEAST_PACE: u64 = 4 * 1024 * 1024;
 
 /// The pause after the first failure; it doubles with each further one.
 const PAUSE: Duration = Duration::from_secs(5);
+/// The longest pause after everything was fetched, and not all of it kept.
+const NOT_KEPT_PAUSE: Duration = Duration::from_secs(3600);
 /// The longest pause after a failure.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
@@ -126,21 +128,28 @@ impl Completer {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
-            self.room(&error).await;
+            self.await_room(&error).await;
         }
     }
 
-    /// Waits for the room that an image lacked which was fetched and not kept: to fetch it again before
-    /// that would be in vain.
-    async fn room(&self, error: &ImageError) {
+    /// Waits for the room that an image lacked which was fetched and not kept, for [`NOT_KEPT_PAUSE`] at
+    /// most: to fetch it again before would be in vain. Where room is not what it lacked, so would it.
+    async fn await_room(&self, error: &ImageError) {
         let ImageFault::NotKept { missing } = *error.fault else { return };
-        loop {
-            let store = self.images.filler().store().clone();
-            if blocking(move || store.find_room(missing)).await {
-                return;
+        let store = self.images.filler().store().clone();
+        let has_room = move || {
+            let store = store.clone();
+            blocking(move || store.has_room(missing))
+        };
+        let room = async {
+            if has_room().await {
+                return std::future::pending().await;
             }
-            tokio::time::sleep(LONGEST_PAUSE).await;
-        }
+            while !has_room().await {
+                tokio::time::sleep(LONGEST_PAUSE).await;
+            }
+        };
+        let _ = tokio::time::timeout(NOT_KEPT_PAUSE, room).await;
     }
 
     async fn unpack(&self, ready: &Arc<Ready>, shown: Vec<PathBuf>) {

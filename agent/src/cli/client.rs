@@ -58,8 +58,11 @@ fn registries_conf() -> RegistriesConf {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     match variable("CONTAINERS_REGISTRIES_CONF") {
         // One that is named stands alone, as with podman.
-        Some(named) => RegistriesConf::load(&[named], &[]),
-        None => RegistriesConf::of_system(Path::new("/"), variable("HOME").as_deref()),
+        Some(named) => RegistriesConf::or_broken(RegistriesConf::read(&[named], &[])),
+        None => {
+            let home = variable("HOME");
+            RegistriesConf::or_broken(RegistriesConf::of_system(Path::new("/"), home.as_deref()))
+        }
     }
 }
 

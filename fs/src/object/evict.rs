@@ -50,13 +50,8 @@ impl Store {
         Ok(())
     }
 
-    /// Whether `size` more bytes may be kept, once whatever may go has gone as far as they need it.
-    pub fn find_room(&self, size: u64) -> bool {
-        self.admit(size).is_ok()
-    }
-
     /// Whether `size` more bytes may be kept without anything being dropped.
-    pub(crate) fn has_room(&self, size: u64) -> bool {
+    pub fn has_room(&self, size: u64) -> bool {
         self.excess(size) == 0
     }
 

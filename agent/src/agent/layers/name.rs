@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::stream::{StreamExt as _, iter};
 use tokio::sync::Mutex;
 use undermount_fs::digest::Digest;
 use undermount_fs::fill::Blob;
@@ -36,6 +37,9 @@ use crate::blocking::blocking;
 use crate::control::StoreImage;
 use crate::image::Reference;
 use crate::podman::{Occasion, Offer};
+
+/// Manifests that are fetched again side by side.
+const SIDE_BY_SIDE: usize = 8;
 
 /// A name, shared by all requests for its layers.
 pub struct Name {
@@ -161,8 +165,8 @@ impl Name {
         key: Digest,
     ) -> Result<Arc<Offer>, Refusal> {
         let (shown, image) = (shelf.shown.clone(), state.images[at].image.clone());
-        let others = state.others();
-        let make = move || offer::make(&shown, &image, place, &key, others.as_deref());
+        let (others, uses) = (state.others(), state.record.uses.contains_key(&key));
+        let make = move || offer::make(&shown, &image, place, &key, others.as_deref(), uses);
         let offer = Arc::new(blocking(make).await?);
         self.offers().insert(key, offer.clone());
         Ok(offer)
@@ -313,14 +317,17 @@ impl Name {
     pub async fn fetch_indexes(&self, shelf: &Inner) {
         let (records, reference) = (shelf.records.clone(), self.reference.clone());
         let record = blocking(move || records.get(&reference)).await.unwrap_or_default();
-        for manifest in &record.manifests {
+        let is_lost = |manifest: &&Digest| shelf.images.kept(&self.reference, manifest).is_none();
+        let lost = record.manifests.iter().rev().filter(is_lost);
+        let fetching = lost.map(|manifest| async move {
             if let Err(error) = shelf.images.restore(&self.reference, manifest).await {
                 tracing::warn!(reference = %self.reference, %error, "cannot fetch a manifest again");
             }
-        }
+        });
+        iter(fetching).buffer_unordered(SIDE_BY_SIDE).collect::<()>().await;
         let mut state = self.state.lock().await;
         self.load(shelf, &mut state).await;
-        for at in state.used() {
+        for at in state.used().into_iter().rev() {
             if let Some(image) = shelf.images.indexed_again(&state.images[at].image).await {
                 state.images[at].replace(shelf, image);
             }

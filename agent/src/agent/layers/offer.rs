@@ -14,16 +14,17 @@ use crate::agent::images::Indexed;
 use crate::podman::{Compression, LayerInfo, Offer};
 
 /// Shows layer `place` of `image`, for which podman asks by `key`, and makes the offer; `others` as
-/// in [`plan`].
+/// in [`plan`]. A layer that podman `uses` already is offered in any case.
 pub fn make(
     shown: &Shown,
     image: &Indexed,
     place: usize,
     key: &Digest,
     others: Option<&[Arc<Indexed>]>,
+    uses: bool,
 ) -> Result<Offer, Refusal> {
     let plan = plan(image, place, key, others)?;
-    if let Some(tree) = shown.lacks(&plan) {
+    if let Some(tree) = shown.lacks(&plan).filter(|_| !uses) {
         return Err(Refusal::NotShown(format!("the cache has no room for its index {tree}")));
     }
     let info = info(&plan.layer).to_json(key);

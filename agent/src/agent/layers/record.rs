@@ -58,14 +58,14 @@ impl NameRecord {
         }
         self.manifests.retain(|known| *known != manifest);
         self.manifests.push(manifest);
-        if self.manifests.len() > MANIFESTS_MAX {
+        while self.manifests.len() > MANIFESTS_MAX {
             let older = &self.manifests[..self.manifests.len() - 1];
             let unused = older.iter().position(|known| !uses(known));
-            let goes = unused.or((self.manifests.len() > USED_MAX).then_some(0));
-            if let Some(goes) = goes {
-                self.manifests.remove(goes);
-                self.others = true;
-            }
+            let Some(goes) = unused.or((self.manifests.len() > USED_MAX).then_some(0)) else {
+                break;
+            };
+            self.manifests.remove(goes);
+            self.others = true;
         }
         true
     }

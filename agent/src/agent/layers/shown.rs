@@ -17,8 +17,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use undermount_fs::digest::Digest;
+use undermount_fs::digest::{Digest, Verified};
 use undermount_fs::fill::Layer;
 use undermount_fs::line_log::LineLog;
 use undermount_fs::source::Scope;
@@ -123,13 +124,21 @@ impl Shown {
         Self { view, slots, runtime, state: Mutex::default() }
     }
 
-    /// An index that it takes to show a layer as planned and that the cache could not keep: the next
-    /// worker could not show the layer again.
+    /// An index that it takes to show a layer as planned, and that the cache cannot keep: the next
+    /// worker could not show the layer again. Objects make room for what is not kept yet.
     pub fn lacks(&self, plan: &Plan) -> Option<Digest> {
-        let blobs = self.view.filler().blobs();
+        let (blobs, store) = (self.view.filler().blobs(), self.view.filler().store());
         let below = if matches!(plan.below, Below::Several) { &[][..] } else { &plan.chain };
-        let trees = below.iter().chain([&plan.layer]).map(|layer| layer.tree_digest());
-        trees.into_iter().find(|tree| !blobs.has(tree))
+        let is_kept = |layer: &Layer| {
+            if blobs.has(&layer.tree_digest()) {
+                return true;
+            }
+            let tree = Verified::name(Bytes::copy_from_slice(layer.tree.bytes()));
+            blobs.put(&tree).is_ok()
+                || store.make_room(tree.bytes().len() as u64).is_ok() && blobs.put(&tree).is_ok()
+        };
+        let mut layers = below.iter().chain([&plan.layer]);
+        layers.find(|layer| !is_kept(layer)).map(|layer| layer.tree_digest())
     }
 
     /// Shows a layer as planned, and returns its directory.

@@ -127,20 +127,20 @@ impl Upkeep {
         report.unknown = wanted.len() as u64;
     }
 
-    /// Fetches again what was damaged; says what could not be had. A registry that does not answer
-    /// once is asked for no other image: each question would take as long.
+    /// Fetches again what was damaged; says what could not be had. A repository that does not deliver
+    /// once is asked for no other of its images: each question would take as long.
     async fn repair(&self, damage: &Damage) -> Vec<String> {
         let (mut troubles, mut away) = (Vec::new(), HashSet::new());
         for image in self.recorded() {
-            let host = image.reference.repository().host();
-            if away.contains(host) {
+            let repository = image.reference.repository();
+            if away.contains(repository) {
                 continue;
             }
             match self.repair_image(&image, damage).await {
                 Ok(ControlFlow::Continue(())) => {}
-                Ok(ControlFlow::Break(())) => {
-                    troubles.push(format!("registry {host} does not answer"));
-                    away.insert(host.to_owned());
+                Ok(ControlFlow::Break(outage)) => {
+                    troubles.push(format!("{repository}: {outage}"));
+                    away.insert(repository.clone());
                 }
                 Err(error) => troubles.push(Failure::of(&error).in_words()),
             }
@@ -148,12 +148,12 @@ impl Upkeep {
         troubles
     }
 
-    /// Fetches again what the image needs, until its registry does not answer.
+    /// Fetches again what the image needs, until its registry does not deliver; breaks with why.
     async fn repair_image(
         &self,
         image: &Recorded,
         damage: &Damage,
-    ) -> Result<ControlFlow<()>, ImageError> {
+    ) -> Result<ControlFlow<SourceError>, ImageError> {
         let resolved = self.images.restore(&image.reference, &image.manifest).await?;
         let is_touched = !damage.objects.is_empty()
             || resolved.manifest.layers.iter().any(|layer| {
@@ -168,15 +168,15 @@ impl Upkeep {
         }
         let ready = self.images.make_ready(resolved, &Progress::default()).await?;
         for layer in &ready.layers {
-            if self.repair_layer(layer, damage).await.is_break() {
-                return Ok(ControlFlow::Break(()));
+            if let ControlFlow::Break(outage) = self.repair_layer(layer, damage).await {
+                return Ok(ControlFlow::Break(outage));
             }
         }
         Ok(ControlFlow::Continue(()))
     }
 
     /// As [`Self::repair_image`]. What fails here shows in what is still missing at the end.
-    async fn repair_layer(&self, layer: &Arc<Layer>, damage: &Damage) -> ControlFlow<()> {
+    async fn repair_layer(&self, layer: &Arc<Layer>, damage: &Damage) -> ControlFlow<SourceError> {
         let filler = self.images.filler();
         let header = layer.tree.header();
         let lost_spans = [header.spans, header.span_table]
@@ -184,7 +184,7 @@ impl Upkeep {
             .any(|blob| damage.blobs.contains(blob) && !filler.blobs().has(blob));
         if lost_spans && let Err(error) = filler.bring_table(layer).await {
             tracing::warn!(layer = %layer.digest(), %error, "cannot fetch a span table again");
-            is_away(&error)?;
+            outage(&error)?;
         }
         for content in contents(&layer.tree) {
             let Some(chunks) = damage.objects.get(&content.key) else { continue };
@@ -199,7 +199,7 @@ impl Upkeep {
                 let range = start..(start + CHUNK).min(content.size);
                 if let Err(error) = filler.read(layer, &content, range).await {
                     tracing::warn!(object = %content.key, %error, "cannot fetch it again");
-                    is_away(&error)?;
+                    outage(&error)?;
                     break;
                 }
             }
@@ -254,11 +254,11 @@ impl Upkeep {
     }
 }
 
-/// Breaks where `error` says that the registry does not answer.
-fn is_away(error: &FillError) -> ControlFlow<()> {
+/// Breaks where `error` says that the registry does not deliver.
+fn outage(error: &FillError) -> ControlFlow<SourceError> {
     match error.outage() {
-        Some(SourceError::Unavailable { .. } | SourceError::Deadline { .. }) => {
-            ControlFlow::Break(())
+        Some(outage @ (SourceError::Unavailable { .. } | SourceError::Deadline { .. })) => {
+            ControlFlow::Break(outage.clone())
         }
         _ => ControlFlow::Continue(()),
     }

@@ -29,6 +29,9 @@ use crate::cli::signals::cancelled_by_signals;
 /// How often a recording is asked whether it has become quiet.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// What is said of a recording that a signal has ended.
+const INTERRUPTED: &str = "interrupted";
+
 /// Where images are mounted and what the start writes is kept: not in a tmpfs.
 const SCRATCH: &str = "/var/tmp";
 
@@ -92,12 +95,15 @@ impl RecordArgs {
         let scratch = tempfile::Builder::new().prefix("undermount-record-").tempdir_in(SCRATCH)?;
         let cache = CacheArgs::private(self.config.clone(), scratch.path().join("cache"));
         let client = Client::new(cache.settings()?.client(default_config())?);
-        let program = program(&client, &request, self.command.clone()).await?;
+        let program = tokio::select! {
+            program = program(&client, &request, self.command.clone()) => program?,
+            () = interrupted.cancelled() => return Err(INTERRUPTED.into()),
+        };
         let control = owner::running_or_started(&cache, Log::Inherited).await?;
         let mounted = Mounted::new(&control, request, &scratch).await?;
         let recorded = tokio::select! {
             recorded = self.record(&control, &mounted, &program, scratch.path()) => recorded,
-            () = interrupted.cancelled() => Err("interrupted".into()),
+            () = interrupted.cancelled() => Err(INTERRUPTED.into()),
         };
         mounted.unmount(&control).await?;
         let mut record = recorded?;

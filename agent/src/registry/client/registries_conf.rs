@@ -93,24 +93,25 @@ pub struct Routes {
 impl RegistriesConf {
     /// What podman is told on the system below `root` by a user whose home is `home`, who has files
     /// of his own where the system has them as well.
-    pub fn of_system(root: &Path, home: Option<&Path>) -> Self {
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn of_system(root: &Path, home: Option<&Path>) -> Result<Self, RegistriesConfError> {
         let own = home.map(|home| home.join(".config/containers"));
         let directories = [Some(root.join("etc/containers")), own].into_iter().flatten();
         let directories: Vec<_> = directories.collect();
         let main = directories.iter().rev().map(|dir| dir.join("registries.conf"));
         let more = directories.iter().flat_map(|dir| drop_ins(&dir.join("registries.conf.d")));
-        Self::load(&main.collect::<Vec<_>>(), &more.collect::<Vec<_>>())
+        Self::read(&main.collect::<Vec<_>>(), &more.collect::<Vec<_>>())
+    }
+
+    /// What was read. Where that went wrong, every request fails and so names the file.
+    pub fn or_broken(read: Result<Self, RegistriesConfError>) -> Self {
+        read.unwrap_or_else(|error| Self { broken: Some(Arc::new(error)), ..Self::default() })
     }
 
     /// What the files say together: the first that exists of `main`, then all of `more`. A later
-    /// table for a prefix takes the place of an earlier one. A file that cannot be used makes
-    /// every request fail, and so names itself.
-    pub fn load(main: &[PathBuf], more: &[PathBuf]) -> Self {
-        Self::read(main, more)
-            .unwrap_or_else(|error| Self { broken: Some(Arc::new(error)), ..Self::default() })
-    }
-
-    /// The same.
+    /// table for a prefix takes the place of an earlier one.
     ///
     /// # Errors
     /// [`RegistriesConfError`] where a file cannot be used.
@@ -194,13 +195,18 @@ impl RegistriesConf {
     /// and names `mirror`, an insecure one, before all others. A later table takes the place of an
     /// earlier one as a whole.
     pub fn with_mirror(&self, host: &str, mirror: &str) -> toml_edit::Table {
-        let covers_host =
-            |registry: &&Registry| matched(&registry.prefix, host) == Some(host.len());
-        let known = self.registries.iter().filter(covers_host);
-        let mut registry = known.max_by_key(|it| it.prefix.len()).cloned().unwrap_or_default();
+        let covering = self.registries.iter().filter_map(|registry| {
+            let rest = &host[matched(&registry.prefix, host)?..];
+            Some((registry, rest))
+        });
+        let known = covering.max_by_key(|(registry, _)| registry.prefix.len());
+        let (mut registry, rest) =
+            known.map_or_else(Default::default, |(known, rest)| (known.clone(), rest));
         registry.prefix = host.to_owned();
-        if registry.place.location.is_empty() {
-            registry.place.location = host.to_owned();
+        registry.mirrors.iter_mut().for_each(|mirror| mirror.place.location.push_str(rest));
+        match registry.place.location.as_str() {
+            "" => registry.place.location = host.to_owned(),
+            _ => registry.place.location.push_str(rest),
         }
         let place = Place { location: mirror.to_owned(), insecure: true };
         registry.mirrors.insert(0, Mirror { place, pulls: Pulls::All });
@@ -221,15 +227,16 @@ fn host_of(name: &str) -> &str {
     name.split('/').next().unwrap_or_default()
 }
 
-/// How many bytes of `name` the prefix stands for: itself, whole components of a path, or any
-/// host below a domain (`*.example.com`).
+/// How many bytes of `name` the prefix stands for: itself, whole components of a path, a host
+/// whatever its port, or any host below a domain (`*.example.com`).
 fn matched(prefix: &str, name: &str) -> Option<usize> {
     if let Some(domain) = prefix.strip_prefix('*') {
-        let host = host_of(name);
+        let host = host_of(name).split(':').next().unwrap_or_default();
         return (host.ends_with(domain) && host.len() > domain.len()).then_some(host.len());
     }
     let rest = name.strip_prefix(prefix)?;
-    (!prefix.is_empty() && (rest.is_empty() || rest.starts_with('/'))).then_some(prefix.len())
+    (!prefix.is_empty() && (rest.is_empty() || rest.starts_with(['/', ':'])))
+        .then_some(prefix.len())
 }
 
 #[cfg(test)]
@@ -303,6 +310,7 @@ mod tests {
             ("plain.example.com:5000", true),
             ("plain.example.com", false),
             ("a.corp.example", true),
+            ("a.corp.example:8787", true),
             ("corp.example", false),
             ("quay.io", false),
         ] {
@@ -320,7 +328,7 @@ mod tests {
             text.to_string()
         };
         for (host, insecure) in
-            [("plain.example.com:5000", true), ("a.corp.example", true), ("quay.io", false)]
+            [("plain.example.com:5000", true), ("a.corp.example:8787", true), ("quay.io", false)]
         {
             let conf = read(&[CONF, &written(&conf, host, "127.0.0.1:5055/m")]).unwrap();
             let (name, mirrored) = (format!("{host}/ns/x"), "127.0.0.1:5055/m/ns/x".to_owned());
