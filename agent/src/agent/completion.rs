@@ -36,10 +36,10 @@ const LEAST_PACE: u64 = 4 * 1024 * 1024;
 
 /// The pause after the first failure; it doubles with each further one.
 const PAUSE: Duration = Duration::from_secs(5);
-/// The longest pause after everything was fetched, and not all of it kept.
-const NOT_KEPT_PAUSE: Duration = Duration::from_secs(3600);
 /// The longest pause after a failure.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// The longest pause after everything was fetched, and not all of it kept.
+const NOT_KEPT_PAUSE: Duration = Duration::from_secs(3600);
 
 /// Completes the images of an owner one after the other.
 #[derive(Clone)]
