@@ -137,19 +137,17 @@ impl Completer {
     async fn await_room(&self, error: &ImageError) {
         let ImageFault::NotKept { missing } = *error.fault else { return };
         let store = self.images.filler().store().clone();
-        let has_room = move || {
+        let has_room = || {
             let store = store.clone();
             blocking(move || store.has_room(missing))
         };
-        let room = async {
-            if has_room().await {
-                return std::future::pending().await;
-            }
-            while !has_room().await {
-                tokio::time::sleep(LONGEST_PAUSE).await;
-            }
-        };
-        let _ = tokio::time::timeout(NOT_KEPT_PAUSE, room).await;
+        if has_room().await {
+            return tokio::time::sleep(NOT_KEPT_PAUSE).await;
+        }
+        let end = tokio::time::Instant::now() + NOT_KEPT_PAUSE;
+        while tokio::time::Instant::now() < end && !has_room().await {
+            tokio::time::sleep(LONGEST_PAUSE).await;
+        }
     }
 
     async fn unpack(&self, ready: &Arc<Ready>, shown: Vec<PathBuf>) {

@@ -28,6 +28,7 @@ pub use extent::{Extent, missing_bytes};
 pub use holder::Holder;
 pub use indexed::Indexed;
 pub use resolve::Resolved;
+pub use room::put_blob;
 
 use std::collections::HashSet;
 use std::path::PathBuf;

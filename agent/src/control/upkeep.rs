@@ -69,7 +69,8 @@ pub struct VerifyReport {
     pub repaired: u64,
     /// What of that is gone, and no image needs it.
     pub dropped: u64,
-    /// What of that an image needs and could not be fetched, and why, in words.
+    /// What of that an image needs and could not be fetched, and why, in words; of very many the
+    /// first, and how many more there are.
     pub lost: Vec<String>,
 }
 

@@ -22,6 +22,7 @@ use undermount_fs::layer::LayerIndex;
 use undermount_fs::source::Priority;
 
 use super::attached::Attached;
+use super::room::put_blob;
 use super::{ImageFault, Images, LayerRecord, Resolved};
 use crate::agent::cache::Cache;
 use crate::blocking::blocking;
@@ -210,7 +211,7 @@ fn take_in(
 ) -> Result<Option<LayerTree>, String> {
     let Some(tree) = readable(&layer.digest, bytes.bytes()) else { return Ok(None) };
     examine(&tree, entry, layer, diff_id)?;
-    match cache.blobs.put(bytes) {
+    match put_blob(&cache.blobs, &cache.store, bytes) {
         Ok(()) => note_examined(cache, &layer.digest, entry.tree),
         Err(error) => tracing::warn!(layer = %layer.digest, %error, "cannot keep an index"),
     }

@@ -1,8 +1,12 @@
 //! Room in the cache: for an image, and for the small blobs without which it does not mount.
 
+use std::io;
+
 use bytes::Bytes;
+use undermount_fs::blob::Blobs;
 use undermount_fs::digest::{Digest, Verified};
 use undermount_fs::disk::is_full;
+use undermount_fs::object::Store;
 
 use super::{ImageError, ImageFault, Images, Ready};
 use crate::agent::cache::Cache;
@@ -41,14 +45,23 @@ impl Images {
     }
 }
 
-fn keep(cache: &Cache, what: &'static str, blob: &Verified) -> Result<Digest, ImageFault> {
-    let mut kept = cache.blobs.put(blob);
-    if kept.as_ref().is_err_and(is_full) {
-        // The room that is made counts, however it is made.
-        let _ = cache.store.make_room(ROOM + blob.bytes().len() as u64);
-        kept = cache.blobs.put(blob);
+/// Keeps a small blob among the `blobs`; on a full disk file contents of the `store` make room for it.
+///
+/// # Errors
+/// Those of writing.
+pub fn put_blob(blobs: &Blobs, store: &Store, blob: &Verified) -> io::Result<()> {
+    match blobs.put(blob) {
+        Err(error) if is_full(&error) => {
+            // The room that is made counts, however it is made.
+            let _ = store.make_room(ROOM + blob.bytes().len() as u64);
+            blobs.put(blob)
+        }
+        kept => kept,
     }
-    match kept {
+}
+
+fn keep(cache: &Cache, what: &'static str, blob: &Verified) -> Result<Digest, ImageFault> {
+    match put_blob(&cache.blobs, &cache.store, blob) {
         Err(error) if is_full(&error) => {
             tracing::warn!(%error, digest = %blob.digest(), "no room for {what}");
             Ok(*blob.digest())

@@ -9,7 +9,7 @@ use undermount_fs::fill::Layer;
 use undermount_fs::index::InodeRecord;
 
 use super::plan::{Below, Plan, Refusal, plan};
-use super::shown::Shown;
+use super::shown::{ShelfError, Shown};
 use crate::agent::images::Indexed;
 use crate::podman::{Compression, LayerInfo, Offer};
 
@@ -24,13 +24,11 @@ pub fn make(
     uses: bool,
 ) -> Result<Offer, Refusal> {
     let plan = plan(image, place, key, others)?;
-    if let Some(tree) = shown.lacks(&plan).filter(|_| !uses) {
-        return Err(Refusal::NotShown(format!("the cache has no room for its index {tree}")));
-    }
+    let not_shown = |error: ShelfError| Refusal::NotShown(error.to_string());
+    shown.keep_indexes(&plan).or_else(|error| if uses { Ok(()) } else { Err(not_shown(error)) })?;
     let info = info(&plan.layer).to_json(key);
     let blob_size = plan.layer.tree.header().layer_size.get();
-    let directory = shown.show(plan);
-    let directory = directory.map_err(|error| Refusal::NotShown(error.to_string()))?;
+    let directory = shown.show(plan).map_err(not_shown)?;
     Ok(Offer { directory, info, blob_size })
 }
 

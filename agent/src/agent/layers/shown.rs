@@ -26,7 +26,7 @@ use undermount_fs::source::Scope;
 use undermount_fs::tree::ImageTree;
 use undermount_fs::view::{LayerView, SlotTable, View};
 
-use super::super::images::Images;
+use super::super::images::{Images, put_blob};
 use super::plan::{Below, Plan};
 use crate::control::Runtime;
 
@@ -41,6 +41,14 @@ pub enum ShelfError {
         /// The file or directory.
         path: PathBuf,
         /// Why.
+        source: io::Error,
+    },
+    /// An index cannot be kept.
+    #[error("the cache has no room for its index {tree}")]
+    NoRoom {
+        /// Its digest.
+        tree: Digest,
+        /// Why not.
         source: io::Error,
     },
     /// A layer that was shown has no index any more.
@@ -124,21 +132,23 @@ impl Shown {
         Self { view, slots, runtime, state: Mutex::default() }
     }
 
-    /// An index that it takes to show a layer as planned, and that the cache cannot keep: the next
-    /// worker could not show the layer again. Objects make room for what is not kept yet.
-    pub fn lacks(&self, plan: &Plan) -> Option<Digest> {
+    /// Keeps the indexes that it takes to show a layer as planned, where they are not: without them the
+    /// next worker could not show the layer again.
+    ///
+    /// # Errors
+    /// [`ShelfError::NoRoom`] for the first that cannot be kept.
+    pub fn keep_indexes(&self, plan: &Plan) -> Result<(), ShelfError> {
         let (blobs, store) = (self.view.filler().blobs(), self.view.filler().store());
         let below = if matches!(plan.below, Below::Several) { &[][..] } else { &plan.chain };
-        let is_kept = |layer: &Layer| {
-            if blobs.has(&layer.tree_digest()) {
-                return true;
+        for layer in below.iter().chain([&plan.layer]) {
+            let digest = layer.tree_digest();
+            if !blobs.has(&digest) {
+                let tree = Verified::name(Bytes::copy_from_slice(layer.tree.bytes()));
+                put_blob(blobs, store, &tree)
+                    .map_err(|source| ShelfError::NoRoom { tree: digest, source })?;
             }
-            let tree = Verified::name(Bytes::copy_from_slice(layer.tree.bytes()));
-            blobs.put(&tree).is_ok()
-                || store.make_room(tree.bytes().len() as u64).is_ok() && blobs.put(&tree).is_ok()
-        };
-        let mut layers = below.iter().chain([&plan.layer]);
-        layers.find(|layer| !is_kept(layer)).map(|layer| layer.tree_digest())
+        }
+        Ok(())
     }
 
     /// Shows a layer as planned, and returns its directory.
