@@ -317,9 +317,7 @@ impl Name {
     pub async fn fetch_indexes(&self, shelf: &Inner) {
         let (records, reference) = (shelf.records.clone(), self.reference.clone());
         let record = blocking(move || records.get(&reference)).await.unwrap_or_default();
-        let is_lost = |manifest: &&Digest| shelf.images.kept(&self.reference, manifest).is_none();
-        let lost = record.manifests.iter().rev().filter(is_lost);
-        let fetching = lost.map(|manifest| async move {
+        let fetching = record.manifests.iter().rev().map(|manifest| async move {
             if let Err(error) = shelf.images.restore(&self.reference, manifest).await {
                 tracing::warn!(reference = %self.reference, %error, "cannot fetch a manifest again");
             }
